@@ -1,0 +1,37 @@
+"""Names of node and edge types, and the one error for bad input."""
+
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+USER, ITEM, COARSE, FINE = 'user', 'item', 'coarse', 'fine'
+
+RATES = (USER, 'rates', ITEM)
+RATED_BY = (ITEM, 'rated_by', USER)
+USER_COARSE = (USER, 'assigned_to', COARSE)
+ITEM_COARSE = (ITEM, 'assigned_to', COARSE)
+COARSE_USER = (COARSE, 'anchors', USER)
+COARSE_ITEM = (COARSE, 'anchors', ITEM)
+COARSE_FINE = (COARSE, 'assigned_to', FINE)
+FINE_COARSE = (FINE, 'anchors', COARSE)
+
+EdgeType = tuple[str, str, str]
+Protocol = Literal['c2f', 'standard']
+Split = Literal['val', 'test']
+Stage = Literal['coarse', 'fine']
+
+KS = (5, 10, 20, 50)
+
+
+class InputError(ValueError):
+    """A wrong call or bad input: one line saying what, where and how to mend it."""
+
+
+class Assignment(NamedTuple):
+    """A sparse row-wise assignment of nodes to anchors, ``t`` entries a row.
+
+    A zero weight is no link.
+    """
+
+    index: Tensor  # type: ignore[assignment]  # [num_nodes, t], int64, anchor ids
+    weight: Tensor  # [num_nodes, t], float
