@@ -1,0 +1,243 @@
+r"""Interactions on disk as a PyG data set."""
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch_geometric.data import Data, HeteroData, InMemoryDataset
+
+from pyg_c2f.datasets.files import Source, read_source
+from pyg_c2f.datasets.splits import Splits, hold_out, make_generator, split
+from pyg_c2f.typing import ITEM, RATED_BY, RATES, USER, Protocol
+
+_HELD_OUT = ('val_edge_label_index', 'test_edge_label_index')
+
+
+class Labels:
+    r"""An immutable list of strings, one per node.
+
+    PyG takes a plain list that is as long as the number of nodes for features, and
+    its loaders and :meth:`~torch_geometric.data.HeteroData.subgraph` then fail on the
+    strings. Mini-batches keep these labels whole: look them up by global id
+    (``n_id``).
+    """
+
+    def __init__(self, values: list[str]) -> None:
+        self._values = tuple(values)
+
+    def __getitem__(self, index: int) -> str:
+        return self._values[index]
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Labels) and self._values == other._values
+
+    def __hash__(self) -> int:
+        return hash(self._values)
+
+    def __repr__(self) -> str:
+        return f'Labels({len(self)})'
+
+
+class InteractionData(HeteroData):
+    r"""A graph of users and items whose held-out edges follow into other forms.
+
+    Only :meth:`to_homogeneous` differs from the base class, which moves the ids of an
+    ``edge_label_index`` along with the nodes but takes other label indices for edge
+    features, and pads those with a block of memory of their squared length.
+    """
+
+    def to_homogeneous(self, *args: Any, **kwargs: Any) -> Data:
+        r"""Returns the homogeneous graph, held-out edges included."""
+        data = copy.copy(self)
+        held_out = {
+            key: data[RATES].pop(key) for key in _HELD_OUT if key in data[RATES]
+        }
+        out = HeteroData.to_homogeneous(data, *args, **kwargs)
+        num_nodes = [data[node_type].num_nodes for node_type in data.node_types]
+        first = dict(zip(data.node_types, np.cumsum([0, *num_nodes]), strict=False))
+        offset = torch.tensor([[first[USER]], [first[ITEM]]])
+        for key, index in held_out.items():
+            out[key] = index + offset.to(index.device)
+        return out
+
+
+def build_data(
+    splits: Splits, num_users: int, num_items: int, **attributes: Any
+) -> HeteroData:
+    r"""Returns the graph of a split.
+
+    Args:
+        splits (Splits): The keys of the train, validation and test interactions.
+        num_users (int): The number of users.
+        num_items (int): The number of items, the base of the keys.
+        **attributes: Attributes of the graph as a whole.
+    """
+    data = InteractionData()
+    data[USER].num_nodes = num_users
+    data[ITEM].num_nodes = num_items
+    edge_index, val, test = (_to_edge_index(keys, num_items) for keys in splits)
+    data[RATES].edge_index = edge_index
+    data[RATES].val_edge_label_index = val
+    data[RATES].test_edge_label_index = test
+    data[RATED_BY].edge_index = edge_index.flip(0)
+    for key, value in attributes.items():
+        data[key] = value
+    return data
+
+
+def _to_edge_index(keys: np.ndarray, num_items: int) -> Tensor:
+    return torch.from_numpy(np.stack(np.divmod(keys, num_items)))
+
+
+def split_source(
+    source: Source, protocol: Protocol, rng: np.random.Generator, name: str
+) -> Splits:
+    r"""Applies a protocol to what was read; a single file is divided first."""
+    parts = source.parts
+    if 'train.txt' in parts:
+        train, test = parts['train.txt'], parts['test.txt']
+    else:
+        (keys,) = parts.values()
+        train, test = hold_out(keys, source.num_items, rng)
+    return split(
+        train, parts.get('valid.txt'), test, source.num_items, protocol, rng, name
+    )
+
+
+class InteractionDataset(InMemoryDataset):
+    r"""User-item interactions from the folder ``root/name``.
+
+    The folder holds one of
+
+    * ``train.txt``, ``test.txt`` and optionally ``valid.txt`` in the LightGCN format:
+      lines ``user item item ...``, ids counted from 0;
+    * ``NAME.inter``, the RecBole format: separated by tabs, with a header
+      ``user_id:token  item_id:token  ...``;
+    * ``NAME.csv`` or ``NAME.parquet`` with named columns (the latter needs pyarrow:
+      ``pip install pyg-c2f[tables]``).
+
+    All of them may be gzipped (``train.txt.gz``). The first kind found counts. Every
+    row of a table is one interaction, whatever its other columns say. Ids of tables
+    are numbered in sorted order and kept as ``raw_id`` of users and items; a RecBole
+    file ``NAME.item`` with a title column beside the table gives the items a
+    ``title``.
+
+    The only element is a :class:`~torch_geometric.data.HeteroData` with node types
+    ``user`` and ``item`` and the attributes ``dataset``, ``protocol`` and
+    ``split_seed``. The relation ``('user', 'rates', 'item')`` holds the train edges
+    as ``edge_index`` (unique, sorted by user, then item) and the held-out ones as
+    ``val_edge_label_index`` and ``test_edge_label_index``;
+    ``('item', 'rated_by', 'user')`` is its reverse.
+
+    Held-out interactions are drawn per user, with a generator of their own:
+
+    * single files are divided first: of a user's :math:`n` interactions
+      :math:`\lfloor n / 5 + 1/2 \rfloor` are test, the others train;
+    * ``protocol='c2f'``: of a user's :math:`n` test items :math:`\lceil n / 3 \rceil`
+      are validation, the rest test; ``valid.txt`` is not used;
+    * ``protocol='standard'``: the test items stay; validation is ``valid.txt``, or
+      without it :math:`\lfloor n / 10 + 1/2 \rfloor` of a user's :math:`n` train
+      items, which leave train.
+
+    Numbers of the two protocols must not be compared.
+
+    Parsing takes about a second for a million interactions, so that nothing is cached
+    on disk: ``root`` may be read-only, and another seed never meets an old split.
+
+    Tolerated, and logged with their number: duplicate interactions, users on several
+    lines, users without items, held-out interactions that are also in train (they
+    are dropped). Byte order marks and Windows line ends are skipped.
+
+    Args:
+        root (str or Path): The folder that holds one folder per data set.
+        name (str): The name of the data set: its folder, and the table in it.
+        protocol (str, optional): ``'c2f'`` or ``'standard'``.
+            (default: :obj:`'standard'`)
+        split_seed (int, optional): The seed of the split. (default: :obj:`2024`)
+        user_column (str, optional): The column of user ids in a table.
+            (default: :obj:`'user_id'`)
+        item_column (str, optional): The column of item ids in a table.
+            (default: :obj:`'item_id'`)
+        transform (Callable, optional): Applied to the graph at every access.
+
+    Shapes:
+        - **edge_index:** :math:`(2, |\mathcal{E}|)`, int64
+        - **val_edge_label_index, test_edge_label_index:** :math:`(2, L)`, int64
+
+    Raises:
+        InputError: If the data set is missing or a file is wrong, with file, line and
+            what to do.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as root:
+        ...     (Path(root) / 'toy').mkdir()
+        ...     _ = (Path(root) / 'toy/train.txt').write_text('0 0 1\n1 1 2\n')
+        ...     _ = (Path(root) / 'toy/test.txt').write_text('0 2\n1 0\n')
+        ...     data = InteractionDataset(root, 'toy')[0]
+        >>> data['user', 'rates', 'item'].edge_index.tolist()
+        [[0, 0, 1, 1], [0, 1, 1, 2]]
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        name: str,
+        *,
+        protocol: Protocol = 'standard',
+        split_seed: int = 2024,
+        user_column: str = 'user_id',
+        item_column: str = 'item_id',
+        transform: Callable[[HeteroData], HeteroData] | None = None,
+    ) -> None:
+        rng = make_generator(protocol, split_seed)
+        super().__init__(str(root), transform)
+        self.name = name
+        source = read_source(Path(self.root), name, user_column, item_column)
+        data = build_data(
+            split_source(source, protocol, rng, name),
+            source.num_users,
+            source.num_items,
+            dataset=name,
+            protocol=protocol,
+            split_seed=int(split_seed),
+        )
+        if source.user_labels is not None and source.item_labels is not None:
+            data[USER].raw_id = Labels(source.user_labels)
+            data[ITEM].raw_id = Labels(source.item_labels)
+        if source.titles is not None:
+            data[ITEM].title = Labels(source.titles)
+        self._data = data
+
+    def __repr__(self) -> str:
+        return f'{self.__class__.__name__}({self.name!r})'
+
+
+def with_validation_in_train(data: HeteroData) -> HeteroData:
+    r"""Returns the graph with the validation edges moved to the train edges.
+
+    For training once more on everything but the test edges, for as long as the
+    validation edges have said. The given graph is not changed.
+    """
+    store = data[RATES]
+    edges = torch.cat([store.edge_index, store.val_edge_label_index], dim=1)
+    num_items = data[ITEM].num_nodes
+    key = (edges[0] * num_items + edges[1]).sort().values
+    out = copy.copy(data)
+    out[RATES].edge_index = torch.stack(
+        [key.div(num_items, rounding_mode='floor'), key % num_items]
+    )
+    out[RATES].val_edge_label_index = store.val_edge_label_index[:, :0]
+    out[RATED_BY].edge_index = out[RATES].edge_index.flip(0)
+    return out

@@ -1,0 +1,36 @@
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keeps requests to local servers from going through a proxy."""
+    monkeypatch.setenv('no_proxy', '*')
+
+
+@pytest.fixture
+def put(tmp_path: Path) -> Callable[..., Path]:
+    """Writes files of a data set under ``tmp_path`` and returns that root."""
+
+    def write(name: str, files: dict[str, str | bytes]) -> Path:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        for file, content in files.items():
+            raw = content.encode() if isinstance(content, str) else content
+            (folder / file).write_bytes(raw)
+        return tmp_path
+
+    return write
+
+
+@pytest.fixture
+def data_root() -> Path:
+    """The folder with real data sets."""
+    default = Path(__file__).parents[2] / '../shared/data'
+    root = Path(os.environ.get('C2F_DATA', default)).resolve()
+    if not root.is_dir():
+        pytest.skip(f'no data at {root}; set C2F_DATA')
+    return root

@@ -1,0 +1,103 @@
+import json
+
+import pytest
+
+from pyg_c2f.datasets import InteractionDataset, describe, get_dataset
+from pyg_c2f.datasets.published import PublishedDataset
+from pyg_c2f.datasets.registry import PUBLISHED
+from pyg_c2f.typing import RATES, InputError
+
+FILES = {'train.txt': '0 0 1 2\n1 1 3 4 5 0\n', 'test.txt': '0 3\n1 2\n'}
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    for cls in PUBLISHED.values():
+        monkeypatch.setattr(cls, 'base_url', f'http://127.0.0.1:1/{cls.folder}')
+
+
+def test_folder(put, monkeypatch):
+    root = put('toy', FILES)
+    data = get_dataset('toy', root, split_seed=3)
+    expected = InteractionDataset(root, 'toy', split_seed=3)[0]
+    assert data[RATES].edge_index.equal(expected[RATES].edge_index)
+    assert data.split_seed == 3
+    put('datasets', {})
+    (root / 'toy').rename(root / 'datasets' / 'toy')
+    monkeypatch.chdir(root)
+    assert get_dataset('toy', split_seed=3)[RATES].edge_index.equal(
+        data[RATES].edge_index
+    )
+
+
+def test_columns(put):
+    rows = ''.join(f'{u},{i}\n' for u in range(4) for i in range(10))
+    root = put('toy', {'toy.csv': 'who,what\n' + rows})
+    data = get_dataset('toy', root, user_column='who', item_column='what')
+    assert data.num_nodes_dict == {'user': 4, 'item': 10}
+    counts = describe('toy', root, user_column='who', item_column='what')
+    assert (counts['num_interactions'], counts['density']) == (40, 1.0)
+
+
+def test_synthetic():
+    data = get_dataset('synthetic', protocol='c2f', split_seed=1)
+    assert (data.dataset, data.protocol, data.split_seed) == ('synthetic', 'c2f', 1)
+    out = describe('synthetic')
+    assert out['source'] == 'generated' and out['files'] == []
+    assert out['num_interactions'] == 80_000
+
+
+def test_unknown(put):
+    root = put('toy', FILES)
+    with pytest.raises(InputError, match='synthetic, gowalla, yelp2018, yelp2020'):
+        get_dataset('Gowala', root)
+    with pytest.raises(InputError, match='train.txt and test.txt'):
+        describe('Gowala', root)
+    with pytest.raises(InputError, match='is a file'):
+        get_dataset('toy', root / 'toy' / 'train.txt')
+
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_published(put, offline, name):
+    root = put(name, FILES)
+    assert get_dataset(name, root).dataset == name
+    out = describe(name, root)
+    assert [file['state'] for file in out['files']] == ['differs', 'differs']
+    assert out['source'].endswith(name)
+    assert out['license'] == PublishedDataset.license_note
+
+
+def test_published_missing(tmp_path, offline):
+    out = describe('gowalla', tmp_path)
+    assert [file['state'] for file in out['files']] == ['missing', 'missing']
+    assert out['num_users'] is None and out['density'] is None
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(InputError, match='cannot be downloaded'):
+        get_dataset('gowalla', tmp_path)
+
+
+def test_published_name_as_table(put, offline):
+    rows = ''.join(f'{u},{i}\n' for u in range(4) for i in range(10))
+    root = put('yelp2018', {'yelp2018.csv': 'user_id,item_id\n' + rows})
+    assert get_dataset('yelp2018', root)['item'].num_nodes == 10
+    assert describe('yelp2018', root)['source'] == 'local'
+
+
+def test_describe(put):
+    root = put('toy', FILES)
+    out = describe('toy', root)
+    sizes = {file: len(text) for file, text in FILES.items()}
+    assert {file['file']: file['bytes'] for file in out['files']} == sizes
+    assert {file['state'] for file in out['files']} == {'no reference'}
+    names = ('num_users', 'num_items', 'num_train', 'num_val', 'num_test')
+    assert [out[name] for name in names] == [2, 6, 7, 1, 2]
+    assert out['density'] == 10 / 12
+    assert json.loads(json.dumps(out)) == out
+
+
+@pytest.mark.dataset
+def test_describe_gowalla(data_root):
+    if not (data_root / 'gowalla').is_dir():
+        pytest.skip(f'no gowalla in {data_root}')
+    out = describe('gowalla', data_root)
+    assert {file['state'] for file in out['files']} == {'ok'}

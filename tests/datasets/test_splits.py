@@ -1,0 +1,140 @@
+from math import ceil
+
+import numpy as np
+import pytest
+
+from pyg_c2f.datasets.splits import draw_per_user, hold_out, make_generator, split
+from pyg_c2f.typing import InputError
+
+NUM_ITEMS = 400
+
+
+def random_keys(seed, num_users=60):
+    rng = np.random.default_rng(seed)
+    keys = rng.choice(num_users * NUM_ITEMS, size=1500, replace=False)
+    # User 1 has one interaction, user 2 none.
+    user = keys // NUM_ITEMS
+    return np.sort(np.append(keys[(user != 1) & (user != 2)], NUM_ITEMS))
+
+
+def per_user(keys):
+    return np.bincount(keys // NUM_ITEMS, minlength=60)
+
+
+def disjoint(*parts):
+    return np.unique(np.concatenate(parts)).size == sum(part.size for part in parts)
+
+
+@pytest.fixture
+def files():
+    train, test = random_keys(0), random_keys(1)
+    valid = np.setdiff1d(random_keys(2), np.union1d(train, test))
+    return train, valid, np.setdiff1d(test, train)
+
+
+def test_draw_is_uniform():
+    user = np.repeat([0, 1, 3], [3, 1, 6])
+    rng = np.random.default_rng(0)
+    draws = [draw_per_user(user, lambda n: (n + 1) // 2, rng) for _ in range(2000)]
+    share = np.mean(draws, axis=0)
+    expected = [ceil(n / 2) / n for n in (3, 1, 6) for _ in range(n)]
+    assert np.abs(share - expected).max() < 0.05
+    assert all(np.bincount(user[mask]).tolist() == [2, 1, 0, 3] for mask in draws)
+
+
+def test_hold_out():
+    keys = random_keys(0)
+    train, test = hold_out(keys, NUM_ITEMS, np.random.default_rng(0))
+    assert disjoint(train, test)
+    assert np.union1d(train, test).tolist() == keys.tolist()
+    expected = [int(n / 5 + 0.5) for n in per_user(keys).tolist()]
+    assert per_user(test).tolist() == expected
+
+
+def test_c2f(files):
+    train, valid, test = files
+    out = split(train, valid, test, NUM_ITEMS, 'c2f', np.random.default_rng(0), 'toy')
+    assert out.train.tolist() == train.tolist()
+    assert disjoint(*out)
+    assert np.union1d(out.val, out.test).tolist() == test.tolist()
+    expected = [max(1, ceil(n / 3)) if n else 0 for n in per_user(test).tolist()]
+    assert per_user(out.val).tolist() == expected
+
+
+def test_standard_without_file(files):
+    train, _, test = files
+    out = split(
+        train, None, test, NUM_ITEMS, 'standard', np.random.default_rng(0), 'toy'
+    )
+    assert out.test.tolist() == test.tolist()
+    assert disjoint(*out)
+    assert np.union1d(out.train, out.val).tolist() == train.tolist()
+    expected = [int(n / 10 + 0.5) for n in per_user(train).tolist()]
+    assert per_user(out.val).tolist() == expected
+    assert (per_user(out.train) > 0).tolist() == (per_user(train) > 0).tolist()
+    assert abs(out.val.size / train.size - 0.1) < 0.02
+
+
+def test_standard_with_file(files):
+    train, valid, test = files
+    out = split(
+        train, valid, test, NUM_ITEMS, 'standard', np.random.default_rng(0), 'toy'
+    )
+    for part, file in zip(out, files, strict=True):
+        assert part.tolist() == file.tolist()
+
+
+@pytest.mark.parametrize('protocol', ['c2f', 'standard'])
+def test_overlaps_are_dropped(files, caplog, protocol):
+    train, valid, test = files
+    more_test = np.union1d(test, train[:7])
+    more_valid = np.union1d(valid, np.concatenate([train[:5], test[:3]]))
+    rngs = [np.random.default_rng(0) for _ in range(2)]
+    clean = split(train, valid, test, NUM_ITEMS, protocol, rngs[0], 'toy')
+    assert not caplog.records
+    mixed = split(train, more_valid, more_test, NUM_ITEMS, protocol, rngs[1], 'toy')
+    for left, right in zip(clean, mixed, strict=True):
+        assert left.tolist() == right.tolist()
+    assert 'toy: 7 test interactions that are also in train' in caplog.text
+    if protocol == 'standard':
+        assert '5 validation interactions that are also in train' in caplog.text
+        assert '3 validation interactions that are also in test' in caplog.text
+
+
+def test_nothing_left(files, caplog):
+    train, _, _ = files
+    one = np.array([0]), None, np.array([1])
+    with pytest.raises(InputError, match='no test interaction'):
+        split(*one, NUM_ITEMS, 'c2f', np.random.default_rng(0), 'toy')
+    with pytest.raises(InputError, match='no test interaction'):
+        split(
+            train, None, train, NUM_ITEMS, 'standard', np.random.default_rng(0), 'toy'
+        )
+    split(*one, NUM_ITEMS, 'standard', np.random.default_rng(0), 'toy')
+    assert 'toy: protocol standard leaves no validation' in caplog.text
+
+
+@pytest.mark.parametrize('protocol', ['c2f', 'standard'])
+def test_seed(files, protocol):
+    train, _, test = files
+
+    def val(seed):
+        rng = make_generator(protocol, seed)
+        return split(train, None, test, NUM_ITEMS, protocol, rng, 'toy').val.tolist()
+
+    assert val(3) == val(3)
+    assert val(3) != val(4)
+
+
+@pytest.mark.parametrize(
+    ('protocol', 'seed', 'message'),
+    [
+        ('lightgcn', 0, "unknown protocol 'lightgcn'; choose one of c2f, standard"),
+        ('c2f', -1, 'must not be negative'),
+        ('c2f', 0.5, 'must be an integer'),
+        ('c2f', None, 'must be an integer'),
+    ],
+)
+def test_wrong_call(protocol, seed, message):
+    with pytest.raises(InputError, match=message):
+        make_generator(protocol, seed)

@@ -1,0 +1,121 @@
+import doctest
+
+import numpy as np
+import pytest
+import torch
+from scipy.sparse import csr_array
+from scipy.sparse.linalg import svds
+
+import pyg_c2f.datasets.synthetic
+from pyg_c2f.datasets import SyntheticHierarchy
+from pyg_c2f.typing import ITEM, RATES, USER, InputError
+
+KEYS = ('edge_index', 'val_edge_label_index', 'test_edge_label_index')
+
+
+@pytest.fixture(scope='module')
+def data():
+    return SyntheticHierarchy()[0]
+
+
+def all_edges(data):
+    return torch.cat([data[RATES][key] for key in KEYS], dim=1)
+
+
+def test_graph(data):
+    data.validate()
+    assert data.num_nodes_dict == {USER: 2000, ITEM: 3000}
+    assert data.dataset == 'synthetic'
+    edges = all_edges(data)
+    assert edges.unique(dim=1).size(1) == edges.size(1) == 80_000
+    assert edges[0].bincount(minlength=2000).min() >= 5
+    assert data[RATES].edge_index[0].bincount(minlength=2000).min() >= 3
+    assert abs(data[RATES].test_edge_label_index.size(1) / 80_000 - 0.2) < 0.01
+
+
+def test_planted_structure(data):
+    user, item = all_edges(data)
+    group, subgroup = data[ITEM].group, data[ITEM].subgroup
+    assert group.unique().numel() == 20 and subgroup.unique().numel() == 100
+    # Each sub-group lies in one group.
+    assert torch.stack([group, subgroup]).unique(dim=1).size(1) == 100
+    favourite = (data[USER].subgroup[user] == subgroup[item, None]).any(dim=1)
+    in_group = data[USER].group[user] == group[item]
+    assert (in_group | ~favourite).all()
+    assert favourite.float().mean() > 5 * 2 / 100
+    assert in_group.float().mean() > 5 * 1 / 20
+    assert in_group.float().mean() > favourite.float().mean()
+
+
+@pytest.mark.parametrize(('node', 'num_nodes'), [(0, 2000), (1, 3000)])
+def test_skew(data, node, num_nodes):
+    degree = all_edges(data)[node].bincount(minlength=num_nodes).sort().values.float()
+    assert degree[-num_nodes // 10 :].sum() > 0.25 * degree.sum()
+
+
+def ndcg(data, score, k=20):
+    score[tuple(data[RATES].edge_index.numpy())] = -np.inf
+    relevant = np.zeros(score.shape, dtype=bool)
+    relevant[tuple(data[RATES].test_edge_label_index.numpy())] = True
+    top = np.argsort(-score, axis=1)[:, :k]
+    discount = 1 / np.log2(np.arange(2, k + 2))
+    gain = (np.take_along_axis(relevant, top, axis=1) * discount).sum(axis=1)
+    count = relevant.sum(axis=1)
+    ideal = np.cumsum(discount)[np.minimum(count, k) - 1]
+    return (gain / ideal)[count > 0].mean()
+
+
+def test_learned_beats_popular(data):
+    edges = data[RATES].edge_index.numpy()
+    train = csr_array((np.ones(edges.shape[1]), tuple(edges)), shape=(2000, 3000))
+    user_deg, item_deg = train.sum(axis=1), np.maximum(train.sum(axis=0), 1)
+    scaled = train / np.sqrt(user_deg)[:, None] / np.sqrt(item_deg)
+    left, value, right = svds(csr_array(scaled), k=20, random_state=0)
+    learned = ndcg(data, (left * value) @ right * np.sqrt(item_deg))
+    assert learned > 2 * ndcg(data, np.tile(item_deg, (2000, 1)))
+
+
+def test_seeds():
+    assert all_sets(small(0, 1)) == all_sets(small(0, 1))
+    same_edges = small(0, 1), small(0, 2)
+    assert len({frozenset(edge_set(all_edges(data))) for data in same_edges}) == 1
+    assert all_sets(same_edges[0]) != all_sets(same_edges[1])
+    assert edge_set(all_edges(small(1, 1))) != edge_set(all_edges(small(0, 1)))
+
+
+def small(seed, split_seed):
+    return SyntheticHierarchy(50, 120, 1000, 4, 12, seed, split_seed=split_seed)[0]
+
+
+def edge_set(edges):
+    return set(map(tuple, edges.t().tolist()))
+
+
+def all_sets(data):
+    return [edge_set(data[RATES][key]) for key in KEYS]
+
+
+def test_one_level():
+    data = SyntheticHierarchy(30, 40, 200, num_groups=5, num_subgroups=5)[0]
+    assert data[USER].subgroup.shape == (30, 1)
+    assert data[ITEM].group.equal(data[ITEM].subgroup)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ({'num_users': 0}, 'at least 1 user'),
+        ({'num_items': 5}, 'at least 1 user and 10 items'),
+        ({'num_groups': 7}, 'multiple of num_groups'),
+        ({'num_interactions': 100}, 'num_interactions must lie between 10000 and'),
+        ({'num_interactions': 10**8}, 'num_interactions must lie between'),
+        ({'protocol': 'other'}, 'unknown protocol'),
+    ],
+)
+def test_wrong_call(arguments, message):
+    with pytest.raises(InputError, match=message):
+        SyntheticHierarchy(**arguments)
+
+
+def test_example():
+    assert not doctest.testmod(pyg_c2f.datasets.synthetic).failed
