@@ -1,0 +1,284 @@
+"""Full ranking of the items for each user, and its Recall@k and NDCG@k."""
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch_geometric.data import HeteroData
+from torch_geometric.metrics import (
+    LinkPredMetricCollection,
+    LinkPredNDCG,
+    LinkPredRecall,
+)
+from torch_geometric.utils import degree
+
+from pyg_c2f.typing import ITEM, KS, RATES, USER, InputError, Split
+
+logger = logging.getLogger(__name__)
+
+Score = Callable[[Tensor], Tensor]
+"""Maps user ids ``[B]`` to the scores of all items, ``[B, num_items]``."""
+
+# Users ranked at once: two score matrices of this many rows are alive, 126 MB for
+# 41,000 items. Larger blocks share out more work per parallel step.
+BLOCK_SIZE = 384
+# Neighbouring items whose scores are searched through their maximum first.
+TILE_SIZE = 64
+
+
+@torch.no_grad()
+def rank_items(
+    score: Score,
+    users: Tensor,
+    num_items: int,
+    exclude: Tensor,
+    k: int,
+    block_size: int = BLOCK_SIZE,
+) -> Tensor:
+    r"""The :math:`k` items of highest score for each user, best first.
+
+    Equal scores are ordered by item id, lowest first, so that the result does not
+    depend on the block size. The items a user has seen get the score :math:`-\infty`:
+    they come last, and only where fewer than :math:`k` others exist.
+
+    Args:
+        score: scores of all items for a block of users, finite; its result is copied.
+        users: user ids, ``[num_rows]``.
+        num_items: number of items.
+        exclude: seen pairs, users in row 0 and items in row 1, ``[2, num_edges]``.
+        k: length of the ranking.
+        block_size: users scored at once; memory is about ``8 * block_size * num_items``
+            bytes.
+
+    Returns:
+        Item ids, ``[num_rows, min(k, num_items)]``, int64.
+
+    Raises:
+        InputError: if ``score`` gives another shape than ``[B, num_items]`` or NaN.
+    """
+    k = min(k, num_items)
+    if users.numel() == 0:
+        return users.new_empty(0, k)
+    # The seen items of a user lie between two places of the pairs sorted by user.
+    seen_user, order = exclude[0].sort()
+    seen_item = exclude[1][order]
+    start = torch.searchsorted(seen_user, users)
+    count = torch.searchsorted(seen_user, users, right=True) - start
+
+    # Scores are copied before masking, since they may be the caller's own table. One
+    # buffer serves all blocks: fresh memory for each costs as much as the search.
+    width = -(-num_items // TILE_SIZE) * TILE_SIZE
+    buffer = torch.full(
+        (min(block_size, len(users)), width),
+        -torch.inf,
+        dtype=torch.float,
+        device=users.device,
+    )
+    rankings = []
+    for block in torch.arange(len(users), device=users.device).split(block_size):
+        scores = score(users[block])
+        if scores.shape != (len(block), num_items):
+            raise InputError(
+                f'rank_items: score gave shape {list(scores.shape)} for {len(block)} '
+                f'users and {num_items} items; return [num_users, num_items]'
+            )
+        masked = buffer[: len(block)]
+        masked[:, :num_items] = scores
+
+        row = torch.arange(len(block), device=users.device)
+        row = row.repeat_interleave(count[block])
+        skipped = start[block] - (count[block].cumsum(0) - count[block])
+        place = torch.arange(len(row), device=users.device) + skipped[row]
+        masked[row, seen_item[place]] = -torch.inf
+        rankings.append(_top_items(masked, k))
+    return torch.cat(rankings)
+
+
+def evaluate(
+    score: Score,
+    edge_label_index: Tensor,
+    exclude: Tensor,
+    num_users: int,
+    num_items: int,
+    ks: Sequence[int] = KS,
+    block_size: int = BLOCK_SIZE,
+) -> dict[str, float]:
+    r"""Recall@k and NDCG@k over the full ranking of the items.
+
+    With :math:`T_u` the held-out items of user :math:`u` and
+    :math:`h_{ur} \in \{0, 1\}` telling whether the item at rank :math:`r` is in
+    :math:`T_u`,
+
+    .. math::
+        \text{Recall@}k = \frac{1}{|T_u|} \sum_{r=1}^{k} h_{ur}, \qquad
+        \text{NDCG@}k = \frac{\sum_{r=1}^{k} h_{ur} / \log_2(r + 1)}
+        {\sum_{r=1}^{\min(k, |T_u|)} 1 / \log_2(r + 1)},
+
+    both averaged over the users with :math:`T_u \neq \emptyset`. A repeated held-out
+    pair counts once. A held-out pair that is excluded from the ranking cannot be found
+    and is left out of :math:`T_u`.
+
+    Args:
+        score: see :func:`rank_items`.
+        edge_label_index: held-out pairs, ``[2, num_labels]``.
+        exclude: pairs excluded from the ranking, ``[2, num_edges]``.
+        num_users: number of users.
+        num_items: number of items.
+        ks: ranking lengths; one beyond ``num_items`` looks at the whole ranking.
+        block_size: see :func:`rank_items`.
+
+    Returns:
+        ``'recall@k'`` and ``'ndcg@k'`` for each ``k`` of ``ks``.
+
+    Raises:
+        InputError: if no held-out pair is left, an id is out of range or a ``k`` is
+            below 1; and from :func:`rank_items`.
+    """
+    if not ks or min(ks) < 1:
+        raise InputError(f'evaluate: ks={tuple(ks)}; give ranking lengths from 1 up')
+    for what, pairs in (('edge_label_index', edge_label_index), ('exclude', exclude)):
+        for name, ids, size in zip(
+            ('user', 'item'), pairs, (num_users, num_items), strict=True
+        ):
+            if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= size):
+                raise InputError(
+                    f'evaluate: {name} ids {int(ids.min())} to {int(ids.max())} of '
+                    f'{what} do not fit num_{name}s={size}; number the {name}s from 0'
+                )
+
+    label = torch.unique(edge_label_index[0] * num_items + edge_label_index[1])
+    hidden = torch.isin(label, exclude[0] * num_items + exclude[1])
+    if hidden.any():
+        logger.warning(
+            '%d of %d held-out pairs are excluded from the ranking and left out',
+            int(hidden.sum()),
+            len(label),
+        )
+        label = label[~hidden]
+    if len(label) == 0:
+        raise InputError(
+            'evaluate: no held-out pairs to rank; check the split of the data'
+        )
+
+    users, row = torch.unique(label // num_items, return_inverse=True)
+    ranking = rank_items(score, users, num_items, exclude, max(ks), block_size)
+    metrics = LinkPredMetricCollection(
+        {f'recall@{k}': LinkPredRecall(k) for k in ks}
+        | {f'ndcg@{k}': LinkPredNDCG(k) for k in ks}
+    ).to(ranking.device)
+    metrics.update(ranking, (row, label % num_items))
+    return {name: float(value) for name, value in metrics.compute().items()}
+
+
+def exclude_edges(data: HeteroData, split: Split) -> Tensor:
+    """The pairs that the ranking of a split leaves out, by ``data.protocol``.
+
+    ``'c2f'`` leaves out the train pairs for both splits, so that validation items
+    compete in the test ranking. ``'standard'`` leaves out the train pairs for
+    ``'val'``, and the train and validation pairs for ``'test'``.
+
+    Args:
+        data: graph with train and held-out pairs on ``('user', 'rates', 'item')``.
+        split: ``'val'`` or ``'test'``.
+
+    Returns:
+        User and item ids, ``[2, num_edges]``.
+
+    Raises:
+        InputError: if the split or the protocol is not one of these, or pairs are
+            missing.
+    """
+    if split not in ('val', 'test'):
+        raise InputError(f"exclude_edges: split {split!r}; use 'val' or 'test'")
+    protocol = data.protocol if 'protocol' in data else None
+    if protocol not in ('c2f', 'standard'):
+        raise InputError(
+            f"exclude_edges: data.protocol is {protocol!r}; set 'c2f' or 'standard'"
+        )
+    train = data[RATES].edge_index
+    if protocol == 'standard' and split == 'test':
+        return torch.cat([train, _held_out(data, 'val')], dim=1)
+    return train
+
+
+def evaluate_split(
+    score: Score, data: HeteroData, split: Split, ks: Sequence[int] = KS
+) -> dict[str, float]:
+    """:func:`evaluate` on the held-out pairs of a split, by the protocol of the data.
+
+    Args:
+        score: see :func:`rank_items`.
+        data: graph with train and held-out pairs on ``('user', 'rates', 'item')``.
+        split: ``'val'`` or ``'test'``.
+        ks: ranking lengths.
+
+    Returns:
+        ``'recall@k'`` and ``'ndcg@k'`` for each ``k`` of ``ks``.
+
+    Raises:
+        InputError: from :func:`exclude_edges` and :func:`evaluate`.
+    """
+    exclude = exclude_edges(data, split)
+    return evaluate(
+        score,
+        _held_out(data, split),
+        exclude,
+        data[USER].num_nodes,
+        data[ITEM].num_nodes,
+        ks,
+    )
+
+
+def popularity_score(edge_index: Tensor, num_items: int) -> Score:
+    """The baseline that scores an item by its number of train pairs, for every user.
+
+    Args:
+        edge_index: train pairs, ``[2, num_edges]``.
+        num_items: number of items.
+
+    Returns:
+        A ``score`` for :func:`rank_items` and :func:`evaluate`.
+    """
+    popularity = degree(edge_index[1], num_items)
+    return lambda users: popularity.expand(len(users), -1)
+
+
+def _held_out(data: HeteroData, split: Split) -> Tensor:
+    name = f'{split}_edge_label_index'
+    if name not in data[RATES]:
+        raise InputError(
+            f'data[{RATES}] has no {name}; set it to pairs [2, num_labels]'
+        )
+    return data[RATES][name]
+
+
+def _top_items(scores: Tensor, k: int) -> Tensor:
+    """Columns of the ``k`` highest scores of each row, equal scores by lowest column.
+
+    A row is cut into tiles of neighbouring columns. The ``k`` best columns lie in the
+    ``k`` best tiles, a tile being as good as its best column; a tie between tiles goes
+    to the lower one, whose columns are all lower too. Only these tiles are searched.
+    """
+    tiles = scores.unflatten(1, (-1, TILE_SIZE))
+    best = tiles.amax(dim=2)
+    if best.isnan().any():
+        raise InputError('rank_items: score gave NaN; check the model and lower its lr')
+    tile = torch.arange(best.size(1), device=scores.device)
+    keys = _best_first(best, tile)
+    kept = keys.topk(min(k, len(tile)), largest=False).indices
+    column = kept[:, :, None] * TILE_SIZE + torch.arange(
+        TILE_SIZE, device=scores.device
+    )
+    column = column.flatten(1)
+    keys = _best_first(scores.gather(1, column), column)
+    return column.gather(1, keys.topk(k, largest=False).indices)
+
+
+def _best_first(scores: Tensor, column: Tensor) -> Tensor:
+    """Distinct int64 keys: the lowest is the best score, in its lowest column."""
+    # The bits of a float, taken as an integer, sort like the float once the magnitude
+    # of negative numbers is negated; that makes -0 equal to +0 as well.
+    bits = scores.view(torch.int32)
+    bits = torch.where(bits < 0, -(2**31) - bits, bits)
+    return torch.add(column, bits, alpha=-(2**32))

@@ -1,0 +1,228 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch_geometric.data import HeteroData
+
+from pyg_c2f.evaluate import (
+    TILE_SIZE,
+    evaluate,
+    evaluate_split,
+    exclude_edges,
+    popularity_score,
+    rank_items,
+)
+from pyg_c2f.typing import InputError, Protocol, Split
+
+
+def random_pairs(num_users: int, num_items: int, density: float, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (
+        (torch.rand(num_users, num_items, generator=generator) < density).nonzero().t()
+    )
+
+
+def random_scores(num_users: int, num_items: int, num_levels: int, seed: int) -> Tensor:
+    """Whole numbers, negative ones too; few levels make many ties."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (num_users, num_items)
+    return (
+        torch.randint(num_levels, shape, generator=generator).float() - num_levels // 2
+    )
+
+
+def naive_ranking(scores: Tensor, user: int, exclude: Tensor) -> list[int]:
+    """All items of a user, best first, the seen ones last."""
+    row = scores[user].tolist()
+    for other, item in exclude.t().tolist():
+        if other == user:
+            row[item] = -math.inf
+    return sorted(range(len(row)), key=lambda item: (-row[item], item))
+
+
+def naive_metrics(
+    scores: Tensor, labels: Tensor, exclude: Tensor, ks: tuple[int, ...]
+) -> dict[str, float]:
+    seen = set(map(tuple, exclude.t().tolist()))
+    wanted = set(map(tuple, labels.t().tolist())) - seen
+    users = sorted({user for user, _ in wanted})
+    out = {f'{name}@{k}': 0.0 for name in ('recall', 'ndcg') for k in ks}
+    for user in users:
+        relevant = {item for other, item in wanted if other == user}
+        ranking = naive_ranking(scores, user, exclude)
+        for k in ks:
+            hits = [item in relevant for item in ranking[:k]]
+            gain = sum(hit / math.log2(r + 2) for r, hit in enumerate(hits))
+            ideal = sum(1 / math.log2(r + 2) for r in range(min(k, len(relevant))))
+            out[f'recall@{k}'] += sum(hits) / len(relevant) / len(users)
+            out[f'ndcg@{k}'] += gain / ideal / len(users)
+    return out
+
+
+@pytest.mark.parametrize('num_items', [3, TILE_SIZE, 5 * TILE_SIZE + 7])
+@pytest.mark.parametrize('num_levels', [2, 1000])
+@pytest.mark.parametrize('block_size', [1, 4, 100])
+def test_ranking_matches_naive(
+    num_items: int, num_levels: int, block_size: int
+) -> None:
+    num_users, k = 9, 4
+    scores = random_scores(num_users, num_items, num_levels, seed=0)
+    scores[0] *= 0.0  # all equal, some of them -0
+    exclude = random_pairs(num_users, num_items, 0.3, seed=1)
+    exclude = exclude[:, torch.randperm(exclude.size(1))]
+    users = torch.tensor([8, 0, 3, 3, 5])
+    before = scores.clone()
+    ranking = rank_items(
+        lambda u: scores[u], users, num_items, exclude, k, block_size=block_size
+    )
+    expected = [naive_ranking(scores, user, exclude)[:k] for user in users.tolist()]
+    assert ranking.tolist() == expected
+    assert torch.equal(scores, before)
+
+
+def test_ranking_of_no_users_and_nothing_excluded() -> None:
+    scores = random_scores(2, 10, 1000, seed=0)
+    nothing = torch.empty(2, 0, dtype=torch.long)
+
+    def score(users: Tensor) -> Tensor:
+        return scores[users]
+
+    users = torch.arange(2)
+    assert rank_items(score, users[:0], 10, nothing, 5).shape == (0, 5)
+    ranking = rank_items(score, users, 10, nothing, 20)
+    assert torch.equal(ranking, scores.sort(descending=True, stable=True).indices)
+
+
+def test_ranking_leaves_the_callers_table_alone() -> None:
+    table = torch.arange(12.0).view(2, 6)
+    exclude = torch.tensor([[0, 1], [5, 0]])
+    ranking = rank_items(lambda users: table, torch.arange(2), 6, exclude, 6)
+    assert ranking.tolist() == [[4, 3, 2, 1, 0, 5], [5, 4, 3, 2, 1, 0]]
+    assert torch.equal(table, torch.arange(12.0).view(2, 6))
+
+
+@pytest.mark.parametrize('num_items', [5, 30, 200])
+@pytest.mark.parametrize('seed', range(5))
+def test_metrics_match_naive(num_items: int, seed: int) -> None:
+    num_users, ks = 15, (1, 3, 20)
+    scores = random_scores(num_users, num_items, 8 if seed == 0 else 10**6, seed)
+    exclude = random_pairs(num_users, num_items, 0.2, seed + 100)
+    # Some users without labels, some labels repeated, some of them excluded.
+    labels = random_pairs(num_users, num_items, 0.1, seed + 200)
+    labels = labels[:, labels[0] % 3 > 0]
+    labels = torch.cat([labels, labels[:, ::2]], dim=1)
+    result = evaluate(
+        lambda u: scores[u], labels, exclude, num_users, num_items, ks, block_size=4
+    )
+    assert result == pytest.approx(naive_metrics(scores, labels, exclude, ks), abs=1e-6)
+
+
+def test_users_with_one_label() -> None:
+    scores = torch.tensor([[3.0, 2.0, 1.0, 0.0]] * 3)
+    exclude = torch.tensor([[0], [0]])
+    labels = torch.tensor([[0, 2], [1, 2]])
+    result = evaluate(lambda u: scores[u], labels, exclude, 3, 4, ks=(1, 3))
+    assert result == pytest.approx(
+        {'recall@1': 0.5, 'recall@3': 1.0, 'ndcg@1': 0.5, 'ndcg@3': 0.75}
+    )
+
+
+def test_masked_items_never_count() -> None:
+    # All items of user 0 but one are seen, so that seen items fill up the ranking.
+    exclude = torch.tensor([[0, 0, 0], [0, 1, 2]])
+    labels = torch.tensor([[0, 0, 0], [0, 1, 3]])
+    scores = torch.tensor([[4.0, 3.0, 2.0, 1.0]])
+    result = evaluate(lambda u: scores[u], labels, exclude, 1, 4, ks=(4,))
+    assert result == {'recall@4': 1.0, 'ndcg@4': 1.0}
+
+
+def make_data(protocol: str) -> HeteroData:
+    pairs = random_pairs(20, 40, 0.4, seed=3)
+    part = torch.randint(
+        4, (pairs.size(1),), generator=torch.Generator().manual_seed(4)
+    )
+    data = HeteroData()
+    data['user'].num_nodes, data['item'].num_nodes = 20, 40
+    data['user', 'rates', 'item'].edge_index = pairs[:, part > 1]
+    data['user', 'rates', 'item'].val_edge_label_index = pairs[:, part == 0]
+    data['user', 'rates', 'item'].test_edge_label_index = pairs[:, part == 1]
+    data.protocol = protocol
+    return data
+
+
+@pytest.mark.parametrize('protocol', ['c2f', 'standard'])
+@pytest.mark.parametrize('split', ['val', 'test'])
+def test_split_masks_follow_the_protocol(protocol: Protocol, split: Split) -> None:
+    data = make_data(protocol)
+    store = data['user', 'rates', 'item']
+    masked = set(map(tuple, store.edge_index.t().tolist()))
+    if (protocol, split) == ('standard', 'test'):
+        masked |= set(map(tuple, store.val_edge_label_index.t().tolist()))
+    exclude = exclude_edges(data, split)
+    assert sorted(map(tuple, exclude.t().tolist())) == sorted(masked)
+
+    scores = random_scores(20, 40, 10**6, seed=5)
+    result = evaluate_split(lambda u: scores[u], data, split, ks=(3, 10))
+    labels = store[f'{split}_edge_label_index']
+    expected = naive_metrics(scores, labels, exclude, (3, 10))
+    assert result == pytest.approx(expected, abs=1e-6)
+
+
+def test_protocols_differ_on_the_test_split() -> None:
+    scores = random_scores(20, 40, 10**6, seed=5)
+    results = [
+        evaluate_split(lambda u: scores[u], make_data(protocol), 'test')
+        for protocol in ('c2f', 'standard')
+    ]
+    assert list(results[0]) == list(results[1])
+    assert results[0]['recall@5'] < results[1]['recall@5']
+
+
+def test_popularity_counts_train_pairs() -> None:
+    edge_index = torch.tensor([[0, 1, 2, 0, 1], [4, 4, 4, 2, 2]])
+    score = popularity_score(edge_index, 6)
+    assert score(torch.tensor([7, 1])).tolist() == [[0.0, 0.0, 2.0, 0.0, 3.0, 0.0]] * 2
+    ranking = rank_items(score, torch.tensor([0, 2]), 6, edge_index, 6)
+    assert ranking.tolist() == [[0, 1, 3, 5, 2, 4], [2, 0, 1, 3, 5, 4]]
+
+
+def test_bad_input() -> None:
+    exclude = torch.tensor([[0], [0]])
+    labels = torch.tensor([[0, 1], [1, 2]])
+
+    def call(
+        num_items: int = 3, labels: Tensor = labels, value: float = 0.0, k: int = 2
+    ) -> None:
+        evaluate(
+            lambda users: torch.full((len(users), 3), value),
+            labels,
+            exclude,
+            num_users=2,
+            num_items=num_items,
+            ks=(k,),
+        )
+
+    call()
+    with pytest.raises(InputError, match=r'shape \[2, 3\]'):
+        call(num_items=4)
+    with pytest.raises(InputError, match='item ids 1 to 2 of edge_label_index'):
+        call(num_items=2)
+    with pytest.raises(InputError, match='user ids 0 to 2 of edge_label_index'):
+        call(labels=torch.tensor([[0, 2], [1, 1]]))
+    with pytest.raises(InputError, match='no held-out pairs'):
+        call(labels=exclude)
+    with pytest.raises(InputError, match='NaN'):
+        call(value=math.nan)
+    with pytest.raises(InputError, match=r'ks=\(0,\)'):
+        call(k=0)
+    with pytest.raises(InputError, match="split 'train'"):
+        exclude_edges(make_data('c2f'), 'train')  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="protocol is 'other'"):
+        exclude_edges(make_data('other'), 'val')
+    data = make_data('c2f')
+    del data['user', 'rates', 'item'].val_edge_label_index
+    with pytest.raises(InputError, match='has no val_edge_label_index'):
+        evaluate_split(popularity_score(exclude, 40), data, 'val')
+    with pytest.raises(InputError, match='protocol is None'):
+        exclude_edges(HeteroData(), 'val')
