@@ -1,0 +1,313 @@
+r"""From train edges and anchor assignments to graphs.
+
+Two forms of one graph: a :class:`~torch_geometric.data.HeteroData` with one relation
+per kind of edge (the readable form), and one CSR matrix over the nodes in the block
+order users, items, coarse anchors, fine anchors (the fused form).
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch_geometric import EdgeIndex
+from torch_geometric.data import HeteroData
+from torch_geometric.typing import Adj, SparseTensor
+from torch_geometric.utils import degree, is_sparse
+
+from pyg_c2f.typing import (
+    COARSE,
+    COARSE_FINE,
+    COARSE_ITEM,
+    COARSE_USER,
+    FINE,
+    FINE_COARSE,
+    ITEM,
+    ITEM_COARSE,
+    RATED_BY,
+    RATES,
+    USER,
+    USER_COARSE,
+    Assignment,
+    EdgeType,
+)
+
+
+def inverse_sqrt(deg: Tensor) -> Tensor:
+    r"""Returns :math:`d^{-1/2}`, and 0 where the degree :math:`d` is 0."""
+    return torch.where(deg > 0, deg, torch.inf).rsqrt()
+
+
+def interaction_weight(edge_index: Tensor, num_users: int, num_items: int) -> Tensor:
+    r"""The non-zeros of the symmetrically normalised interactions.
+
+    .. math::
+        a_{ui} = (d_u d_i)^{-1/2}
+
+    where :math:`d` counts the train interactions of a user or an item.
+
+    Args:
+        edge_index (Tensor): The unique train pairs, users in row 0, items in row 1.
+        num_users (int): The number of users.
+        num_items (int): The number of items.
+
+    Returns:
+        Tensor: The weights of the pairs, shape ``[num_edges]``.
+    """
+    dtype = torch.get_default_dtype()
+    user_scale = inverse_sqrt(degree(edge_index[0], num_users, dtype))
+    item_scale = inverse_sqrt(degree(edge_index[1], num_items, dtype))
+    return user_scale[edge_index[0]] * item_scale[edge_index[1]]
+
+
+def assignment_to_edges(assignment: Assignment) -> tuple[Tensor, Tensor]:
+    """The links of an assignment, without those of weight zero.
+
+    Returns:
+        Tuple: ``edge_index`` (nodes in row 0, anchors in row 1) and ``edge_weight``.
+    """
+    row, slot = assignment.weight.nonzero(as_tuple=True)
+    col = assignment.index[row, slot]
+    return torch.stack([row, col]), assignment.weight[row, slot]
+
+
+def build_hetero_data(
+    edge_index: Tensor,
+    num_users: int,
+    num_items: int,
+    coarse: Assignment,
+    num_coarse: int,
+    fine: Assignment | None = None,
+    num_fine: int = 0,
+) -> HeteroData:
+    r"""The graph of users, items, coarse and fine anchors (SPEC section 1).
+
+    Every relation stands in both directions and carries its ``edge_weight``: the
+    normalised interactions :math:`\mathbf{A}` on user-item, the assignments
+    :math:`\mathbf{S}_1` on entity-coarse and :math:`\mathbf{S}_2` on coarse-fine.
+    :func:`joint_norm` turns them into the propagation weights.
+
+    Args:
+        edge_index (Tensor): The unique train pairs, shape ``[2, num_edges]``.
+        num_users (int): The number of users.
+        num_items (int): The number of items.
+        coarse (Assignment): Entities (users first, then items) to coarse anchors.
+        num_coarse (int): The number of coarse anchors.
+        fine (Assignment, optional): Coarse anchors to fine anchors; without it the
+            fine anchors are left out. (default: :obj:`None`)
+        num_fine (int): The number of fine anchors. (default: :obj:`0`)
+    """
+    data = HeteroData()
+    data[USER].num_nodes = num_users
+    data[ITEM].num_nodes = num_items
+    data[COARSE].num_nodes = num_coarse
+
+    def tie(there: EdgeType, back: EdgeType, pairs: Tensor, weight: Tensor) -> None:
+        data[there].edge_index, data[there].edge_weight = pairs, weight
+        data[back].edge_index, data[back].edge_weight = pairs.flip(0), weight
+
+    weight = interaction_weight(edge_index, num_users, num_items)
+    tie(RATES, RATED_BY, edge_index, weight.to(coarse.weight.dtype))
+    users = Assignment(coarse.index[:num_users], coarse.weight[:num_users])
+    items = Assignment(coarse.index[num_users:], coarse.weight[num_users:])
+    tie(USER_COARSE, COARSE_USER, *assignment_to_edges(users))
+    tie(ITEM_COARSE, COARSE_ITEM, *assignment_to_edges(items))
+    if fine is not None:
+        data[FINE].num_nodes = num_fine
+        tie(COARSE_FINE, FINE_COARSE, *assignment_to_edges(fine))
+    return data
+
+
+class CSR(NamedTuple):
+    """A sparse matrix in compressed rows."""
+
+    rowptr: Tensor  # [num_rows + 1]
+    col: Tensor  # [num_edges]
+    weight: Tensor  # [num_edges]
+
+
+class BlockGraph(NamedTuple):
+    r"""The fused form: one CSR matrix over all nodes, and the assignments beside it.
+
+    ``adj`` holds the jointly normalised :math:`\hat{\mathbf{X}}` (symmetric), the
+    other entries the assignments :math:`\mathbf{S}_1, \mathbf{S}_2` as they are and
+    their transposes (as CSR), which the fine stage needs for its correction.
+    """
+
+    adj: CSR  # [num_nodes, num_nodes], int32 indices
+    scale: Tensor  # [num_nodes], diag(X 1)^-1/2
+    coarse: Assignment  # [num_entities, t]
+    coarse_t: CSR  # S1', [num_coarse, num_entities]
+    fine: Assignment | None  # [num_coarse, f]
+    fine_t: CSR | None  # S2', [num_fine, num_coarse]
+
+
+class EntityCSR(NamedTuple):
+    """The symmetric matrix A over users and items, which no assignment changes."""
+
+    rowptr: Tensor  # [num_entities + 1]
+    row: Tensor  # [2 * num_edges]
+    col: Tensor  # [2 * num_edges]
+    weight: Tensor  # [2 * num_edges]
+
+
+def entity_csr(edge_index: Tensor, num_users: int, num_items: int) -> EntityCSR:
+    """The CSR form of the normalised interactions in both directions."""
+    pairs = torch.stack([edge_index[0], edge_index[1] + num_users])
+    row, col = torch.cat([pairs, pairs.flip(0)], dim=1)
+    weight = interaction_weight(edge_index, num_users, num_items).repeat(2)
+    perm = (row * (num_users + num_items) + col).argsort()
+    row, col, weight = row[perm], col[perm], weight[perm]
+    return EntityCSR(_rowptr(row, num_users + num_items), row, col, weight)
+
+
+def build_block_graph(
+    entities: EntityCSR,
+    coarse: Assignment,
+    num_coarse: int,
+    fine: Assignment | None = None,
+    num_fine: int = 0,
+) -> BlockGraph:
+    r"""Assembles and normalises the matrix of SPEC section 1.
+
+    .. math::
+        \mathbf{X} = \begin{bmatrix} \mathbf{A} & \mathbf{S}_1 & 0 \\
+        \mathbf{S}_1^{\top} & 0 & \mathbf{S}_2 \\ 0 & \mathbf{S}_2^{\top} & 0
+        \end{bmatrix}, \quad
+        \hat{\mathbf{X}} = \mathrm{diag}(\mathbf{X} \mathbf{1})^{-1/2} \, \mathbf{X}
+        \, \mathrm{diag}(\mathbf{X} \mathbf{1})^{-1/2}
+
+    Without ``fine`` the blocks of :math:`\mathbf{S}_2` are empty (coarse stage). The
+    rows of :math:`\mathbf{A}` are copied as they lie and only the links are sorted,
+    so that a re-assignment costs no sort of the interactions.
+    """
+    num_entities, t = coarse.index.shape
+    device, dtype = coarse.weight.device, coarse.weight.dtype
+    links, link_weight = coarse.index + num_entities, coarse.weight
+    coarse_t = _transpose(coarse, num_coarse)
+
+    # Entity rows: the neighbours of A, then the t anchors.
+    size = entities.col.numel() + links.numel()
+    at = torch.arange(entities.col.numel(), device=device) + t * entities.row
+    link_at = entities.rowptr[1:, None] + t * torch.arange(
+        num_entities, device=device
+    ).unsqueeze(1)
+    link_at = link_at + torch.arange(t, device=device)
+    col = torch.empty(size, dtype=torch.long, device=device)
+    weight = torch.empty(size, dtype=dtype, device=device)
+    col[at], weight[at] = entities.col, entities.weight.to(dtype)
+    col[link_at], weight[link_at] = links, link_weight
+    rowptr = entities.rowptr + t * torch.arange(num_entities + 1, device=device)
+
+    # Coarse rows: the entities tied to the anchor, then its f fine anchors.
+    cols, weights, counts = [col], [weight], [rowptr.diff()]
+    fine_t = None if fine is None else _transpose(fine, num_fine)
+    first_fine = num_entities + num_coarse
+    if fine is None or fine_t is None:
+        cols.append(coarse_t.col)
+        weights.append(coarse_t.weight)
+        counts += [coarse_t.rowptr.diff(), counts[0].new_zeros(num_fine)]
+    else:
+        f = fine.index.size(1)
+        count = coarse_t.rowptr.diff() + f
+        end = count.cumsum(0)
+        fine_at = end.unsqueeze(1) - f + torch.arange(f, device=device)
+        is_entity = torch.ones(int(end[-1]), dtype=torch.bool, device=device)
+        is_entity[fine_at] = False
+        col = torch.empty(is_entity.numel(), dtype=torch.long, device=device)
+        weight = torch.empty(is_entity.numel(), dtype=dtype, device=device)
+        col[is_entity], weight[is_entity] = coarse_t.col, coarse_t.weight
+        col[fine_at], weight[fine_at] = fine.index + first_fine, fine.weight
+        cols += [col, fine_t.col + num_entities]
+        weights += [weight, fine_t.weight]
+        counts += [count, fine_t.rowptr.diff()]
+
+    col, weight, count = torch.cat(cols), torch.cat(weights), torch.cat(counts)
+    rowptr = torch.nn.functional.pad(count.cumsum(0), (1, 0))
+    row = torch.repeat_interleave(count)
+    # Sums in float64: a float32 sum over a row of thousands loses digits that
+    # every layer would then carry.
+    deg = count.new_zeros(count.numel(), dtype=torch.double)
+    scale = inverse_sqrt(deg.index_add_(0, row, weight.double())).to(dtype)
+    weight = scale[row] * weight * scale[col]
+    return BlockGraph(
+        CSR(rowptr.int(), col.int(), weight), scale, coarse, coarse_t, fine, fine_t
+    )
+
+
+def _rowptr(row: Tensor, num_rows: int) -> Tensor:
+    count = torch.bincount(row, minlength=num_rows)
+    return torch.nn.functional.pad(count.cumsum(0), (1, 0))
+
+
+def _transpose(assignment: Assignment, num_anchors: int) -> CSR:
+    anchor, perm = assignment.index.flatten().sort(stable=True)
+    row = perm // assignment.index.size(1)
+    weight = assignment.weight.flatten()[perm]
+    return CSR(_rowptr(anchor, num_anchors), row, weight)
+
+
+def adj_to_edges(adj: Adj, edge_weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Source, destination and weight of each edge, for every form of an adjacency.
+
+    Args:
+        adj (Adj): An ``edge_index`` tensor, an :class:`~torch_geometric.EdgeIndex`, or
+            the transposed matrix as a torch sparse tensor or as a ``SparseTensor``.
+        edge_weight (Tensor, optional): The weights beside an ``edge_index``.
+
+    Raises:
+        ValueError: If the weights are missing, or given twice.
+    """
+    if not is_sparse(adj):
+        if edge_weight is None:
+            raise ValueError("'edge_weight' is needed beside an 'edge_index'")
+        src, dst = adj.as_tensor() if isinstance(adj, EdgeIndex) else adj
+        return src, dst, edge_weight
+    if edge_weight is not None:
+        raise ValueError(
+            'a sparse adjacency carries its weights: leave the edge_weight out'
+        )
+    if isinstance(adj, SparseTensor):
+        dst, src, value = adj.coo()
+        if value is None:
+            value = torch.ones(src.numel(), device=src.device)
+        return src, dst, value
+    coo = adj.to_sparse_coo().coalesce()
+    dst, src = coo.indices()
+    return src, dst, coo.values()
+
+
+def joint_norm(
+    edge_index_dict: dict[EdgeType, Adj],
+    edge_weight_dict: dict[EdgeType, Tensor],
+    num_nodes_dict: dict[str, int],
+) -> dict[EdgeType, Tensor]:
+    r"""The joint normalisation of SPEC section 1, relation by relation.
+
+    .. math::
+        \hat{x}_{ij} = x_{ij} / \sqrt{d_i d_j}, \quad d_i = \sum_r \sum_j x^{(r)}_{ij}
+
+    The degree :math:`d_i` sums the weights of *all* relations into the node. Each
+    relation must therefore be there in both directions.
+
+    Returns:
+        Dict: The normalised weights of each relation, in the edges' order.
+    """
+    edges = {
+        rel: adj_to_edges(adj, edge_weight_dict.get(rel))
+        for rel, adj in edge_index_dict.items()
+    }
+    some = next(iter(edges.values()))[2]
+    deg = {
+        node_type: torch.zeros(num, dtype=torch.double, device=some.device)
+        for node_type, num in num_nodes_dict.items()
+    }
+    for rel, (_, dst, weight) in edges.items():
+        deg[rel[2]].index_add_(0, dst, weight.detach().double())
+    scale = {
+        node_type: inverse_sqrt(value).to(some.dtype)
+        for node_type, value in deg.items()
+    }
+    return {
+        rel: scale[rel[0]][src] * weight * scale[rel[2]][dst]
+        for rel, (src, dst, weight) in edges.items()
+    }
