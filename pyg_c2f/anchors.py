@@ -1,0 +1,256 @@
+r"""Who is tied to which anchor: starts, re-assignments, and the fine codebook's start.
+
+Pure functions: tensors in, :class:`~pyg_c2f.typing.Assignment` out. No function holds
+a dense matrix of entities times anchors outside a block of rows.
+"""
+
+import torch
+from sklearn.decomposition import SparsePCA
+from torch import Tensor
+from torch_geometric.utils import scatter
+
+from pyg_c2f.typing import Assignment
+
+BLOCK = 16_384  # rows of a dense entities x anchors block: 20 MB with 300 anchors
+
+
+def metis_partition(
+    edge_index: Tensor, num_users: int, num_items: int, num_parts: int
+) -> Tensor:
+    """The METIS cut of the user-item graph, unweighted.
+
+    Args:
+        edge_index (Tensor): The unique train pairs, shape ``[2, num_edges]``.
+        num_users (int): The number of users.
+        num_items (int): The number of items.
+        num_parts (int): The number of parts.
+
+    Returns:
+        Tensor: The part of each entity (users first, then items). METIS leaves parts
+        empty where the graph has few edges.
+
+    Raises:
+        ImportError: If pymetis is not installed.
+    """
+    try:
+        import pymetis
+    except ImportError as error:
+        raise ImportError(
+            'the METIS start needs pymetis: pip install "pyg-c2f[metis]", or go '
+            'without by --set anchors=random'
+        ) from error
+    pairs = torch.stack([edge_index[0], edge_index[1] + num_users])
+    row, col = torch.cat([pairs, pairs.flip(0)], dim=1).cpu()
+    col = col[row.argsort(stable=True)]
+    count = torch.bincount(row, minlength=num_users + num_items)
+    rowptr = torch.nn.functional.pad(count.cumsum(0), (1, 0))
+    graph = pymetis.CSRAdjacency(rowptr.int().numpy(), col.int().numpy())
+    _, labels = pymetis.part_graph(num_parts, graph)
+    return torch.tensor(labels, device=edge_index.device)
+
+
+def partition_assignment(
+    labels: Tensor,
+    num_anchors: int,
+    anchors_per_entity: int,
+    own_weight: float = 0.5,
+    generator: torch.Generator | None = None,
+) -> Assignment:
+    r"""Ties each entity to the anchor of its part and to random other ones.
+
+    The own anchor gets :math:`w^*`, the others share :math:`1 - w^*` evenly (SPEC
+    section 2); with one anchor an entity it gets the weight 1.
+
+    Args:
+        labels (Tensor): The part of each entity, ``[num_entities]``.
+        num_anchors (int): The number of anchors.
+        anchors_per_entity (int): The number :math:`t` of anchors of each entity.
+        own_weight (float, optional): :math:`w^*`. (default: ``0.5``)
+        generator (torch.Generator, optional): Draws the other anchors.
+    """
+    num_others = anchors_per_entity - 1
+    others = _distinct(labels.numel(), num_anchors - 1, num_others, generator)
+    others = others.to(labels.device)
+    # Skip the own anchor: the draws number the remaining ones.
+    others += (others >= labels.unsqueeze(1)).long()
+    index = torch.cat([labels.unsqueeze(1), others], dim=1)
+    weight = torch.full(index.shape, (1 - own_weight) / max(num_others, 1))
+    weight[:, 0] = own_weight if num_others else 1.0
+    return Assignment(index, weight.to(labels.device))
+
+
+def random_assignment(
+    num_nodes: int,
+    num_anchors: int,
+    anchors_per_node: int,
+    own_weight: float = 0.5,
+    generator: torch.Generator | None = None,
+) -> Assignment:
+    """The start without a partition: a random own anchor, and random other ones."""
+    labels = torch.randint(num_anchors, (num_nodes,), generator=generator)
+    return partition_assignment(
+        labels, num_anchors, anchors_per_node, own_weight, generator
+    )
+
+
+def _distinct(
+    num_rows: int, high: int, num_draws: int, generator: torch.Generator | None
+) -> Tensor:
+    """Distinct uniform integers below ``high`` in each row (Floyd's algorithm)."""
+    out = torch.empty(num_rows, num_draws, dtype=torch.long)
+    for k in range(num_draws):
+        last = high - num_draws + k
+        draw = torch.randint(last + 1, (num_rows,), generator=generator)
+        taken = (out[:, :k] == draw.unsqueeze(1)).any(dim=1)
+        out[:, k] = torch.where(taken, last, draw)
+    return out
+
+
+def pinv_assignment(h_nodes: Tensor, h_anchors: Tensor, num_links: int) -> Assignment:
+    r"""Re-assignment by pseudo-inverse (SPEC section 2).
+
+    .. math::
+        \mathbf{S} \leftarrow \mathrm{top}_t \left( \mathbf{H}_N \mathbf{H}_c^{+}
+        \right)
+
+    Each row keeps its :math:`t` largest entries as they are, without renormalisation.
+    Where fewer than :math:`t` are positive the rest are set to zero, that is no link:
+    the published program stops there, since its graph refuses negative weights.
+
+    Args:
+        h_nodes (Tensor): The propagated nodes' features, ``[num_nodes, channels]``.
+        h_anchors (Tensor): The propagated anchors' features, ``[num_anchors,
+            channels]``.
+        num_links (int): The number :math:`t` of anchors of each node.
+    """
+    pinv = torch.linalg.pinv(h_anchors)
+    tops = [(block @ pinv).topk(num_links) for block in h_nodes.split(BLOCK)]
+    weight = torch.cat([top.values for top in tops]).clamp_(min=0)
+    return Assignment(torch.cat([top.indices for top in tops]), weight)
+
+
+def bridge_scores(h_nodes: Tensor, h_coarse: Tensor, h_fine: Tensor) -> Tensor:
+    r"""How strongly the entities bridge each coarse anchor to each fine one.
+
+    .. math::
+        (\mathbf{H}_N \mathbf{H}_c^{+})^{\top} (\mathbf{H}_N \mathbf{H}_f^{+})
+        = (\mathbf{H}_c^{+})^{\top} (\mathbf{H}_N^{\top} \mathbf{H}_N) \mathbf{H}_f^{+}
+
+    The entities enter through one Gram matrix of width times width, so neither dense
+    product of entities times anchors is formed. The matrix is summed in float64, which
+    costs little beside a propagation and keeps the sums over all entities exact.
+
+    Args:
+        h_nodes (Tensor): The propagated entities' features, ``[num_nodes, channels]``.
+        h_coarse (Tensor): The coarse anchors' features, ``[num_coarse, channels]``.
+        h_fine (Tensor): The fine anchors' features, ``[num_fine, channels]``.
+
+    Returns:
+        Tensor: The scores, ``[num_coarse, num_fine]``.
+    """
+    gram = torch.stack([b.double().T @ b.double() for b in h_nodes.split(BLOCK)])
+    pinv_c = torch.linalg.pinv(h_coarse).double()
+    pinv_f = torch.linalg.pinv(h_fine).double()
+    return (pinv_c.T @ gram.sum(dim=0) @ pinv_f).to(h_nodes.dtype)
+
+
+def partition_scores(
+    coarse: Assignment, num_coarse: int, labels: Tensor, num_fine: int
+) -> Tensor:
+    r"""The entities of each coarse anchor in each part, :math:`\mathbf{S}_1^{\top}
+    \mathbf{P}` (SPEC section 3).
+
+    Row :math:`i` of :math:`\mathbf{P}` has 0.5 at the entity's part of a cut into
+    :math:`r` parts, and shares the other 0.5 evenly over all other parts; only the
+    weight that each anchor has in each part is summed up.
+
+    Args:
+        coarse (Assignment): Entities to coarse anchors.
+        num_coarse (int): The number of coarse anchors.
+        labels (Tensor): The part of each entity, ``[num_entities]``.
+        num_fine (int): The number :math:`r` of parts and fine anchors.
+
+    Returns:
+        Tensor: The scores, ``[num_coarse, num_fine]``.
+    """
+    cell = coarse.index * num_fine + labels.unsqueeze(1)
+    mass = scatter(
+        coarse.weight.flatten(), cell.flatten(), dim_size=num_coarse * num_fine
+    ).view(num_coarse, num_fine)
+    rest = 0.5 / max(num_fine - 1, 1)
+    return rest * mass.sum(dim=1, keepdim=True) + (0.5 - rest) * mass
+
+
+def softmax_assignment(scores: Tensor, num_links: int) -> Assignment:
+    r"""Keeps the largest entries of the softmax of each row, not renormalised.
+
+    With the scores of :func:`bridge_scores` it is the paper's weight bridging, with
+    those of :func:`partition_scores` its start (SPEC section 3).
+
+    Args:
+        scores (Tensor): The scores, ``[num_coarse, num_fine]``.
+        num_links (int): The number :math:`f` of fine anchors of each coarse one.
+    """
+    top = scores.softmax(dim=1).topk(num_links)
+    return Assignment(top.indices, top.values)
+
+
+def sparse_pca_codes(
+    rows: Tensor, num_components: int, alpha: float = 1.0, random_state: int = 0
+) -> Tensor:
+    """The codes of rows in sparse principal components, through scikit-learn.
+
+    Args:
+        rows (Tensor): The rows to encode, ``[num_rows, channels]``.
+        num_components (int): The number of components.
+        alpha (float, optional): The sparsity of the components. (default: ``1.0``)
+        random_state (int, optional): The seed of the solver, which the published
+            program leaves to the global state. (default: ``0``)
+
+    Returns:
+        Tensor: The codes, ``[num_rows, num_components]``.
+    """
+    pca = SparsePCA(num_components, alpha=alpha, random_state=random_state)
+    return torch.from_numpy(pca.fit_transform(rows.detach().cpu().numpy())).to(rows)
+
+
+def place_codes(codes: Tensor, columns: Tensor, embedding_dim: int) -> Tensor:
+    """Spreads the codes of each row over columns of its own, zeros elsewhere.
+
+    Args:
+        codes (Tensor): The codes, ``[num_rows, num_components]``.
+        columns (Tensor): Distinct columns for each row, ``[num_rows, num_components]``.
+        embedding_dim (int): The width of the result.
+    """
+    return codes.new_zeros(len(codes), embedding_dim).scatter_(1, columns, codes)
+
+
+def sparse_pca_codebook(
+    codebook: Tensor,
+    num_fine: int,
+    num_components: int = 80,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    r"""The start of the fine codebook from the coarse one (SPEC section 3).
+
+    Draws ``num_fine`` rows of the codebook with replacement, takes their sparse
+    principal component codes, and places the codes of each row, in order, at random
+    distinct columns. With as many components as columns the codes stay where they are.
+
+    Args:
+        codebook (Tensor): The trained coarse codebook, ``[num_coarse, channels]``.
+        num_fine (int): The number of rows to make.
+        num_components (int, optional): The number of components. (default: ``80``)
+        generator (torch.Generator, optional): Draws the rows, the columns, and the
+            seed of the solver.
+    """
+    dim = codebook.size(1)
+    rows = torch.randint(len(codebook), (num_fine,), generator=generator)
+    seed = int(torch.randint(2**31 - 1, (), generator=generator))
+    sample = codebook[rows.to(codebook.device)]
+    codes = sparse_pca_codes(sample, min(num_components, dim), random_state=seed)
+    if num_components >= dim:
+        return codes
+    order = torch.rand(num_fine, dim, generator=generator).argsort(dim=1)
+    columns = order[:, :num_components].sort(dim=1).values
+    return place_codes(codes, columns.to(codes.device), dim)

@@ -1,0 +1,216 @@
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from pyg_c2f import anchors
+from pyg_c2f.anchors import (
+    bridge_scores,
+    metis_partition,
+    partition_assignment,
+    partition_scores,
+    pinv_assignment,
+    place_codes,
+    random_assignment,
+    softmax_assignment,
+    sparse_pca_codebook,
+    sparse_pca_codes,
+)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def assert_distinct(index):
+    assert all(len(set(row)) == len(row) for row in index.tolist())
+
+
+@pytest.mark.parametrize('num_links', [2, 3, 6])
+def test_partition_assignment(num_links):
+    num_anchors, own_weight = 6, 0.6
+    labels = torch.arange(600) % num_anchors
+    index, weight = partition_assignment(
+        labels, num_anchors, num_links, own_weight, seeded()
+    )
+    assert index[:, 0].equal(labels)
+    assert_distinct(index)
+    assert 0 <= int(index.min()) and int(index.max()) < num_anchors
+    assert weight[:, 0].eq(own_weight).all()
+    rest = torch.tensor((1 - own_weight) / (num_links - 1))
+    assert weight[:, 1:].eq(rest).all()
+    # Each of the other anchors is drawn about as often as any other one.
+    for label in range(num_anchors):
+        count = index[labels == label, 1:].flatten().bincount(minlength=num_anchors)
+        mean = 100 * (num_links - 1) / (num_anchors - 1)
+        assert count[label] == 0
+        others = count[torch.arange(num_anchors) != label]
+        assert (others - mean).abs().max() <= 5 * mean**0.5
+
+
+def test_partition_assignment_with_one_anchor():
+    labels = torch.tensor([2, 0, 1, 2])
+    index, weight = partition_assignment(labels, 3, 1, 0.5)
+    assert index.equal(labels.unsqueeze(1))
+    assert weight.equal(torch.ones(4, 1))
+
+
+def test_random_assignment():
+    first = random_assignment(50, 7, 3, 0.5, seeded(1))
+    again = random_assignment(50, 7, 3, 0.5, seeded(1))
+    other = random_assignment(50, 7, 3, 0.5, seeded(2))
+    assert first.index.equal(again.index) and first.weight.equal(again.weight)
+    assert not first.index.equal(other.index)
+    assert_distinct(first.index)
+    assert first.index[:, 0].unique().numel() == 7
+    torch.testing.assert_close(first.weight.sum(dim=1), torch.ones(50))
+
+
+def test_metis_partition_finds_separate_groups():
+    pytest.importorskip('pymetis')
+    users, items = 30, 20
+    group = torch.arange(users) % 2
+    pairs = (group.unsqueeze(1) == torch.arange(items) % 2).nonzero().T
+    labels = metis_partition(pairs, users, items, 2)
+    assert labels.dtype == torch.long and labels.shape == (users + items,)
+    ours = torch.cat([group, torch.arange(items) % 2])
+    assert labels.equal(ours) or labels.equal(1 - ours)
+
+
+@pytest.mark.parametrize('num_parts', [1, 3, 5])
+def test_metis_partition_labels_are_in_range(toy, num_parts):
+    pytest.importorskip('pymetis')
+    labels = metis_partition(toy.edge_index, toy.num_users, toy.num_items, num_parts)
+    assert labels.shape == (toy.num_entities,)
+    assert 0 <= int(labels.min()) and int(labels.max()) < num_parts
+
+
+def test_metis_partition_without_pymetis(toy, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'pymetis', None)
+    with pytest.raises(ImportError) as error:
+        metis_partition(toy.edge_index, toy.num_users, toy.num_items, 2)
+    assert 'pip install "pyg-c2f[metis]"' in str(error.value)
+    assert '--set anchors=random' in str(error.value)
+
+
+@pytest.fixture
+def features():
+    """Features of entities, coarse and fine anchors, 6 columns each."""
+    torch.manual_seed(0)
+    return torch.randn(40, 6), torch.randn(5, 6), torch.randn(4, 6)
+
+
+@pytest.fixture(params=[7, 1000], ids=lambda rows: f'block{rows}')
+def block(request, monkeypatch):
+    """Blocks of few rows, and one block for all of them."""
+    monkeypatch.setattr(anchors, 'BLOCK', request.param)
+
+
+def numpy_product(nodes, other):
+    return nodes.double().numpy() @ np.linalg.pinv(other.double().numpy())
+
+
+@pytest.mark.usefixtures('block')
+@pytest.mark.parametrize('num_links', [1, 2, 5])
+def test_pinv_assignment(features, num_links):
+    nodes, coarse, _ = features
+    product = numpy_product(nodes, coarse)
+    order = np.argsort(-product, axis=1)[:, :num_links]
+    index, weight = pinv_assignment(nodes, coarse, num_links)
+    np.testing.assert_array_equal(index, order)
+    theirs = np.take_along_axis(product, order, axis=1)
+    if num_links == 5:
+        assert (theirs < 0).any()
+    np.testing.assert_allclose(weight, theirs.clip(min=0), atol=1e-5)
+
+
+def test_pinv_assignment_of_dependent_anchors(features):
+    nodes, coarse, _ = features
+    coarse = torch.cat([coarse, coarse[:1], torch.zeros(1, 6)])
+    product = numpy_product(nodes, coarse)
+    index, weight = pinv_assignment(nodes, coarse, 3)
+    theirs = -np.sort(-product, axis=1)[:, :3]
+    np.testing.assert_allclose(weight, theirs.clip(min=0), atol=1e-5)
+    at_index = np.take_along_axis(product, index.numpy(), axis=1).clip(min=0)
+    np.testing.assert_allclose(weight, at_index, atol=1e-5)
+
+
+def test_negative_entries_become_no_link():
+    index, weight = pinv_assignment(-torch.eye(3), torch.eye(3), 2)
+    assert weight.equal(torch.zeros(3, 2))
+    assert_distinct(index)
+
+
+@pytest.mark.usefixtures('block')
+def test_bridge_scores(features):
+    nodes, coarse, fine = features
+    theirs = numpy_product(nodes, coarse).T @ numpy_product(nodes, fine)
+    np.testing.assert_allclose(bridge_scores(nodes, coarse, fine), theirs, rtol=1e-4)
+
+
+@pytest.mark.parametrize('num_fine', [1, 2, 4])
+def test_partition_scores(toy, num_fine):
+    labels = torch.randint(num_fine, (toy.num_entities,), generator=seeded())
+    parts = np.full((toy.num_entities, num_fine), 0.5 / max(num_fine - 1, 1))
+    parts[np.arange(toy.num_entities), labels] = 0.5
+    ours = partition_scores(toy.coarse, toy.num_coarse, labels, num_fine)
+    np.testing.assert_allclose(ours, toy.s1.T @ parts, atol=1e-6)
+
+
+def test_softmax_assignment(features):
+    scores = features[0].double().numpy()
+    softmax = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    order = np.argsort(-softmax, axis=1)[:, :2]
+    index, weight = softmax_assignment(features[0], 2)
+    np.testing.assert_array_equal(index, order)
+    np.testing.assert_allclose(
+        weight, np.take_along_axis(softmax, order, axis=1), rtol=1e-5
+    )
+
+
+def test_place_codes():
+    codes = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    columns = torch.tensor([[0, 3], [1, 2]])
+    out = place_codes(codes, columns, 4)
+    assert out.tolist() == [[1, 0, 0, 2], [0, 3, 4, 0]]
+
+
+@pytest.fixture
+def codebook():
+    return torch.randn(12, 10, generator=seeded(3))
+
+
+def test_sparse_pca_codebook(codebook):
+    num_fine, num_components = 15, 4
+    out = sparse_pca_codebook(codebook, num_fine, num_components, generator=seeded())
+    assert out.shape == (num_fine, 10) and out.dtype == codebook.dtype
+    again = sparse_pca_codebook(codebook, num_fine, num_components, generator=seeded())
+    other = sparse_pca_codebook(codebook, num_fine, num_components, generator=seeded(1))
+    assert out.equal(again) and not out.equal(other)
+
+    generator = seeded()
+    rows = torch.randint(len(codebook), (num_fine,), generator=generator)
+    seed = int(torch.randint(2**31 - 1, (), generator=generator))
+    codes = sparse_pca_codes(codebook[rows], num_components, random_state=seed)
+    assert codes.count_nonzero() > 0
+    for placed, code in zip(out, codes, strict=True):
+        # The codes in their order; the other columns are zero.
+        assert placed[placed != 0].equal(code[code != 0])
+    assert (out != 0).sum(dim=1).max() <= num_components
+    # Each row has columns of its own.
+    assert (out != 0).any(dim=0).sum() > num_components
+
+
+@pytest.mark.parametrize('num_components', [10, 11])
+def test_sparse_pca_codebook_with_no_column_to_spare(codebook, num_components):
+    out = sparse_pca_codebook(codebook, 15, num_components, generator=seeded())
+    generator = seeded()
+    rows = torch.randint(len(codebook), (15,), generator=generator)
+    seed = int(torch.randint(2**31 - 1, (), generator=generator))
+    assert out.equal(sparse_pca_codes(codebook[rows], 10, random_state=seed))
+
+
+def test_sparse_pca_codebook_with_fewer_rows_than_components(codebook):
+    out = sparse_pca_codebook(codebook, 3, 6, generator=seeded())
+    assert out.shape == (3, 10) and bool(out.isfinite().all())
