@@ -1,0 +1,178 @@
+r"""The fused way: propagation over one CSR matrix of the whole block graph."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pyg_c2f.graph import CSR, BlockGraph
+from pyg_c2f.typing import Assignment
+
+CACHE_BYTES = 16 << 20
+
+
+def csr_matmul(csr: CSR, x: Tensor) -> Tensor:
+    r"""The product of a CSR matrix with a dense one.
+
+    On the CPU it is an embedding bag, whose kernel prefetches the gathered rows: on
+    real interaction graphs it takes less than half the time of ``torch.sparse``. That
+    kernel is float32 only, and on a GPU ``torch.sparse`` is faster.
+    """
+    rowptr, col, weight = csr
+    if x.is_cuda:
+        size = (rowptr.numel() - 1, x.size(0))
+        return torch.sparse_csr_tensor(rowptr, col, weight, size) @ x
+    return F.embedding_bag(
+        col,
+        x,
+        rowptr.to(col.dtype),
+        mode='sum',
+        per_sample_weights=weight,
+        include_last_offset=True,
+    )
+
+
+def weighted_sum(assignment: Assignment, codebook: Tensor) -> Tensor:
+    r"""Each node's weighted sum of its anchors, :math:`\mathbf{S} \mathbf{E}`.
+
+    Args:
+        assignment (Assignment): ``index`` and ``weight`` of shape ``[num_nodes, t]``.
+        codebook (Tensor): The anchors' features, shape ``[num_anchors, channels]``.
+    """
+    return F.embedding_bag(
+        assignment.index, codebook, per_sample_weights=assignment.weight, mode='sum'
+    )
+
+
+class _Ego(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, codebook: Tensor, assignment: Assignment, transposed: CSR
+    ) -> Tensor:
+        # Detached: the kernel keeps more for a backward pass that is ours anyway.
+        out = weighted_sum(assignment, codebook.detach())
+        out = out.mul_(2).sigmoid_().mul_(2).sub_(1)
+        ctx.save_for_backward(out)
+        ctx.transposed = transposed
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (out,) = ctx.saved_tensors
+        grad = torch.ops.aten.tanh_backward(grads[0], out)
+        return csr_matmul(ctx.transposed, grad), None, None
+
+
+def fused_ego(codebook: Tensor, assignment: Assignment, transposed: CSR) -> Tensor:
+    r"""The entities' features before propagation, :math:`\tanh(\mathbf{S} \mathbf{E})`.
+
+    The hyperbolic tangent is computed as :math:`2 \sigma(2x) - 1`, which is five times
+    faster here and off by rounding only (1e-7); the backward pass is one sparse product
+    with :math:`\mathbf{S}^{\top}` instead of a sort of all links.
+
+    Args:
+        codebook (Tensor): The anchors' features, shape ``[num_anchors, channels]``.
+        assignment (Assignment): Entities to anchors.
+        transposed (CSR): The transposed assignment.
+    """
+    return _Ego.apply(codebook, assignment, transposed)
+
+
+def fused_layer(x: Tensor, graph: BlockGraph, gate: float) -> Tensor:
+    r"""One layer :math:`\mathbf{C} \hat{\mathbf{X}} \mathbf{H}` (SPEC sections 2, 3).
+
+    In the coarse stage :math:`\mathbf{C}` is the identity. In the fine stage, with the
+    blocks :math:`[\mathbf{z}_N ; \mathbf{z}_c ; \mathbf{z}_f]` of
+    :math:`\hat{\mathbf{X}} \mathbf{H}`,
+
+    .. math::
+        \mathbf{z}_c' = (1 - g) \mathbf{z}_c + (2g - 1) \mathbf{S}_2 \mathbf{z}_f,
+        \quad
+        \mathbf{z}_N' = \mathbf{z}_N + \mathbf{S}_1 (\mathbf{z}_c' - \mathbf{z}_c).
+    """
+    z = csr_matmul(graph.adj, x)
+    if graph.fine is None:
+        return z
+    num_entities, num_coarse = graph.coarse.index.size(0), graph.fine.index.size(0)
+    z_n, z_c, z_f = z.tensor_split((num_entities, num_entities + num_coarse))
+    change = (2 * gate - 1) * weighted_sum(graph.fine, z_f) - gate * z_c
+    z_n += weighted_sum(graph.coarse, change)
+    z_c += change
+    return z
+
+
+def fused_layer_t(y: Tensor, graph: BlockGraph, gate: float) -> Tensor:
+    r"""The transposed layer :math:`\hat{\mathbf{X}} \mathbf{C}^{\top} \mathbf{Y}`."""
+    if graph.fine is not None and graph.fine_t is not None:
+        num_entities, num_coarse = graph.coarse.index.size(0), graph.fine.index.size(0)
+        y_n, y_c, y_f = y.tensor_split((num_entities, num_entities + num_coarse))
+        down = csr_matmul(graph.coarse_t, y_n)
+        y_f = y_f + (2 * gate - 1) * csr_matmul(graph.fine_t, down + y_c)
+        y = torch.cat([y_n, (1 - gate) * y_c - gate * down, y_f])
+    return csr_matmul(graph.adj, y)
+
+
+class _Propagation(torch.autograd.Function):
+    """Mean over the layers; the backward is the same recursion transposed (Horner)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, graph: BlockGraph, num_layers: int, gate: float
+    ) -> Tensor:
+        ctx.graph, ctx.num_layers, ctx.gate = graph, num_layers, gate
+        out = torch.empty_like(x)
+        for x_block, out_block in _column_blocks(x.detach(), out):
+            h = x_block.contiguous()
+            total = h.clone()
+            for _ in range(num_layers):
+                h = fused_layer(h, graph, gate)
+                total += h
+            torch.div(total, num_layers + 1, out=out_block)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        out = torch.empty_like(grads[0])
+        for grad_block, out_block in _column_blocks(grads[0], out):
+            grad = grad_block / (ctx.num_layers + 1)
+            total = grad.contiguous()
+            for _ in range(ctx.num_layers):
+                total = fused_layer_t(total, ctx.graph, ctx.gate).add_(grad)
+            out_block.copy_(total)
+        return out, None, None, None
+
+
+def _column_blocks(*tables: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Blocks of columns whose rows the processor's cache can hold all at once.
+
+    Propagation treats each column alone, and gathers rows in no order: once a block
+    fits into the cache, all layers run there. On Gowalla (128 columns, 36 MB) that
+    takes 0.6 of the time.
+    """
+    width = tables[0].size(1)
+    if not tables[0].is_cuda:
+        while width > 32 and tables[0][:, :width].nbytes > CACHE_BYTES:
+            width //= 2
+    return zip(*(table.split(max(width, 1), dim=1) for table in tables), strict=True)
+
+
+def fused_propagation(
+    x: Tensor, graph: BlockGraph, num_layers: int, gate: float
+) -> Tensor:
+    r"""The mean of the layers' outputs, layer 0 included.
+
+    .. math::
+        \mathbf{H} = \frac{1}{L + 1} \sum_{l=0}^{L}
+        (\mathbf{C} \hat{\mathbf{X}})^l \mathbf{H}^{(0)}
+
+    It keeps no activation: the backward pass needs the graph alone.
+
+    Args:
+        x (Tensor): The features of all nodes in block order, ``[num_nodes, channels]``.
+        graph (BlockGraph): The fused graph.
+        num_layers (int): The number of layers :math:`L`.
+        gate (float): The gate :math:`g` of the fine stage.
+    """
+    return _Propagation.apply(x, graph, num_layers, gate)

@@ -1,0 +1,444 @@
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric.data import HeteroData
+from torch_geometric.utils import degree
+
+from pyg_c2f.anchors import bridge_scores, pinv_assignment, softmax_assignment
+from pyg_c2f.graph import (
+    BlockGraph,
+    EntityCSR,
+    build_block_graph,
+    build_hetero_data,
+    entity_csr,
+    joint_norm,
+)
+from pyg_c2f.nn.conv import C2FConv
+from pyg_c2f.nn.embedding import MetaEmbedding, SoftThreshold
+from pyg_c2f.nn.fused import fused_ego, fused_propagation, weighted_sum
+from pyg_c2f.typing import COARSE, FINE, ITEM, USER, Assignment, Stage
+
+
+class C2F(torch.nn.Module):
+    r"""The coarse-to-fine lightweight meta-embedding recommender.
+
+    From the `"Coarse-to-Fine Lightweight Meta-Embedding for ID-Based Recommendation"
+    <https://arxiv.org/abs/2501.11870>`_ paper. Users and items (the entities) own no
+    features; they are sparse mixtures of coarse anchors, and these of fine anchors:
+
+    .. math::
+        \mathbf{H}^{(0)} = [\tanh(\mathbf{S}_1 \mathbf{E}_c) ; \;
+        g \mathbf{S}_2 \mathbf{F} + (1 - g) \mathbf{E}_c ; \; \tanh(\mathbf{F})],
+        \quad \mathbf{F} = \mathrm{soft}(\mathbf{E}_f)
+
+    (coarse stage: :math:`[\tanh(\mathbf{S}_1 \mathbf{E}_c) ; \mathbf{E}_c ; 0]`),
+    propagated by :math:`L` layers of :class:`C2FConv` and averaged over the layers. A
+    pair scores :math:`\mathbf{h}_u^{\top} \mathbf{h}_i + b_u + b_i + b_0`.
+
+    The model is in one of two stages (:meth:`set_stage`): ``'coarse'`` trains the
+    coarse codebook, ``'fine'`` freezes it and trains the fine one; the scalars
+    :math:`b` are trained in both. Assignments change by :meth:`set_assignment` and
+    :meth:`update_assignment` only, never in :meth:`forward`.
+
+    Args:
+        edge_index (Tensor): The unique train pairs, users in row 0, items in row 1,
+            shape ``[2, num_edges]``.
+        num_users (int): The number of users.
+        num_items (int): The number of items.
+        num_coarse (int, optional): The number :math:`c` of coarse anchors.
+        num_fine (int, optional): The number :math:`r` of fine anchors.
+        embedding_dim (int, optional): The width :math:`d` of the codebooks.
+        num_layers (int, optional): The number :math:`L` of layers.
+        anchors_per_entity (int, optional): Coarse anchors of each entity, :math:`t`.
+        fine_per_coarse (int, optional): Fine anchors of each coarse one, :math:`f`.
+        gate (float, optional): The gate :math:`g`.
+        threshold (float, optional): The soft threshold of the fine codebook.
+
+    Raises:
+        ValueError: If a size is not positive, an edge does not fit the sizes, or there
+            are fewer anchors than one node needs.
+
+    Example:
+        >>> edge_index = torch.tensor([[0, 0, 1, 2], [0, 1, 1, 2]])
+        >>> model = C2F(edge_index, 3, 4, num_coarse=2, num_fine=2, embedding_dim=8,
+        ...             fine_per_coarse=2)
+        >>> items, scores = model.recommend([0, 1], k=2)
+        >>> items.shape
+        torch.Size([2, 2])
+    """
+
+    edge_index: Tensor
+
+    def __init__(
+        self,
+        edge_index: Tensor,
+        num_users: int,
+        num_items: int,
+        num_coarse: int = 300,
+        num_fine: int = 100,
+        embedding_dim: int = 128,
+        num_layers: int = 3,
+        anchors_per_entity: int = 2,
+        fine_per_coarse: int = 4,
+        gate: float = 0.2,
+        threshold: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if num_users < 1 or num_items < 1 or num_layers < 0:
+            raise ValueError(
+                f"'C2F' expected users, items and layers (got num_users={num_users}, "
+                f'num_items={num_items}, num_layers={num_layers})'
+            )
+        high = torch.tensor([[num_users], [num_items]], device=edge_index.device)
+        if bool(((edge_index < 0) | (edge_index >= high)).any()):
+            raise ValueError(
+                f"'C2F' expected users below {num_users} and items below {num_items} "
+                f'in edge_index (got up to {edge_index.max(dim=1).values.tolist()})'
+            )
+        self.num_users = num_users
+        self.num_items = num_items
+        self.num_coarse = num_coarse
+        self.num_fine = num_fine
+        self.embedding_dim = embedding_dim
+        self.num_layers = num_layers
+        self.anchors_per_entity = anchors_per_entity
+        self.fine_per_coarse = fine_per_coarse
+        self.gate = gate
+        self.threshold = threshold
+
+        num_entities = num_users + num_items
+        self.coarse = MetaEmbedding(
+            num_entities, num_coarse, embedding_dim, anchors_per_entity
+        )
+        self.fine = MetaEmbedding(num_coarse, num_fine, embedding_dim, fine_per_coarse)
+        self.soft_threshold = SoftThreshold(threshold)
+        self.bias = torch.nn.Parameter(torch.empty(num_entities))
+        self.global_bias = torch.nn.Parameter(torch.empty(1))
+        self.convs = torch.nn.ModuleList(C2FConv(gate) for _ in range(num_layers))
+        # A copy: loading a state writes into it.
+        self.register_buffer('edge_index', edge_index.clone())
+        self._entities: EntityCSR | None = None
+        self._graph: BlockGraph | None = None
+        self.register_load_state_dict_post_hook(lambda model, _: model._forget_graphs())
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        r"""Draws everything anew: codebooks and :math:`b` from
+        :math:`\mathcal{N}(0, 1)` (:math:`b_0 = 0`), random assignments, stage coarse.
+        """
+        self.coarse.reset_parameters()
+        self.fine.reset_parameters()
+        torch.nn.init.normal_(self.bias)
+        torch.nn.init.zeros_(self.global_bias)
+        self.set_stage('coarse')
+
+    def set_stage(self, stage: Stage) -> None:
+        """Enters a stage: freezes the codebook that the stage does not train."""
+        self.stage = stage
+        self.coarse.codebook.requires_grad_(stage == 'coarse')
+        self.fine.codebook.requires_grad_(stage == 'fine')
+        self._graph = None
+
+    def set_assignment(
+        self, coarse: Assignment | None = None, fine: Assignment | None = None
+    ) -> None:
+        """Puts other assignments in place.
+
+        Args:
+            coarse (Assignment, optional): Entities to coarse anchors.
+            fine (Assignment, optional): Coarse anchors to fine ones.
+        """
+        if coarse is not None:
+            self.coarse.set_assignment(coarse)
+        if fine is not None:
+            self.fine.set_assignment(fine)
+        self._graph = None
+
+    @torch.no_grad()
+    def update_assignment(self, h: Tensor) -> dict[str, float]:
+        r"""Re-assigns from propagated features: :math:`\mathbf{S}_1` in the coarse
+        stage (:func:`~pyg_c2f.anchors.pinv_assignment`), :math:`\mathbf{S}_2` in the
+        fine stage (:func:`~pyg_c2f.anchors.bridge_scores`).
+
+        Args:
+            h (Tensor): The output of :meth:`propagate`, ``[num_nodes, channels]``.
+
+        Returns:
+            Dict: ``changed``, the share of links that are new, and ``anchors_in_use``.
+        """
+        h_n, h_c, h_f = self.split(h.detach())
+        if self.stage == 'coarse':
+            table = self.coarse
+            new = pinv_assignment(h_n, h_c, self.anchors_per_entity)
+        else:
+            table = self.fine
+            scores = bridge_scores(h_n, h_c, h_f)
+            new = softmax_assignment(scores, self.fine_per_coarse)
+        old = table.index.masked_fill(table.assignment_weight == 0, -1)
+        kept = (new.index.unsqueeze(2) == old.unsqueeze(1)).any(dim=2)
+        kept = kept[new.weight != 0]
+        table.set_assignment(new)
+        self._graph = None
+        return {
+            'changed': 1 - float(kept.sum()) / max(kept.numel(), 1),
+            'anchors_in_use': self.anchors_in_use(),
+        }
+
+    def anchors_in_use(self) -> int:
+        """The number of the stage's anchors that any node is tied to."""
+        index, weight = (
+            self.coarse if self.stage == 'coarse' else self.fine
+        ).assignment
+        return index[weight != 0].unique().numel()
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The blocks of entities, coarse anchors and fine anchors of node features."""
+        num_entities = self.num_users + self.num_items
+        return x.split([num_entities, self.num_coarse, self.num_fine])
+
+    def ego(self) -> Tensor:
+        r"""The entities' features before propagation, :math:`\tanh(\mathbf{S}_1
+        \mathbf{E}_c)`.
+        """
+        graph = self.block_graph()
+        return fused_ego(self.coarse.codebook, graph.coarse, graph.coarse_t)
+
+    def layer0(self) -> tuple[Tensor, Tensor, Tensor]:
+        r"""The blocks of :math:`\mathbf{H}^{(0)}`: entities, coarse, fine anchors."""
+        codebook, ego = self.coarse.codebook, self.ego()
+        if self.stage == 'coarse':
+            return ego, codebook, codebook.new_zeros(self.fine.codebook.shape)
+        fine = self.soft_threshold(self.fine.codebook)
+        mixed = weighted_sum(self.fine.assignment, fine)
+        blended = self.gate * mixed + (1 - self.gate) * codebook
+        return ego, blended, fine.tanh()
+
+    def block_graph(self) -> BlockGraph:
+        """The fused graph of the current stage and assignments (built once)."""
+        if self._graph is None:
+            fine = self.fine.assignment if self.stage == 'fine' else None
+            self._graph = build_block_graph(
+                self._train_csr(),
+                self.coarse.assignment,
+                self.num_coarse,
+                fine,
+                self.num_fine,
+            )
+        return self._graph
+
+    def to_hetero_data(self) -> HeteroData:
+        """The model's graph, the anchors' learned features as their ``x``."""
+        fine = self.stage == 'fine'
+        data = build_hetero_data(
+            self.edge_index,
+            self.num_users,
+            self.num_items,
+            self.coarse.assignment,
+            self.num_coarse,
+            self.fine.assignment if fine else None,
+            self.num_fine,
+        )
+        data[COARSE].x = self.coarse.codebook.detach()
+        if fine:
+            data[FINE].x = self.soft_threshold(self.fine.codebook).detach()
+        return data
+
+    def propagate(
+        self, x: tuple[Tensor, Tensor, Tensor] | None = None, fused: bool = True
+    ) -> Tensor:
+        r"""The mean over all layers, for all nodes in block order.
+
+        Args:
+            x (Tuple, optional): The output of :meth:`layer0`, if at hand.
+            fused (bool, optional): Whether to go over one CSR matrix, or to pass
+                messages relation by relation: the same numbers, the readable way.
+                (default: :obj:`True`)
+
+        Returns:
+            Tensor: Users, items, coarse anchors, fine anchors, ``[num_nodes, d]``.
+        """
+        x = self.layer0() if x is None else x
+        if fused:
+            graph = self.block_graph()
+            return fused_propagation(torch.cat(x), graph, self.num_layers, self.gate)
+        layers = self.layers(x)
+        out = [
+            sum(xs) / len(xs) for xs in zip(*(x.values() for x in layers), strict=True)
+        ]
+        if self.stage == 'coarse':
+            out.append(x[2])
+        return torch.cat(out)
+
+    def layers(
+        self, x: tuple[Tensor, Tensor, Tensor] | None = None
+    ) -> list[dict[str, Tensor]]:
+        """The features of every layer, relation by relation (the readable way).
+
+        Args:
+            x (Tuple, optional): The output of :meth:`layer0`, if at hand.
+        """
+        ego, coarse, fine = self.layer0() if x is None else x
+        user, item = ego.split([self.num_users, self.num_items])
+        x_dict = {USER: user, ITEM: item, COARSE: coarse}
+        if self.stage == 'fine':
+            x_dict[FINE] = fine
+        data = self.to_hetero_data()
+        edges, weights = data.edge_index_dict, data.edge_weight_dict
+        norm = joint_norm(edges, weights, {k: len(x) for k, x in x_dict.items()})
+        out = [x_dict]
+        for conv in self.convs:
+            out.append(conv(out[-1], edges, weights, norm))
+        return out
+
+    def forward(self, users: Tensor, items: Tensor, h: Tensor | None = None) -> Tensor:
+        r"""The scores of pairs, :math:`\mathbf{h}_u^{\top} \mathbf{h}_i + b_u + b_i +
+        b_0`.
+
+        Args:
+            users (Tensor): User ids, ``[batch_size]``.
+            items (Tensor): Item ids, ``[batch_size]``, or several rows of them,
+                ``[*, batch_size]``, such as positive and negative items.
+            h (Tensor, optional): The output of :meth:`propagate`, if at hand.
+
+        Returns:
+            Tensor: The scores, of the shape of ``items``.
+        """
+        h = self.propagate() if h is None else h
+        # One gather for all rows: each one costs a table of zeros in the backward.
+        ids = torch.cat([users, items.flatten() + self.num_users])
+        rows, bias = h.index_select(0, ids), self.bias.index_select(0, ids)
+        h_user, h_item = rows.tensor_split((users.numel(),))
+        b_user, b_item = bias.tensor_split((users.numel(),))
+        dots = (h_user * h_item.view(*items.shape, -1)).sum(dim=-1)
+        # The global scalar goes to the users first: in a difference of two scores of
+        # a user the gradients of both then cancel exactly, not up to rounding.
+        return dots + b_item.view(items.shape) + (b_user + self.global_bias)
+
+    @torch.no_grad()
+    def scorer(self) -> Callable[[Tensor], Tensor]:
+        """Propagates once and returns the scores of all items as a function of users.
+
+        Returns:
+            Callable: Maps user ids ``[batch_size]`` to ``[batch_size, num_items]``.
+        """
+        h_user, h_item, _ = self.propagate().tensor_split(
+            (self.num_users, self.num_users + self.num_items)
+        )
+        item_t = h_item.T.contiguous()
+        b_user, b_item = self.bias.detach().split([self.num_users, self.num_items])
+        b_item = b_item + self.global_bias.detach()
+
+        def score(users: Tensor) -> Tensor:
+            out = torch.addmm(b_item, h_user[users], item_t)
+            return out.add_(b_user[users].unsqueeze(1))
+
+        return score
+
+    @torch.no_grad()
+    def recommend(
+        self,
+        users: int | Sequence[int] | Tensor | None = None,
+        k: int = 20,
+        *,
+        history: Sequence[int] | Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        r"""The best items that are not in a user's train items or history.
+
+        A person whom the model has never seen enters by a history of items: a user node
+        without anchors of its own, whose features are what its items send to it,
+
+        .. math::
+            \mathbf{h}_u = \frac{1}{L + 1} \sum_{i \in \mathcal{N}(u)} \hat{x}_{ui}
+            \sum_{l=0}^{L-1} \mathbf{h}_i^{(l)}
+
+        while the items keep the features they have without this person.
+
+        Args:
+            users (int or Sequence or Tensor, optional): User ids.
+            k (int, optional): The number of items. (default: ``20``)
+            history (Sequence or Tensor, optional): Item ids of one unknown person.
+
+        Returns:
+            Tuple: Item ids and scores, best first, ``[num_users, k]`` each, or ``[k]``
+            for a single user id or a history. Where fewer than ``k`` items are left,
+            the ids at the end are -1 and their scores minus infinity.
+
+        Raises:
+            ValueError: If not exactly one of users and history is given, an id is out
+                of range, the history is empty, or ``k`` is not positive.
+        """
+        if (users is None) == (history is None):
+            raise ValueError("'recommend' takes either users or a history")
+        if k < 1:
+            raise ValueError(f"'recommend' expected k >= 1 (got {k})")
+        k = min(k, self.num_items)
+        device = self.bias.device
+        if history is not None:
+            items = torch.as_tensor(history, device=device).flatten().unique()
+            _check_ids(items, self.num_items, 'item')
+            scores = self._score_history(items)
+            return _top_unseen(scores, torch.zeros_like(items), items, k, single=True)
+
+        ids = torch.as_tensor(users, device=device)
+        _check_ids(ids, self.num_users, 'user')
+        score, rowptr = self.scorer(), self._train_csr().rowptr
+        out = []
+        for block in ids.flatten().split(1024):
+            start, count = rowptr[block], rowptr[block + 1] - rowptr[block]
+            row = torch.repeat_interleave(count)
+            first = start - count.cumsum(0) + count
+            at = torch.arange(row.numel(), device=device) + first[row]
+            seen = self._train_csr().col[at] - self.num_users
+            out.append(_top_unseen(score(block), row, seen, k, single=ids.dim() == 0))
+        return torch.cat([ids for ids, _ in out]), torch.cat([s for _, s in out])
+
+    def _score_history(self, items: Tensor) -> Tensor:
+        graph, num_layers = self.block_graph(), self.num_layers
+        x0 = torch.cat(self.layer0())
+        deg = degree(self.edge_index[1], self.num_items, self.bias.dtype)[items]
+        weight = (items.numel() * deg.clamp(min=1)).rsqrt()
+        weight = weight / weight.sum().sqrt() * graph.scale[items + self.num_users]
+        sent = x0.new_zeros(self.embedding_dim)
+        if num_layers > 0:
+            below = fused_propagation(x0, graph, num_layers - 1, self.gate)
+            sent = weight @ below[items + self.num_users]
+            sent = sent * num_layers / (num_layers + 1)
+        h = fused_propagation(x0, graph, num_layers, self.gate)
+        h_item = h[self.num_users : self.num_users + self.num_items]
+        b_item = self.bias[self.num_users :] + self.global_bias
+        return (h_item @ sent + b_item).unsqueeze(0)
+
+    def _train_csr(self) -> EntityCSR:
+        if self._entities is None:
+            self._entities = entity_csr(self.edge_index, self.num_users, self.num_items)
+        return self._entities
+
+    def _forget_graphs(self) -> None:
+        self._entities = self._graph = None
+
+    def _apply(self, fn: Any, recurse: bool = True) -> 'C2F':
+        self._forget_graphs()
+        return super()._apply(fn, recurse)
+
+    def extra_repr(self) -> str:
+        return f'{self.num_users}, {self.num_items}, stage={self.stage!r}'
+
+
+def _check_ids(ids: Tensor, num: int, what: str) -> None:
+    if ids.numel() == 0:
+        raise ValueError(f"'recommend' expected at least one {what} id (got none)")
+    if ids.is_floating_point() or int(ids.min()) < 0 or int(ids.max()) >= num:
+        raise ValueError(
+            f"'recommend' expected {what} ids in [0, {num}) (got {ids.tolist()})"
+        )
+
+
+def _top_unseen(
+    scores: Tensor, row: Tensor, seen: Tensor, k: int, single: bool
+) -> tuple[Tensor, Tensor]:
+    scores[row, seen] = -torch.inf
+    top, ids = scores.topk(k)
+    ids = ids.masked_fill(top == -torch.inf, -1)
+    return (ids[0], top[0]) if single else (ids, top)

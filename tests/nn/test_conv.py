@@ -1,0 +1,249 @@
+import numpy as np
+import pytest
+import torch
+import torch_geometric.typing
+from torch_geometric import EdgeIndex
+from torch_geometric.nn import HeteroConv
+from torch_geometric.testing import assert_module
+from torch_geometric.typing import SparseTensor
+from torch_geometric.utils import to_torch_csr_tensor
+
+from pyg_c2f.graph import joint_norm
+from pyg_c2f.nn import AnchorConv, C2FConv
+
+FORMS = [
+    'tensor',
+    'edge_index',
+    'edge_index_by_row',
+    'edge_index_of_unknown_size',
+    'csr',
+    'csc',
+    'coo',
+    pytest.param(
+        'sparse_tensor',
+        marks=pytest.mark.skipif(
+            not torch_geometric.typing.WITH_TORCH_SPARSE, reason='needs torch-sparse'
+        ),
+    ),
+]
+
+
+def in_form(form, edge_index, weight, size):
+    """A graph in one of its forms, and the weights where they stand beside it."""
+    if form == 'tensor':
+        return edge_index, weight
+    if form.startswith('edge_index'):
+        order = 'row' if form.endswith('row') else 'col'
+        perm = edge_index[0 if order == 'row' else 1].argsort(stable=True)
+        known = {} if form.endswith('size') else {'sparse_size': size}
+        index = EdgeIndex(edge_index[:, perm], sort_order=order, **known)
+        return index, None if weight is None else weight[perm]
+    if form == 'sparse_tensor':
+        return SparseTensor.from_edge_index(edge_index, weight, size).t(), None
+    adj_t = to_torch_csr_tensor(edge_index.flip(0), weight, size=size[::-1])
+    if form == 'csc':
+        adj_t = adj_t.to_sparse_csc()
+    return adj_t.to_sparse_coo() if form == 'coo' else adj_t, None
+
+
+def dense(edge_index, weight, size):
+    weight = torch.ones(edge_index.size(1)) if weight is None else weight
+    return weight.new_zeros(size).index_put(tuple(edge_index), weight)
+
+
+@pytest.fixture
+def graph():
+    """Distinct edges between 6 and 4 nodes; the last of each side have none."""
+    torch.manual_seed(0)
+    rated = torch.rand(6, 4) < 0.5
+    rated[5] = False
+    rated[:, 3] = False
+    edge_index = rated.nonzero().T
+    edge_index = edge_index[:, torch.randperm(edge_index.size(1))]
+    return edge_index, torch.rand(edge_index.size(1)), torch.randn(6, 5)
+
+
+def test_anchor_conv_str():
+    assert str(AnchorConv()) == 'AnchorConv()'
+    assert str(C2FConv()) == 'C2FConv(gate=0.2)'
+
+
+@pytest.mark.parametrize('fuse', [True, False])
+@pytest.mark.parametrize('weighted', [True, False])
+@pytest.mark.parametrize('form', FORMS)
+def test_anchor_conv_square(graph, form, weighted, fuse):
+    edge_index, weight, x = graph
+    weight = weight if weighted else None
+    conv = AnchorConv()
+    conv.fuse = fuse or form == 'csc'  # PyG takes CSC on the fused way only
+    out = conv(x, *in_form(form, edge_index, weight, (6, 6)))
+    expected = dense(edge_index, weight, (6, 6)).T @ x
+    torch.testing.assert_close(out, expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize('fuse', [True, False])
+@pytest.mark.parametrize('weighted', [True, False])
+@pytest.mark.parametrize('form', FORMS)
+def test_anchor_conv_bipartite(graph, form, weighted, fuse):
+    edge_index, weight, x = graph
+    weight = weight if weighted else None
+    conv = AnchorConv()
+    conv.fuse = fuse or form == 'csc'  # PyG takes CSC on the fused way only
+    adj = in_form(form, edge_index, weight, (6, 4))
+    expected = dense(edge_index, weight, (6, 4)).T @ x
+    out = conv((x, torch.randn(4, 5)), *adj)
+    torch.testing.assert_close(out, expected, atol=1e-6, rtol=0)
+    out = conv((x, None), *adj, size=(6, 4))
+    torch.testing.assert_close(out, expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize('form', FORMS[:4])
+def test_anchor_conv_reversed(graph, form):
+    edge_index, weight, x = graph
+    conv = AnchorConv(flow='target_to_source')
+    out = conv(x, *in_form(form, edge_index, weight, (6, 6)))
+    expected = dense(edge_index, weight, (6, 6)) @ x
+    torch.testing.assert_close(out, expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize('aggr', ['add', 'mean', 'max'])
+def test_anchor_conv_is_invariant_to_order_and_layout(graph, aggr):
+    edge_index, weight, x = graph
+    conv = AnchorConv(aggr=aggr)
+    assert_module(conv, x, edge_index, expected_size=(6, 5))
+    assert_module(
+        conv,
+        x,
+        edge_index,
+        edge_weight=weight,
+        expected_size=(6, 5),
+        test_sparse_layouts=[],
+    )
+
+
+@pytest.mark.parametrize('form', FORMS[4:])
+def test_anchor_conv_refuses_weights_beside_a_sparse_matrix(graph, form):
+    edge_index, weight, x = graph
+    adj_t, _ = in_form(form, edge_index, weight, (6, 6))
+    with pytest.raises(ValueError, match="'AnchorConv' takes the weights of a sparse"):
+        AnchorConv()(x, adj_t, weight)
+
+
+@pytest.mark.parametrize('learned', [True, False])
+@pytest.mark.parametrize('form', FORMS)
+def test_anchor_conv_gradients(graph, form, learned):
+    edge_index, weight, x = graph
+    beside = form == 'tensor' or form.startswith('edge_index')
+    x, weight = x.requires_grad_(), weight.requires_grad_(beside and learned)
+    out = AnchorConv()((x, None), *in_form(form, edge_index, weight, (6, 4)), (6, 4))
+    pull = torch.randn_like(out)
+    (out * pull).sum().backward()
+    x_grad, x.grad = x.grad, None
+    weight_grad, weight.grad = weight.grad, None
+    (dense(edge_index, weight, (6, 4)).T @ x * pull).sum().backward()
+    torch.testing.assert_close(x_grad, x.grad)
+    if beside and learned:
+        torch.testing.assert_close(weight_grad, weight.grad)
+
+
+def test_anchor_conv_on_an_undirected_edge_index(graph):
+    edge_index, _, x = graph
+    edge_index = torch.cat([edge_index, edge_index.flip(0)], dim=1).unique(dim=1)
+    edge_index = edge_index.contiguous()
+    weight = torch.rand(edge_index.size(1))
+    index, perm = EdgeIndex(edge_index, sparse_size=(6, 6), is_undirected=True).sort_by(
+        'col'
+    )
+    perm = torch.arange(len(weight)) if perm is None else perm
+    x.requires_grad_()
+    out = AnchorConv()(x, index, weight[perm])
+    adj = dense(edge_index, weight, (6, 6))
+    torch.testing.assert_close(out, adj.T @ x)
+    (grad,) = torch.autograd.grad(out[:, 0].sum(), x)
+    torch.testing.assert_close(grad[:, 0], adj.sum(dim=1))
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_anchor_conv_in_double_precision(graph, form):
+    edge_index, weight, x = (t.double() if t.is_floating_point() else t for t in graph)
+    out = AnchorConv()(x, *in_form(form, edge_index, weight, (6, 6)))
+    expected = dense(edge_index, weight, (6, 6)).T @ x
+    torch.testing.assert_close(out, expected)
+
+
+def test_anchor_conv_inside_hetero_conv(toy):
+    data = toy.model('fine').to_hetero_data()
+    x_dict = {name: torch.randn(num, 5) for name, num in data.num_nodes_dict.items()}
+    conv = HeteroConv({rel: AnchorConv() for rel in data.edge_types}, aggr='sum')
+    out = conv(x_dict, data.edge_index_dict, edge_weight_dict=data.edge_weight_dict)
+    h = np.concatenate([x_dict[name] for name in ('user', 'item', 'coarse', 'fine')])
+    ours = torch.cat([out[name] for name in ('user', 'item', 'coarse', 'fine')])
+    np.testing.assert_allclose(ours, toy.sums('fine') @ h, atol=1e-5)
+
+
+def hetero_in_form(toy, stage, form):
+    """Features, graph and weights of each relation, the first two in a form."""
+    torch.manual_seed(1)
+    data = toy.model(stage).to_hetero_data()
+    num_nodes = data.num_nodes_dict
+    x_dict = {name: torch.randn(num, 5) for name, num in num_nodes.items()}
+    edges, weights = {}, {}
+    for rel, edge_index in data.edge_index_dict.items():
+        size = (num_nodes[rel[0]], num_nodes[rel[2]])
+        adj, weight = in_form(form, edge_index, data[rel].edge_weight, size)
+        edges[rel] = adj
+        if weight is not None:
+            weights[rel] = weight
+    return x_dict, edges, weights
+
+
+def stacked(toy, x_dict):
+    h = torch.cat(
+        [x_dict[k] for k in ('user', 'item', 'coarse', 'fine') if k in x_dict]
+    )
+    rest = toy.num_nodes - len(h)
+    return np.pad(h.numpy(), ((0, rest), (0, 0)))
+
+
+@pytest.mark.parametrize('gate', [0, 0.2, 0.5, 1])
+@pytest.mark.parametrize('form', FORMS)
+def test_c2f_conv_fine(toy, form, gate):
+    x_dict, edges, weights = hetero_in_form(toy, 'fine', form)
+    out = C2FConv(gate)(x_dict, edges, weights or None)
+    assert {k: x.shape for k, x in out.items()} == {
+        k: x.shape for k, x in x_dict.items()
+    }
+    expected = toy.layer(stacked(toy, x_dict), 'fine', gate)
+    np.testing.assert_allclose(stacked(toy, out), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_c2f_conv_coarse(toy, form):
+    x_dict, edges, weights = hetero_in_form(toy, 'coarse', form)
+    assert 'fine' not in x_dict
+    out = C2FConv(0.2)(x_dict, edges, weights or None)
+    expected = toy.layer(stacked(toy, x_dict), 'coarse', 0.2)
+    np.testing.assert_allclose(stacked(toy, out), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_c2f_conv_with_the_norm_handed_over(toy, form):
+    x_dict, edges, weights = hetero_in_form(toy, 'fine', form)
+    norm = joint_norm(edges, weights, {name: len(x) for name, x in x_dict.items()})
+    conv = C2FConv()
+    given, computed = conv(x_dict, edges, weights, norm), conv(x_dict, edges, weights)
+    for name in x_dict:
+        assert given[name].equal(computed[name])
+
+
+def test_c2f_conv_without_features(toy):
+    x_dict, edges, weights = hetero_in_form(toy, 'fine', 'tensor')
+    del x_dict['fine']
+    with pytest.raises(ValueError, match="'C2FConv' has no features for both ends"):
+        C2FConv()(x_dict, edges, weights)
+
+
+def test_c2f_conv_without_weights(toy):
+    x_dict, edges, _ = hetero_in_form(toy, 'fine', 'tensor')
+    with pytest.raises(ValueError, match="'edge_weight' is needed"):
+        C2FConv()(x_dict, edges)

@@ -1,0 +1,430 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from pyg_c2f.nn import C2F, BPRLoss
+from pyg_c2f.sampler import TripletSampler
+from pyg_c2f.train import train_step
+from pyg_c2f.typing import Assignment
+
+both_stages = pytest.mark.parametrize('stage', ['coarse', 'fine'])
+
+
+def layers(toy, model):
+    """All layers' features, SPEC sections 2 and 3 written out."""
+    s1, s2 = toy.s1, toy.s2
+    codebook = model.coarse.codebook.detach().double().numpy()
+    fine = model.fine.codebook.detach().double().numpy()
+    fine = np.sign(fine) * np.clip(np.abs(fine) - model.threshold, 0, None)
+    if model.stage == 'coarse':
+        mixed, fine = codebook, np.zeros_like(fine)
+    else:
+        mixed = model.gate * s2 @ fine + (1 - model.gate) * codebook
+    out = [np.concatenate([np.tanh(s1 @ codebook), mixed, np.tanh(fine)])]
+    for _ in range(model.num_layers):
+        out.append(toy.layer(out[-1], model.stage, model.gate))
+    return out
+
+
+def all_scores(toy, model):
+    h = np.mean(layers(toy, model), axis=0)
+    h_user, h_item = h[: toy.num_users], h[toy.num_users : toy.num_entities]
+    b = model.bias.detach().double().numpy()
+    b_user, b_item = b[: toy.num_users], b[toy.num_users :]
+    return h_user @ h_item.T + b_user[:, None] + b_item + model.global_bias.item()
+
+
+@both_stages
+@pytest.mark.parametrize('num_layers', [0, 1, 3])
+@pytest.mark.parametrize('fused', [True, False])
+def test_propagate(toy, stage, num_layers, fused):
+    model = toy.model(stage, num_layers=num_layers)
+    expected = np.mean(layers(toy, model), axis=0)
+    ours = model.propagate(fused=fused).detach()
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+@both_stages
+@pytest.mark.parametrize('gate', [0.0, 0.2, 0.5, 1.0])
+def test_both_ways_have_the_same_values_and_gradients(toy, stage, gate):
+    model = toy.model(stage, gate=gate)
+    for parameter in model.parameters():
+        parameter.requires_grad_()
+    pull = torch.randn(toy.num_nodes, model.embedding_dim)
+    out, grads = [], []
+    for fused in (True, False):
+        h = model.propagate(fused=fused)
+        out.append(h.detach())
+        (h * pull).sum().backward()
+        grads.append(
+            [table.codebook.grad for table in (model.coarse, model.fine)]
+            if stage == 'fine'
+            else [model.coarse.codebook.grad]
+        )
+        model.zero_grad()
+    torch.testing.assert_close(*out, atol=1e-5, rtol=0)
+    torch.testing.assert_close(*grads, atol=1e-5, rtol=1e-5)
+    assert all(grad.isfinite().all() and grad.any() for grad in grads[0])
+
+
+@both_stages
+def test_gradient_of_a_plain_sum(toy, stage):
+    # Its gradient is one number, expanded: no memory layout that a kernel expects.
+    model = toy.model(stage)
+    table = model.coarse if stage == 'coarse' else model.fine
+    model.propagate().sum().backward()
+    fused, table.codebook.grad = table.codebook.grad, None
+    model.propagate(fused=False).sum().backward()
+    torch.testing.assert_close(fused, table.codebook.grad, atol=1e-5, rtol=1e-5)
+
+
+@both_stages
+def test_columns_in_blocks(toy, stage, monkeypatch):
+    model = toy.model(stage, embedding_dim=70)
+    pull = torch.randn(toy.num_nodes, 70)
+
+    def values_and_gradients():
+        model.zero_grad()
+        h = model.propagate()
+        (h * pull).sum().backward()
+        table = model.coarse if stage == 'coarse' else model.fine
+        return h.detach(), table.codebook.grad.clone()
+
+    whole = values_and_gradients()
+    monkeypatch.setattr('pyg_c2f.nn.fused.CACHE_BYTES', 0)
+    torch.testing.assert_close(values_and_gradients(), whole)
+
+
+@both_stages
+def test_ego(toy, stage):
+    model = toy.model(stage)
+    expected = np.tanh(toy.s1 @ model.coarse.codebook.detach().numpy())
+    np.testing.assert_allclose(model.ego().detach(), expected, atol=1e-6)
+
+
+def test_a_loss_of_isolated_nodes_has_a_gradient(toy):
+    model = toy.model('coarse')
+    x = model.layer0()
+    h = model.propagate(x)
+    users, items = torch.tensor([1, 1]), torch.tensor([[3, 0], [2, 3]])
+    BPRLoss(0.1)(*model(users, items, h), x[0]).backward()
+    assert model.coarse.codebook.grad.isfinite().all()
+
+
+@both_stages
+def test_scores(toy, stage):
+    model = toy.model(stage)
+    expected = all_scores(toy, model)
+    users = torch.tensor([5, 0, 1, 0])
+    np.testing.assert_allclose(model.scorer()(users), expected[users], atol=1e-5)
+    items = torch.tensor([[0, 1, 2, 7], [3, 3, 4, 4]])
+    with torch.no_grad():
+        np.testing.assert_allclose(
+            model(users, items), expected[users, items], atol=1e-5
+        )
+        one_row = model(users, items[0], model.propagate())
+    np.testing.assert_allclose(one_row, expected[users, items[0]], atol=1e-5)
+
+
+@both_stages
+def test_hetero_data_holds_the_anchors_features(toy, stage):
+    model = toy.model(stage)
+    data = model.to_hetero_data()
+    assert data.validate()
+    assert data['coarse'].x.equal(model.coarse.codebook)
+    if stage == 'fine':
+        assert data['fine'].x.equal(model.soft_threshold(model.fine.codebook))
+        assert (data['fine'].x == 0).any()
+    else:
+        assert 'fine' not in data.node_types
+
+
+@both_stages
+def test_recommend(toy, stage):
+    model = toy.model(stage)
+    expected = np.where(toy.rated, -np.inf, all_scores(toy, model))
+    ids, scores = model.recommend(range(toy.num_users), k=3)
+    assert ids.shape == scores.shape == (toy.num_users, 3)
+    order = np.argsort(-expected, axis=1)[:, :3]
+    np.testing.assert_array_equal(ids, order)
+    theirs = np.take_along_axis(expected, order, axis=1)
+    np.testing.assert_allclose(scores, theirs, atol=1e-5)
+    for user in range(toy.num_users):
+        one_ids, one_scores = model.recommend(user, k=3)
+        assert one_ids.equal(ids[user])
+        torch.testing.assert_close(one_scores, scores[user])
+        assert not toy.rated[user, one_ids].any()
+    some = torch.tensor([4, 0])
+    assert model.recommend(some, k=3)[0].equal(ids[some])
+
+
+def test_recommend_in_blocks(toy):
+    model = toy.model('coarse')
+    users = torch.arange(3000) % toy.num_users
+    ids, scores = model.recommend(users, k=2)
+    expected = model.recommend(range(toy.num_users), k=2)
+    assert ids.equal(expected[0][users])
+    torch.testing.assert_close(scores, expected[1][users])
+
+
+def test_recommend_marks_the_places_that_are_left(toy):
+    model = toy.model('fine')
+    ids, scores = model.recommend(range(toy.num_users), k=100)
+    assert ids.shape == (toy.num_users, toy.num_items)
+    for user in range(toy.num_users):
+        num_left = int((toy.rated[user] == 0).sum())
+        assert (ids[user, :num_left] >= 0).all()
+        assert scores[user, :num_left].isfinite().all()
+        assert (ids[user, num_left:] == -1).all()
+        assert (scores[user, num_left:] == -torch.inf).all()
+    everything = model.recommend(history=range(toy.num_items))
+    assert (everything[0] == -1).all() and len(everything[0]) == toy.num_items
+
+
+def with_a_person(toy, model, history):
+    """The scores of a user node without anchors that the items do not hear of."""
+    num_rated = toy.rated.sum(axis=0).clip(min=1)
+    a = np.zeros(toy.num_nodes)
+    for item in history:
+        a[toy.num_users + item] = 1 / np.sqrt(len(history) * num_rated[item])
+    deg = toy.sums(model.stage).sum(axis=1)
+    scale = np.array([1 / np.sqrt(d) if d > 0 else 0 for d in deg])
+    x_hat = np.zeros((toy.num_nodes + 1, toy.num_nodes + 1))
+    x_hat[:-1, :-1] = toy.x_hat(model.stage)
+    x_hat[-1, :-1] = a / np.sqrt(a.sum()) * scale
+
+    h = np.concatenate([layers(toy, model)[0], np.zeros((1, model.embedding_dim))])
+    total = h.copy()
+    for _ in range(model.num_layers):
+        z = x_hat @ h
+        if model.stage == 'fine':
+            z[:-1] = toy.correct(z[:-1], model.gate)
+        h = z
+        total += h
+    mean = total / (model.num_layers + 1)
+    b = model.bias.detach().double().numpy()[toy.num_users :]
+    h_item = mean[toy.num_users : toy.num_entities]
+    return h_item @ mean[-1] + b + model.global_bias.item()
+
+
+@both_stages
+@pytest.mark.parametrize('num_layers', [0, 1, 3])
+@pytest.mark.parametrize('history', [[0], [7, 0], [4, 2, 3], [3]])
+def test_recommend_for_a_history(toy, stage, num_layers, history):
+    model = toy.model(stage, num_layers=num_layers)
+    expected = with_a_person(toy, model, history)
+    expected[history] = -np.inf
+    ids, scores = model.recommend(history=history, k=toy.num_items - len(history))
+    assert ids.shape == scores.shape == (toy.num_items - len(history),)
+    assert not set(history) & set(ids.tolist())
+    np.testing.assert_allclose(scores, expected[ids], atol=1e-5)
+    np.testing.assert_allclose(scores, -np.sort(-expected)[: len(ids)], atol=1e-5)
+    # Order and repetition of the history do not matter.
+    again = model.recommend(history=torch.tensor(history[::-1] * 2), k=len(ids))
+    torch.testing.assert_close(again, (ids, scores))
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'match'),
+    [
+        ({}, 'either users or a history'),
+        ({'users': 0, 'history': [0]}, 'either users or a history'),
+        ({'users': 0, 'k': 0}, r'k >= 1 \(got 0\)'),
+        ({'users': 6}, r'user ids in \[0, 6\) \(got 6\)'),
+        ({'users': [0, -1]}, r'user ids in \[0, 6\)'),
+        ({'users': []}, 'at least one user id'),
+        ({'users': [0.5]}, r'user ids in \[0, 6\)'),
+        ({'history': []}, 'at least one item id'),
+        ({'history': [8]}, r'item ids in \[0, 8\) \(got \[8\]\)'),
+        ({'history': [-1, 2]}, r'item ids in \[0, 8\)'),
+    ],
+)
+def test_recommend_errors(toy, kwargs, match):
+    with pytest.raises(ValueError, match=match):
+        toy.model('coarse').recommend(**kwargs)
+
+
+def test_set_stage_freezes(toy):
+    model = toy.model('coarse')
+
+    def trained():
+        return {name for name, p in model.named_parameters() if p.requires_grad}
+
+    assert trained() == {'coarse.codebook', 'bias', 'global_bias'}
+    model.set_stage('fine')
+    assert trained() == {'fine.codebook', 'bias', 'global_bias'}
+    before = copy.deepcopy(model.state_dict())
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
+    batch = (torch.tensor([0, 5]), torch.tensor([0, 7]), torch.tensor([2, 3]))
+    train_step(model, optimizer, BPRLoss(), batch, clip=3.0)
+    assert model.coarse.codebook.equal(before['coarse.codebook'])
+    assert not model.fine.codebook.equal(before['fine.codebook'])
+    model.reset_parameters()
+    assert model.stage == 'coarse' and 'coarse.codebook' in trained()
+
+
+@both_stages
+def test_set_stage_changes_the_graph(toy, stage):
+    model = toy.model('coarse' if stage == 'fine' else 'fine')
+    model.propagate()
+    model.set_stage(stage)
+    expected = np.mean(layers(toy, model), axis=0)
+    np.testing.assert_allclose(model.propagate().detach(), expected, atol=1e-5)
+
+
+@both_stages
+def test_set_assignment_changes_the_graph(toy, stage):
+    model = toy.model(stage)
+    model.propagate()
+    toy.coarse = Assignment(toy.coarse.index.flip(0), toy.coarse.weight)
+    toy.fine = Assignment(toy.fine.index.flip(0), toy.fine.weight)
+    model.set_assignment(toy.coarse, toy.fine)
+    expected = np.mean(layers(toy, model), axis=0)
+    np.testing.assert_allclose(model.propagate().detach(), expected, atol=1e-5)
+
+
+def links(assignment):
+    return {
+        (node, anchor)
+        for node, row in enumerate(zip(*assignment, strict=True))
+        for anchor, weight in zip(*(x.tolist() for x in row), strict=True)
+        if weight != 0
+    }
+
+
+@both_stages
+def test_update_assignment(toy, stage):
+    model = toy.model(stage)
+    table = model.coarse if stage == 'coarse' else model.fine
+    other = model.fine if stage == 'coarse' else model.coarse
+    old, untouched = table.assignment, other.assignment
+    result = model.update_assignment(model.propagate())
+    new = links(table.assignment)
+    assert result['changed'] == pytest.approx(len(new - links(old)) / len(new))
+    assert result['anchors_in_use'] == len({anchor for _, anchor in new})
+    assert model.anchors_in_use() == result['anchors_in_use']
+    assert other.assignment.index.equal(untouched.index)
+    assert other.assignment.weight.equal(untouched.weight)
+
+    # The cached graph is the new one's.
+    setattr(toy, stage, table.assignment)
+    expected = np.mean(layers(toy, model), axis=0)
+    np.testing.assert_allclose(model.propagate().detach(), expected, atol=1e-5)
+    same = Assignment(*(x.clone() for x in table.assignment))
+    model.set_assignment(**{stage: same})
+    assert links(same) == links(table.assignment)
+
+
+def test_update_assignment_that_changes_nothing(toy):
+    model = toy.model('coarse')
+    h = model.propagate()
+    model.update_assignment(h)
+    assert model.update_assignment(h)['changed'] == 0
+
+
+@both_stages
+def test_load_state_dict_changes_the_graph(toy, stage):
+    model = toy.model(stage)
+    given = toy.edge_index.clone()
+    other = C2F(
+        toy.edge_index.flip(1)[:, torch.randperm(given.size(1))],
+        toy.num_users,
+        toy.num_items,
+        toy.num_coarse,
+        toy.num_fine,
+        model.embedding_dim,
+        toy.num_layers,
+        fine_per_coarse=3,
+    )
+    with torch.no_grad():
+        # Another graph of as many edges: each item numbered from the other end.
+        other.edge_index[1] = toy.num_items - 1 - other.edge_index[1]
+    other.set_stage(stage)
+    expected = other.propagate().detach()
+    assert not model.propagate().allclose(expected)
+    model.load_state_dict(other.state_dict())
+    assert model.propagate().detach().equal(expected)
+    # What the model was made from is the caller's.
+    assert toy.edge_index.equal(given)
+    assert toy.coarse.index.shape == model.coarse.index.shape
+    assert not toy.coarse.index.equal(model.coarse.index)
+
+
+@both_stages
+def test_deepcopy_and_double_precision(toy, stage):
+    model = toy.model(stage)
+    single = model.propagate().detach()
+    twin = copy.deepcopy(model).double()
+    assert twin.propagate().dtype == torch.double
+    torch.testing.assert_close(twin.propagate().float(), single, atol=1e-5, rtol=1e-5)
+    assert model.propagate().dtype == torch.float
+
+
+def test_str(toy):
+    assert str(toy.model('fine')).startswith("C2F(\n  6, 8, stage='fine'")
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'match'),
+    [
+        ({'num_users': 0}, 'num_users=0'),
+        ({'num_layers': -1}, 'num_layers=-1'),
+        ({'num_users': 2}, 'users below 2 and items below 4'),
+        ({'num_items': 3}, 'users below 3 and items below 3'),
+        ({'num_coarse': 1}, 'at least anchors_per_entity anchors'),
+        ({'num_fine': 1}, 'at least anchors_per_entity anchors'),
+        ({'embedding_dim': 0}, 'positive sizes'),
+    ],
+)
+def test_arguments(kwargs, match):
+    edge_index = torch.tensor([[0, 1, 2], [0, 1, 3]])
+    sizes = {'num_users': 3, 'num_items': 4, 'num_coarse': 5, 'num_fine': 4}
+    with pytest.raises(ValueError, match=match):
+        C2F(edge_index, **(sizes | kwargs))
+
+
+def test_without_interactions():
+    edge_index = torch.empty(2, 0, dtype=torch.long)
+    model = C2F(edge_index, 3, 4, num_coarse=2, num_fine=4, embedding_dim=4)
+    ids, scores = model.recommend([0, 2], k=2)
+    assert ids.shape == (2, 2) and bool(scores.isfinite().all())
+    assert model.recommend(history=[0], k=2)[1].isfinite().all()
+
+
+def test_checkerboard():
+    """Even users like even items, odd users odd ones; one item each is withheld."""
+    torch.manual_seed(0)
+    num = 24
+    users, items = torch.arange(num).unsqueeze(1), torch.arange(num)
+    likes = ((users - items) % 2 == 0) & (users != items)
+    edge_index = likes.nonzero().T
+    model = C2F(
+        edge_index,
+        num,
+        num,
+        num_coarse=8,
+        num_fine=4,
+        embedding_dim=8,
+        threshold=0.1,
+    )
+    generator = torch.Generator().manual_seed(0)
+    sampler = TripletSampler(edge_index, num, num, 3, generator)
+
+    def hits(steps):
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.Adam(trained, lr=0.02)
+        for step in range(steps):
+            batch = sampler.sample_epoch()
+            _, h = train_step(model, optimizer, BPRLoss(), batch, clip=3.0)
+            # The anchors start at random: without new ones there is little to learn.
+            if step % 10 == 9:
+                model.update_assignment(h)
+        best = model.recommend(range(num), k=1)[0].flatten()
+        return int((best == torch.arange(num)).sum())
+
+    assert hits(0) < num / 2
+    assert hits(150) > 0.9 * num
+    model.set_stage('fine')
+    assert hits(50) > 0.9 * num
