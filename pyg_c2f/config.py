@@ -1,0 +1,154 @@
+r"""Recipes: every setting of a run in one flat dataclass."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, get_args, get_origin
+
+from pyg_c2f.typing import InputError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The published schedule (SPEC to the letter), with Gowalla's settings.
+
+    Any field can be set by ``--set name=value``.
+    """
+
+    num_coarse: int = 300
+    """coarse anchors"""
+    num_fine: int = 100
+    """fine anchors"""
+    embedding_dim: int = 128
+    """width of the codebooks"""
+    num_layers: int = 3
+    """layers of propagation"""
+    anchors_per_entity: int = 2
+    """coarse anchors of each user and item"""
+    fine_per_coarse: int = 4
+    """fine anchors of each coarse anchor"""
+    gate: float = 0.2
+    """share of the fine part"""
+    threshold: float = 1.0
+    """soft threshold of the fine codebook"""
+    anchors: Literal['metis', 'random'] = 'metis'
+    """first anchors: a METIS cut of the graph, or at random"""
+    own_weight: float = 0.5
+    """weight of an entity's own anchor at the start"""
+    pca_components: int = 80
+    """sparse principal components that start the fine codebook"""
+    lr_coarse: float = 1e-3
+    """learning rate of the coarse stage"""
+    lr_fine: float = 3e-3
+    """learning rate of the fine stage"""
+    batch_size_coarse: int = 8192
+    """triples in a batch of the coarse stage"""
+    batch_size_fine: int = 32768
+    """triples in a batch of the fine stage"""
+    num_neg_samples: int = 5
+    """negative items for each draw"""
+    lambda_reg: float = 5e-4
+    """strength of the penalty on the ego embeddings"""
+    clip: float = 3.0
+    """largest absolute value of a gradient's entry"""
+    eval_every: int = 5
+    """epochs between two evaluations"""
+    patience: int = 5
+    """evaluations without a better NDCG@5 that end a phase"""
+    max_epochs: int = 900
+    """epochs of a stage at the most"""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            _check(field.name, getattr(self, field.name), field.type)
+        for few, many in (
+            ('anchors_per_entity', 'num_coarse'),
+            ('fine_per_coarse', 'num_fine'),
+        ):
+            if getattr(self, few) > getattr(self, many):
+                raise InputError(
+                    f'{few}={getattr(self, few)} needs at least as many anchors: '
+                    f'raise --set {many}={getattr(self, many)}'
+                )
+
+
+_MOST = 2**31 - 1
+_KINDS: dict[Any, tuple[str, float]] = {
+    int: ('a whole number', 1),
+    float: ('a number', 0),
+}
+_RANGES: dict[str, tuple[float, float]] = {
+    'num_fine': (2, _MOST),  # a single row has no principal components
+    'num_layers': (0, _MOST),
+    'gate': (0, 1),
+    'own_weight': (0, 1),
+}
+
+
+def _check(name: str, value: Any, kind: Any) -> None:
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise InputError(
+                f'--set {name}={value}: expected one of {", ".join(get_args(kind))}'
+            )
+        return
+    what, least = _KINDS[kind]
+    least, most = _RANGES.get(name, (least, _MOST))
+    fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
+    # Written so that NaN is refused too.
+    if not fits or not least <= value <= most:
+        raise InputError(
+            f'--set {name}={value}: expected {what} from {least} to {most}'
+        )
+
+
+RECIPES = {'paper': Recipe()}
+
+DATASET_SETTINGS: dict[str, dict[str, Any]] = {
+    # What the published run sets apart from Gowalla (SPEC section 5).
+    'yelp2020': {'num_layers': 4, 'own_weight': 0.6},
+    # The embedded data set is small: fewer and narrower anchors, and larger steps, for
+    # an epoch has 40 batches only. Chosen on its validation items.
+    'synthetic': {
+        'num_coarse': 100,
+        'num_fine': 40,
+        'embedding_dim': 64,
+        'pca_components': 40,
+        'lr_coarse': 1e-2,
+        'lr_fine': 1e-2,
+    },
+}
+
+
+def get_recipe(
+    name: str = 'paper', dataset: str = '', settings: dict[str, str] | None = None
+) -> Recipe:
+    """Looks a recipe up, with a data set's settings and then the given ones.
+
+    Args:
+        name (str, optional): The recipe. (default: ``'paper'``)
+        dataset (str, optional): The data set, for the settings that belong to it.
+        settings (Dict, optional): Values by field name, as text.
+
+    Raises:
+        InputError: If the recipe or a setting is unknown, or a value does not fit.
+    """
+    if name not in RECIPES:
+        raise InputError(f'unknown recipe {name!r}: choose one of {", ".join(RECIPES)}')
+    changes = dict(DATASET_SETTINGS.get(dataset, {}))
+    types = {field.name: field.type for field in fields(Recipe)}
+    for key, text in (settings or {}).items():
+        if key not in types:
+            raise InputError(
+                f'unknown setting {key!r} in --set {key}={text}: choose one of '
+                f'{", ".join(types)}'
+            )
+        changes[key] = _parse(key, text, types[key])
+    return replace(RECIPES[name], **changes)
+
+
+def _parse(key: str, text: str, kind: Any) -> Any:
+    if get_origin(kind) is Literal:
+        return text
+    try:
+        return kind(text)
+    except ValueError:
+        raise InputError(f'--set {key}={text}: expected {_KINDS[kind][0]}') from None

@@ -1,0 +1,579 @@
+r"""The two-stage, two-phase schedule of SPEC sections 2 and 3."""
+
+import ctypes
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric.data import HeteroData
+from tqdm import tqdm
+
+from pyg_c2f.anchors import (
+    metis_partition,
+    partition_assignment,
+    partition_scores,
+    random_assignment,
+    softmax_assignment,
+    sparse_pca_codebook,
+)
+from pyg_c2f.checkpoint import FORMAT, read_tensors, save, write_tensors
+from pyg_c2f.config import Recipe, get_recipe
+from pyg_c2f.evaluate import evaluate_split
+from pyg_c2f.nn import C2F, BPRLoss
+from pyg_c2f.sampler import TripletSampler
+from pyg_c2f.typing import ITEM, RATES, USER, InputError, Stage
+
+logger = logging.getLogger(__name__)
+
+Triples = tuple[Tensor, Tensor, Tensor]
+RESUME_FILE = 'resume.safetensors'
+SELECTION = 'ndcg@5'
+
+
+def reuse_freed_memory() -> None:
+    """Lets this process keep freed memory for its next tensors (glibc only).
+
+    Each step frees and takes tables of tens of megabytes. By default the C library
+    hands such blocks back to the system, and every step pays for their pages anew: on
+    Gowalla a third of its time. It changes the whole process, so programs call it
+    (``run.py`` does), never the library.
+    """
+    mmap_max, trim_threshold = -4, -1
+    try:
+        libc = ctypes.CDLL('libc.so.6')
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+    except (OSError, AttributeError):
+        logger.debug('no glibc: freed memory goes back to the system')
+
+
+def check_sizes(data: HeteroData, recipe: Recipe, init: C2F | None = None) -> None:
+    """Checks a recipe against the data set and the coarse model to start from.
+
+    Raises:
+        InputError: If there are more anchors than users and items, or the coarse model
+            has other sizes.
+    """
+    num_users, num_items = data[USER].num_nodes, data[ITEM].num_nodes
+    for name in ('num_coarse', 'num_fine'):
+        if getattr(recipe, name) > num_users + num_items:
+            raise InputError(
+                f'--set {name}={getattr(recipe, name)}: more anchors than the '
+                f'{num_users} users and {num_items} items; lower it'
+            )
+    if init is None:
+        return
+    sizes = {'num_users': num_users, 'num_items': num_items}
+    for name in ('num_coarse', 'embedding_dim', 'anchors_per_entity'):
+        sizes[name] = getattr(recipe, name)
+    for name, ours in sizes.items():
+        if getattr(init, name) != ours:
+            raise InputError(
+                f'the coarse model has {name}={getattr(init, name)}, this run {ours}: '
+                'set them alike'
+            )
+
+
+def build_model(data: HeteroData, recipe: Recipe) -> C2F:
+    """A model of a recipe's sizes on the train edges of a data set."""
+    return C2F(
+        data[RATES].edge_index,
+        data[USER].num_nodes,
+        data[ITEM].num_nodes,
+        num_coarse=recipe.num_coarse,
+        num_fine=recipe.num_fine,
+        embedding_dim=recipe.embedding_dim,
+        num_layers=recipe.num_layers,
+        anchors_per_entity=recipe.anchors_per_entity,
+        fine_per_coarse=recipe.fine_per_coarse,
+        gate=recipe.gate,
+        threshold=recipe.threshold,
+    )
+
+
+def start_coarse(model: C2F, recipe: Recipe, generator: torch.Generator) -> None:
+    """Starts the coarse stage: codebook, scalars, first anchors (SPEC section 2)."""
+    for table in (model.coarse.codebook, model.fine.codebook, model.bias):
+        draw = torch.randn(table.shape, generator=generator)
+        table.data.copy_(draw)
+    model.global_bias.data.zero_()
+    labels = _partition(model, model.num_coarse, recipe, generator)
+    model.set_assignment(
+        coarse=partition_assignment(
+            labels,
+            model.num_coarse,
+            model.anchors_per_entity,
+            recipe.own_weight,
+            generator,
+        )
+    )
+    model.set_stage('coarse')
+
+
+def start_fine(model: C2F, recipe: Recipe, generator: torch.Generator) -> None:
+    """Starts the fine stage from a trained coarse one (SPEC section 3)."""
+    codebook = sparse_pca_codebook(
+        model.coarse.codebook.detach(),
+        model.num_fine,
+        recipe.pca_components,
+        generator=generator,
+    )
+    model.fine.codebook.data.copy_(codebook)
+    labels = _partition(model, model.num_fine, recipe, generator)
+    scores = partition_scores(
+        model.coarse.assignment, model.num_coarse, labels, model.num_fine
+    )
+    model.set_assignment(fine=softmax_assignment(scores, model.fine_per_coarse))
+    model.set_stage('fine')
+
+
+def _partition(
+    model: C2F, num_parts: int, recipe: Recipe, generator: torch.Generator
+) -> Tensor:
+    if recipe.anchors == 'metis':
+        return metis_partition(
+            model.edge_index, model.num_users, model.num_items, num_parts
+        )
+    num_entities = model.num_users + model.num_items
+    start = random_assignment(num_entities, num_parts, 1, generator=generator)
+    return start.index[:, 0].to(model.edge_index.device)
+
+
+def train_step(
+    model: C2F,
+    optimizer: torch.optim.Optimizer,
+    criterion: BPRLoss,
+    triples: Triples,
+    clip: float,
+) -> tuple[Tensor, Tensor]:
+    """One batch: forward, backward, element-wise clipping, optimiser step.
+
+    Returns:
+        Tuple: The loss, and the propagated features that it was computed from.
+    """
+    users, positives, negatives = triples
+    x = model.layer0()
+    h = model.propagate(x)
+    items = torch.stack([positives, negatives])
+    positive, negative = model(users, items, h)
+    ids = torch.cat([users, items.flatten() + model.num_users])
+    count = torch.bincount(ids, minlength=len(x[0]))
+    loss = criterion(positive, negative, x[0], count)
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_value_(model.parameters(), clip)
+    optimizer.step()
+    return loss.detach(), h.detach()
+
+
+def train_epoch(
+    model: C2F,
+    optimizer: torch.optim.Optimizer,
+    criterion: BPRLoss,
+    batches: Iterable[Triples],
+    clip: float,
+    update_assignment: bool,
+) -> float:
+    """One pass over the batches of an epoch.
+
+    With ``update_assignment`` the anchors are re-assigned from the features of the
+    first batch, after its step: that batch still used the old ones.
+
+    Returns:
+        float: The mean loss of the batches.
+    """
+    losses = []
+    for number, triples in enumerate(batches):
+        loss, h = train_step(model, optimizer, criterion, triples, clip)
+        losses.append(loss)
+        if number == 0 and update_assignment:
+            model.update_assignment(h)
+    return float(torch.stack(losses).mean())
+
+
+def make_optimizer(model: C2F, recipe: Recipe) -> torch.optim.Adam:
+    """Adam over what the model's stage trains."""
+    lr = recipe.lr_coarse if model.stage == 'coarse' else recipe.lr_fine
+    return torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=lr)
+
+
+@dataclass
+class Progress:
+    """Where a stage stands; all that a resumed run needs beside tensors."""
+
+    stage: Stage
+    phase: int = 1
+    epoch: int = 0
+    best: float = -1.0
+    best_epoch: int = -1
+    bad_evaluations: int = 0
+    switch_epoch: int = -1
+    seconds: float = 0.0
+    evaluate_seconds: float = 0.0
+
+
+class Trainer:
+    """Trains one stage through its two phases, each until it stops improving.
+
+    Evaluations come before the training of every ``eval_every``-th epoch, so that epoch
+    0 is the untrained model. ``patience`` evaluations in a row without a better
+    validation NDCG@5 end a phase: phase 1 keeps the assignment fixed, phase 2 starts in
+    that same epoch and re-assigns at the first batch of every epoch. The weights are
+    not rewound in between; the best model of each phase is kept.
+
+    Args:
+        model (C2F): The model, in the stage to train and with its start in place.
+        data (HeteroData): The data set, on the model's device.
+        recipe (Recipe): The settings.
+        generator (torch.Generator): Draws the triples.
+        out (Path, optional): The directory for the phases' best models and for what a
+            resumed run needs. (default: nothing is written)
+        on_evaluation (Callable, optional): Called with each line of the history.
+        progress (bool, optional): Whether to show progress bars. (default: ``False``)
+        fixed_epochs (Tuple, optional): Trains without evaluation, with re-assignment
+            from the first of these epochs on, up to the second one (refit).
+        context (Dict, optional): Kept beside the state for whoever resumes the run.
+
+    Raises:
+        InputError: If the loss is no longer a number.
+    """
+
+    def __init__(
+        self,
+        model: C2F,
+        data: HeteroData,
+        recipe: Recipe,
+        generator: torch.Generator,
+        out: Path | None = None,
+        on_evaluation: Callable[[dict[str, Any]], None] | None = None,
+        progress: bool = False,
+        fixed_epochs: tuple[int, int] | None = None,
+        context: dict[str, Any] | None = None,
+    ) -> None:
+        self.context = context or {}
+        self.model, self.data, self.recipe = model, data, recipe
+        self.generator, self.out = generator, out
+        self.on_evaluation, self.show_progress = on_evaluation, progress
+        self.fixed_epochs = fixed_epochs
+        self.optimizer = make_optimizer(model, recipe)
+        self.criterion = BPRLoss(recipe.lambda_reg)
+        coarse = model.stage == 'coarse'
+        self.batch_size = recipe.batch_size_coarse if coarse else recipe.batch_size_fine
+        self.sampler = TripletSampler(
+            # On the CPU whatever the device: one seed gives one sequence of triples.
+            data[RATES].edge_index.cpu(),
+            model.num_users,
+            model.num_items,
+            recipe.num_neg_samples,
+            generator,
+        )
+        self.state = Progress(model.stage)
+        self.results: dict[int, dict[str, Any]] = {}
+        self.best_models: dict[int, dict[str, Tensor]] = {}
+        self.loss: float | None = None
+
+    def run(self) -> dict[int, dict[str, Any]]:
+        """Trains to the end, and leaves the model at the best of the last phase.
+
+        Returns:
+            Dict: For each phase ``best_epoch``, ``last_epoch``, ``val`` of the best.
+        """
+        state, recipe = self.state, self.recipe
+        last = recipe.max_epochs if self.fixed_epochs is None else self.fixed_epochs[1]
+        while True:
+            if self.fixed_epochs is None:
+                due = state.epoch % recipe.eval_every == 0 or state.epoch == last
+                if due and self._evaluate_and_decide():
+                    break
+            elif state.epoch == self.fixed_epochs[0]:
+                state.phase = 2
+            if state.epoch >= last:
+                break
+            start = time.perf_counter()
+            try:
+                self.loss = train_epoch(
+                    self.model,
+                    self.optimizer,
+                    self.criterion,
+                    self._batches(),
+                    recipe.clip,
+                    update_assignment=state.phase == 2,
+                )
+            except torch.linalg.LinAlgError:
+                # The re-assignment met features that are no numbers any more.
+                self.loss = float('nan')
+            if not self.loss < float('inf'):
+                name = f'lr_{state.stage}'
+                raise InputError(
+                    f'the loss became {self.loss} in epoch {state.epoch} of the '
+                    f'{state.stage} stage: lower --set {name}={getattr(recipe, name)}'
+                )
+            state.seconds += time.perf_counter() - start
+            state.epoch += 1
+            self._save_state()
+        if self.best_models:
+            self.model.load_state_dict(
+                self.best_models[max(self.best_models)], strict=False
+            )
+        return self.results
+
+    def _evaluate_and_decide(self) -> bool:
+        """Evaluates, keeps the best, switches the phase; true at the stage's end."""
+        state = self.state
+        start = time.perf_counter()
+        val = evaluate_split(self.model.scorer(), self.data, 'val')
+        state.evaluate_seconds += time.perf_counter() - start
+        line = {
+            'stage': state.stage,
+            'phase': state.phase,
+            'epoch': state.epoch,
+            'loss': self.loss,
+            'val': val,
+            'seconds': round(state.seconds, 3),
+            'anchors_in_use': self.model.anchors_in_use(),
+        }
+        if val[SELECTION] > state.best:
+            state.best, state.best_epoch = val[SELECTION], state.epoch
+            state.bad_evaluations = 0
+            self._keep_best()
+            self.results[state.phase] = {'best_epoch': state.epoch, 'val': val}
+        else:
+            state.bad_evaluations += 1
+        self.results[state.phase]['last_epoch'] = state.epoch
+        if self.on_evaluation is not None:
+            self.on_evaluation(line)
+        if state.bad_evaluations < self.recipe.patience:
+            return False
+        if state.phase == 2:
+            return True
+        state.phase, state.switch_epoch = 2, state.epoch
+        state.best, state.best_epoch, state.bad_evaluations = -1.0, -1, 0
+        return False
+
+    def _keep_best(self) -> None:
+        self.best_models[self.state.phase] = {
+            key: value.clone()
+            for key, value in self.model.state_dict().items()
+            if key != 'edge_index'
+        }
+        if self.out is not None:
+            self.out.mkdir(parents=True, exist_ok=True)
+            save(self.model, phase_file(self.out, self.state.stage, self.state.phase))
+
+    def _batches(self) -> Iterator[Triples]:
+        device, state = self.model.bias.device, self.state
+        columns = [x.to(device) for x in self.sampler.sample_epoch()]
+        parts = zip(*(x.split(self.batch_size) for x in columns), strict=True)
+        yield from tqdm(
+            list(parts),
+            desc=f'{state.stage} {state.phase} epoch {state.epoch}',
+            postfix={SELECTION: f'{max(state.best, 0):.4f}'},
+            unit='batch',
+            leave=False,
+            disable=not self.show_progress,
+        )
+
+    def _save_state(self) -> None:
+        if self.out is None or self.fixed_epochs is not None:
+            return
+        tensors = {
+            f'model.{key}': value
+            for key, value in self.model.state_dict().items()
+            if key != 'edge_index'
+        }
+        for number, moments in self.optimizer.state_dict()['state'].items():
+            for key, value in moments.items():
+                tensors[f'optimizer.{number}.{key}'] = value
+        for phase, best in self.best_models.items():
+            for key, value in best.items():
+                tensors[f'best.{phase}.{key}'] = value
+        tensors['generator'] = self.generator.get_state()
+        content = {
+            'progress': asdict(self.state),
+            'results': self.results,
+            'loss': self.loss,
+            'context': self.context,
+        }
+        meta = {'format': FORMAT, 'resume': json.dumps(content)}
+        write_tensors(self.out / RESUME_FILE, tensors, meta)
+
+    def load_state(self, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
+        """Goes back to where an interrupted run of this stage stood."""
+        self.state = Progress(**content['progress'])
+        self.loss = content['loss']
+        self.results = {int(key): value for key, value in content['results'].items()}
+        groups: dict[str, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            group, _, rest = key.partition('.')
+            groups.setdefault(group, {})[rest] = value
+        self.model.load_state_dict(groups['model'], strict=False)
+        for key, value in groups.get('best', {}).items():
+            phase, _, name = key.partition('.')
+            self.best_models.setdefault(int(phase), {})[name] = value
+        optimizer = self.optimizer.state_dict()
+        for key, value in groups.get('optimizer', {}).items():
+            number, _, name = key.partition('.')
+            optimizer['state'].setdefault(int(number), {})[name] = value
+        self.optimizer.load_state_dict(optimizer)
+        self.generator.set_state(tensors['generator'])
+
+
+def phase_file(out: Path, stage: Stage, phase: int) -> Path:
+    """The file with the best model of a phase."""
+    return out / f'{stage}-{phase}.safetensors'
+
+
+def read_resume(out: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """What an interrupted run left in its output directory, or nothing."""
+    path = out / RESUME_FILE
+    if not path.exists():
+        return None
+    tensors, meta = read_tensors(path)
+    if 'resume' not in meta:
+        raise InputError(
+            f'{path}: holds no interrupted run; start anew without --resume'
+        )
+    return tensors, json.loads(meta['resume'])
+
+
+@dataclass
+class Run:
+    """What training gave: the model, and each stage's phases and seconds."""
+
+    model: C2F
+    phases: dict[Stage, dict[int, dict[str, Any]]]
+    seconds: dict[str, float]
+
+
+def train(
+    data: HeteroData,
+    recipe: Recipe,
+    seed: int = 2024,
+    stages: tuple[Stage, ...] = ('coarse', 'fine'),
+    init: C2F | None = None,
+    out: Path | None = None,
+    resume: bool = False,
+    on_evaluation: Callable[[dict[str, Any]], None] | None = None,
+    progress: bool = False,
+    fixed_epochs: dict[Stage, tuple[int, int]] | None = None,
+) -> Run:
+    """Trains the stages one after the other; see :class:`Trainer` for a stage.
+
+    Each stage draws from a generator of its own, so that both stages in one run give
+    what two runs give, the second started from the first one's model.
+
+    Args:
+        data (HeteroData): The data set, on the device to train on.
+        recipe (Recipe): The settings.
+        seed (int, optional): The seed. (default: ``2024``)
+        stages (Tuple, optional): The stages to train. (default: both)
+        init (C2F, optional): The trained coarse model to start the fine stage from.
+        out (Path, optional): The directory for checkpoints.
+        resume (bool, optional): Whether to continue the interrupted run in ``out``.
+        on_evaluation (Callable, optional): Called with each line of the history.
+        progress (bool, optional): Whether to show progress bars. (default: ``False``)
+        fixed_epochs (Dict, optional): For each stage, the epochs of a refit.
+
+    Raises:
+        InputError: If the fine stage has no coarse model to start from, sizes do not
+            fit, or the checkpoint to resume from is damaged.
+    """
+    check_sizes(data, recipe, init)
+    if stages[0] == 'fine' and init is None:
+        raise InputError(
+            'the fine stage starts from a coarse model: name it with --init'
+        )
+    interrupted = read_resume(out) if resume and out is not None else None
+    phases: dict[Stage, dict[int, dict[str, Any]]] = {}
+    seconds = {'anchors': 0.0, 'train': 0.0, 'evaluate': 0.0}
+    device = data[RATES].edge_index.device
+    model = build_model(data, recipe).to(device)
+    if init is not None:
+        take_coarse(model, init)
+    for stage in stages:
+        state = None
+        if interrupted is not None:
+            if interrupted[1]['progress']['stage'] != stage:
+                continue
+            state, interrupted = interrupted, None
+            phases |= {
+                name: {int(k): v for k, v in done.items()}
+                for name, done in state[1]['context']['phases'].items()
+            }
+            seconds = state[1]['context']['seconds']
+        start = time.perf_counter()
+        generator = torch.Generator().manual_seed(2 * seed + (stage == 'fine'))
+        if state is not None:
+            model.set_stage(stage)
+        elif stage == 'coarse':
+            start_coarse(model, recipe, generator)
+        else:
+            start_fine(model, recipe, generator)
+        seconds['anchors'] += time.perf_counter() - start
+        trainer = Trainer(
+            model,
+            data,
+            recipe,
+            generator.manual_seed(2 * seed + (stage == 'fine')),
+            out,
+            on_evaluation,
+            progress,
+            None if fixed_epochs is None else fixed_epochs[stage],
+            context={'phases': dict(phases), 'seconds': dict(seconds)},
+        )
+        if state is not None:
+            try:
+                trainer.load_state(*state)
+            except (KeyError, TypeError, ValueError, RuntimeError) as error:
+                raise InputError(
+                    f'{RESUME_FILE} does not fit the configuration ({error}); start '
+                    'anew without --resume'
+                ) from None
+        phases[stage] = trainer.run()
+        seconds['train'] += trainer.state.seconds
+        seconds['evaluate'] += trainer.state.evaluate_seconds
+    return Run(model, phases, seconds)
+
+
+def take_coarse(model: C2F, init: C2F) -> None:
+    """Takes codebook, scalars and assignment of a trained coarse model."""
+    with torch.no_grad():
+        model.coarse.codebook.copy_(init.coarse.codebook)
+        model.bias.copy_(init.bias)
+        model.global_bias.copy_(init.global_bias)
+    model.set_assignment(coarse=init.coarse.assignment)
+
+
+def fit(
+    data: HeteroData,
+    recipe: str | Recipe = 'paper',
+    seed: int = 2024,
+    out: str | Path | None = None,
+    progress: bool = False,
+) -> C2F:
+    """Trains both stages on a data set and returns the model.
+
+    Args:
+        data (HeteroData): A data set of :mod:`pyg_c2f.datasets`, or any graph with
+            train pairs in ``('user', 'rates', 'item').edge_index``, validation pairs in
+            ``val_edge_label_index`` of that relation, and ``data.protocol``.
+        recipe (str or Recipe, optional): The settings. (default: ``'paper'``)
+        seed (int, optional): The seed. (default: ``2024``)
+        out (str or Path, optional): The directory for checkpoints.
+        progress (bool, optional): Whether to show progress bars. (default: ``False``)
+
+    Raises:
+        InputError: If a setting does not fit the data.
+    """
+    settings = get_recipe(recipe) if isinstance(recipe, str) else recipe
+    target = None if out is None else Path(out)
+    run = train(data, settings, seed, out=target, progress=progress)
+    if target is not None:
+        save(run.model, target / 'model.safetensors')
+    return run.model

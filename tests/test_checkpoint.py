@@ -1,0 +1,220 @@
+import json
+import re
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from pyg_c2f import load, save
+from pyg_c2f.checkpoint import (
+    FORMAT,
+    KINDS,
+    SIZES,
+    model_bytes,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
+from pyg_c2f.typing import InputError
+
+both_stages = pytest.mark.parametrize('stage', ['coarse', 'fine'])
+
+
+def stored(path):
+    """The tensors of a file, and the bytes that its header gives each of them."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], 'little')
+    header = json.loads(content[8 : 8 + length])
+    header.pop('__metadata__')
+    size = {}
+    for key, entry in header.items():
+        begin, end = entry['data_offsets']
+        size[key] = end - begin
+    assert 8 + length + sum(size.values()) == len(content)
+    with safe_open(path, 'pt') as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, size
+
+
+@both_stages
+def test_round_trip(toy, stage, tmp_path):
+    model = toy.model(stage, gate=0.3, threshold=1.5, num_layers=2)
+    save(model, tmp_path)
+    again = load(tmp_path)
+    assert again.stage == stage and not again.training
+    for key in SIZES:
+        assert getattr(again, key) == getattr(model, key)
+    users = torch.arange(toy.num_users)
+    torch.testing.assert_close(
+        again.scorer()(users), model.scorer()(users), atol=1e-6, rtol=0
+    )
+    torch.testing.assert_close(
+        again.recommend(history=[0, 7]), model.recommend(history=[0, 7])
+    )
+    # What is trained further is the same, too.
+    frozen = {name for name, p in again.named_parameters() if not p.requires_grad}
+    assert frozen == {'fine.codebook' if stage == 'coarse' else 'coarse.codebook'}
+    assert set(map(tuple, again.edge_index.T.tolist())) == set(
+        map(tuple, toy.edge_index.T.tolist())
+    )
+
+
+@both_stages
+def test_save_to_a_file_and_over_it(toy, stage, tmp_path):
+    path = tmp_path / 'best.safetensors'
+    save(toy.model('coarse'), path)
+    model = toy.model(stage)
+    save(model, str(path))
+    users = torch.arange(toy.num_users)
+    assert load(str(path)).scorer()(users).allclose(model.scorer()(users), atol=1e-6)
+    assert [p.name for p in tmp_path.iterdir()] == ['best.safetensors']
+
+
+@both_stages
+def test_many_anchors_need_larger_integers(toy, stage, tmp_path):
+    toy.num_coarse, toy.num_fine = 300, 257
+    toy.coarse.index[0, 0] = 299
+    fine = torch.randint(257, (300, 3))
+    toy.fine = toy.fine._replace(index=fine, weight=torch.rand(300, 3))
+    model = toy.model(stage)
+    save(model, tmp_path)
+    again = load(tmp_path)
+    assert again.coarse.index.equal(model.coarse.index)
+    if stage == 'fine':
+        assert again.fine.index.equal(model.fine.index)
+
+
+def test_the_fine_codebook_is_stored_sparse(toy, tmp_path):
+    model = toy.model('fine')
+    save(model, tmp_path)
+    tensors, _ = stored(tmp_path / 'model.safetensors')
+    alive = model.soft_threshold(model.fine.codebook) != 0
+    assert 0 < int(alive.sum()) < alive.numel()
+    assert tensors['fine.value'].equal(model.fine.codebook[alive])
+    assert tensors['fine.rowptr'].diff().tolist() == alive.sum(dim=1).tolist()
+    assert tensors['fine.col'].tolist() == alive.nonzero()[:, 1].tolist()
+    # The dense table is nowhere in the file.
+    assert not any(x.shape == alive.shape for x in tensors.values())
+    thresholded = model.soft_threshold(load(tmp_path).fine.codebook)
+    assert thresholded.equal(model.soft_threshold(model.fine.codebook))
+
+
+@both_stages
+def test_bytes_are_those_of_the_file(toy, stage, tmp_path):
+    model = toy.model(stage)
+    save(model, tmp_path)
+    tensors, size = stored(tmp_path / 'model.safetensors')
+    assert set(tensors) <= {key for keys in KINDS.values() for key in keys}
+    given = model_bytes(model)
+    for kind, keys in KINDS.items():
+        assert given[kind] == sum(size[key] for key in keys if key in size)
+    assert sum(given[kind] for kind in KINDS) == sum(size.values())
+    # A loaded model is of the same size.
+    assert model_bytes(load(tmp_path)) == given
+
+    num_anchors = toy.num_coarse + (toy.num_fine if stage == 'fine' else 0)
+    assert given['codebooks_dense'] == 4 * num_anchors * model.embedding_dim
+    table = model.propagate()[: toy.num_entities]
+    assert given['full_table'] == given['propagated_table'] == table.nbytes
+    assert given['scalars'] == 4 * (toy.num_entities + 1)
+
+
+def assert_names(error, path):
+    text = str(error.value)
+    assert str(path) in text and '\n' not in text
+
+
+def test_missing_file(tmp_path):
+    for path in (tmp_path / 'nothing.safetensors', tmp_path):
+        with pytest.raises(InputError, match='no such checkpoint') as error:
+            load(path)
+        assert_names(error, path)
+
+
+@pytest.mark.parametrize('share', [0, 0.01, 0.5, 0.99])
+def test_truncated_file(toy, tmp_path, share):
+    path = tmp_path / 'model.safetensors'
+    save(toy.model('fine'), path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(InputError, match='damaged or no safetensors file') as error:
+        load(path)
+    assert_names(error, path)
+
+
+def test_text_file(tmp_path):
+    path = tmp_path / 'model.safetensors'
+    path.write_text('0 1 2\n1 3 4\n' * 10)
+    with pytest.raises(InputError, match='damaged or no safetensors file') as error:
+        load(path)
+    assert_names(error, path)
+
+
+@pytest.mark.parametrize('meta', [None, {'format': 'pt'}])
+def test_foreign_safetensors(tmp_path, meta):
+    path = tmp_path / 'model.safetensors'
+    save_file({'weight': torch.ones(3)}, path, meta)
+    with pytest.raises(InputError, match='not a checkpoint of pyg_c2f') as error:
+        load(path)
+    assert_names(error, path)
+
+
+def without(name):
+    return lambda tensors, meta: tensors.pop(name)
+
+
+def other_meta(**kwargs):
+    return lambda tensors, meta: meta.update(kwargs)
+
+
+def other_tensor(name, change):
+    return lambda tensors, meta: tensors.update({name: change(tensors[name])})
+
+
+@pytest.mark.parametrize(
+    'spoil',
+    [
+        without('bias'),
+        without('fine.col'),
+        other_meta(num_users='5'),
+        other_meta(num_items='-1'),
+        other_meta(num_coarse='"many"'),
+        other_meta(embedding_dim='7'),
+        other_meta(gate='nothing'),
+        lambda tensors, meta: meta.pop('stage'),
+        other_tensor('coarse.index', lambda x: x + 4),
+        other_tensor('coarse.weight', lambda x: x[1:]),
+        other_tensor('fine.col', lambda x: x + 4),
+        other_tensor('graph.col', lambda x: x + 4),
+        other_tensor('graph.rowptr', lambda x: x[1:]),
+    ],
+)
+def test_tensors_that_do_not_fit_together(toy, tmp_path, spoil):
+    path = tmp_path / 'model.safetensors'
+    save(toy.model('fine'), path)
+    tensors, meta = read_tensors(path)
+    spoil(tensors, meta)
+    write_tensors(path, tensors, meta)
+    with pytest.raises(InputError, match='does not fit together') as error:
+        load(path)
+    assert_names(error, path)
+
+
+def test_write_tensors_and_read_them(tmp_path):
+    path = tmp_path / 'x.safetensors'
+    tensors = {'a': torch.randn(3, 4).T, 'b': torch.arange(3)}
+    write_tensors(path, tensors, {'format': FORMAT, 'more': 'yes'})
+    again, meta = read_tensors(path)
+    assert meta['more'] == 'yes' and set(again) == set(tensors)
+    assert all(again[key].equal(tensors[key]) for key in tensors)
+
+
+def test_write_json(tmp_path):
+    path = tmp_path / 'x.json'
+    for content in ({'a': [1, 2.5, None]}, {'b': 'ä'}):
+        write_json(path, content)
+        assert json.loads(path.read_text()) == content
+    with pytest.raises(TypeError, match=re.escape('not JSON serializable')):
+        write_json(path, {'c': torch.ones(1)})
+    assert json.loads(path.read_text()) == {'b': 'ä'}
+    assert [p.name for p in tmp_path.iterdir()] == ['x.json']

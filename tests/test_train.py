@@ -1,0 +1,486 @@
+"""The schedule: phases, stages, what is kept, and interrupted runs."""
+
+import copy
+from dataclasses import replace
+from itertools import count
+
+import pytest
+import torch
+
+import pyg_c2f
+from pyg_c2f import train as module
+from pyg_c2f.checkpoint import model_tensors
+from pyg_c2f.config import Recipe
+from pyg_c2f.datasets import SyntheticHierarchy
+from pyg_c2f.nn import C2F
+from pyg_c2f.train import (
+    RESUME_FILE,
+    Trainer,
+    build_model,
+    fit,
+    phase_file,
+    start_coarse,
+    train,
+)
+from pyg_c2f.typing import RATES, InputError
+
+TINY = Recipe(
+    num_coarse=6,
+    num_fine=4,
+    embedding_dim=8,
+    num_layers=2,
+    fine_per_coarse=2,
+    pca_components=4,
+    lr_coarse=0.3,
+    lr_fine=0.3,
+    batch_size_coarse=1024,
+    batch_size_fine=2048,
+    eval_every=1,
+    patience=2,
+    max_epochs=12,
+)
+
+
+@pytest.fixture(scope='module')
+def data():
+    return SyntheticHierarchy(60, 80, 900, 4, 8, protocol='c2f')[0]
+
+
+@pytest.fixture(scope='module')
+def whole(data):
+    """The uninterrupted run of both stages, and its history."""
+    lines = []
+    return train(data, TINY, on_evaluation=lines.append), lines
+
+
+def make_trainer(data, recipe, **kwargs):
+    generator = torch.Generator().manual_seed(0)
+    model = build_model(data, recipe)
+    start_coarse(model, recipe, generator)
+    return Trainer(model, data, recipe, generator, **kwargs)
+
+
+def assert_same_model(one, other):
+    ours, theirs = model_tensors(one), model_tensors(other)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def without_seconds(lines):
+    return [{k: v for k, v in line.items() if k != 'seconds'} for line in lines]
+
+
+# The schedule, with scores and epochs that are made up --------------------------------
+
+
+class Script:
+    """Stands in for evaluation and training, and writes down what it saw.
+
+    An epoch adds one to the coarse codebook, so that its first entry counts them.
+    """
+
+    def __init__(self, monkeypatch, score):
+        self.score, self.epochs, self.updates = score, [], []
+        monkeypatch.setattr(module, 'evaluate_split', self.evaluate)
+        monkeypatch.setattr(module, 'train_epoch', self.train_epoch)
+
+    def evaluate(self, *_):
+        self.epochs.append(round(self.model.coarse.codebook[0, 0].item()))
+        return {'ndcg@5': self.score(self.epochs[-1]), 'recall@20': 0.0}
+
+    def train_epoch(self, model, *_, update_assignment):
+        model.coarse.codebook.data += 1
+        self.updates.append(update_assignment)
+        return 0.5
+
+    def run(self, data, recipe):
+        trainer = make_trainer(data, recipe)
+        self.model = trainer.model
+        self.model.coarse.codebook.data.zero_()
+        return trainer.run()
+
+
+def epochs_of(results):
+    return {k: (v['best_epoch'], v['last_epoch']) for k, v in results.items()}
+
+
+def test_published_pattern(data, monkeypatch):
+    # The published log: best at 65, phase 2 from 90 on, best at 195, end at 220. The
+    # first evaluation of phase 2 is far worse than all of phase 1, and the ones after
+    # each best are equal to it.
+    def score(epoch):
+        return min(epoch, 65) / 100 if epoch <= 90 else min(epoch, 195) / 1000
+
+    script = Script(monkeypatch, score)
+    results = script.run(data, replace(TINY, eval_every=5, patience=5, max_epochs=900))
+    assert epochs_of(results) == {1: (65, 90), 2: (195, 220)}
+    assert script.epochs == list(range(0, 225, 5))
+    assert script.updates == [epoch >= 90 for epoch in range(220)]
+    assert results[1]['val']['ndcg@5'] == 0.65
+    assert results[2]['val']['ndcg@5'] == 0.195
+
+
+def naive_schedule(scores, every, patience, max_epochs):
+    """The best and the last epoch of each phase, looking back over the whole list."""
+    due = [e for e in range(max_epochs + 1) if e % every == 0 or e == max_epochs]
+    out, seen = {}, []
+    for epoch in due:
+        phase = 1 if 1 not in out or not out[1][2] else 2
+        seen.append(epoch)
+        best = max(seen, key=lambda e: (scores[e], -e))
+        over = len(seen) - 1 - seen.index(best) == patience
+        out[phase] = (best, epoch, over)
+        if over and phase == 2:
+            break
+        if over:
+            seen = []
+    return {phase: row[:2] for phase, row in out.items()}
+
+
+@pytest.mark.parametrize('seed', range(12))
+def test_schedule_like_a_naive_one(seed, data, monkeypatch):
+    generator = torch.Generator().manual_seed(seed)
+    every, patience, max_epochs = (
+        int(torch.randint(1, high, (), generator=generator)) for high in (4, 4, 40)
+    )
+    # Few values, so that many evaluations are equal to the best one.
+    scores = torch.randint(6, (max_epochs + 1,), generator=generator).tolist()
+    script = Script(monkeypatch, lambda epoch: scores[epoch] / 10)
+    recipe = replace(TINY, eval_every=every, patience=patience, max_epochs=max_epochs)
+    results = script.run(data, recipe)
+
+    expected = naive_schedule(scores, every, patience, max_epochs)
+    assert epochs_of(results) == expected
+    switch = expected[1][1] if 2 in expected else None
+    end = expected[max(expected)][1]
+    switched = [switch is not None and epoch >= switch for epoch in range(end)]
+    # The last evaluation may end phase 1 where there is no epoch left to train.
+    assert script.updates == switched
+    # Each evaluation saw as many epochs as had been trained: nothing was rewound. What
+    # is returned is the best of the last phase.
+    assert script.epochs == sorted(set(script.epochs))
+    assert script.model.coarse.codebook[0, 0].item() == expected[max(expected)][0]
+
+
+def test_max_epochs_ends_with_an_evaluation(data, monkeypatch):
+    script = Script(monkeypatch, lambda epoch: epoch / 100)
+    recipe = replace(TINY, eval_every=5, patience=5, max_epochs=13)
+    assert epochs_of(script.run(data, recipe)) == {1: (13, 13)}
+    assert script.epochs == [0, 5, 10, 13] and len(script.updates) == 13
+
+
+# Real epochs -------------------------------------------------------------------------
+
+
+def test_history_tells_the_schedule(whole):
+    run, lines = whole
+    for stage, phases in run.phases.items():
+        of_stage = [line for line in lines if line['stage'] == stage]
+        scores = [line['val']['ndcg@5'] for line in of_stage]
+        expected = naive_schedule(
+            dict(enumerate(scores)), 1, TINY.patience, TINY.max_epochs
+        )
+        assert epochs_of(phases) == expected
+        for phase, result in phases.items():
+            best = of_stage[result['best_epoch']]
+            assert (best['phase'], best['val']) == (phase, result['val'])
+        assert of_stage[0]['loss'] is None
+        assert all(0 < line['loss'] < 20 for line in of_stage[1:])
+    assert set(run.phases) == {'coarse', 'fine'}
+    assert all(seconds > 0 for seconds in run.seconds.values())
+
+
+def test_it_learns(whole):
+    first, *_, last = [x for x in whole[1] if x['stage'] == 'coarse']
+    assert last['val']['recall@20'] > first['val']['recall@20']
+
+
+@pytest.mark.parametrize('stage', ['coarse', 'fine'])
+def test_assignments_change_once_an_epoch_of_phase_2(stage, data, whole, monkeypatch):
+    recipe = replace(TINY, patience=1)
+    init = whole[0].model if stage == 'fine' else None
+    log, update = [], C2F.update_assignment
+    monkeypatch.setattr(
+        C2F,
+        'update_assignment',
+        lambda model, h: log.append(f'update {model.stage}') or update(model, h),
+    )
+    epoch = module.train_epoch
+
+    def watched(model, *args, **kwargs):
+        before = [model.coarse.index.clone(), model.fine.index.clone()]
+        weights = [model.coarse.assignment_weight, model.fine.assignment_weight]
+        log.append('epoch')
+        out = epoch(model, *args, **kwargs)
+        table = int(model.stage == 'fine')
+        new = [model.coarse.index, model.fine.index]
+        assert new[1 - table].equal(before[1 - table])
+        assert [model.coarse, model.fine][1 - table].assignment_weight is (
+            weights[1 - table]
+        )
+        log.append('changed' if not new[table].equal(before[table]) else 'same')
+        return out
+
+    monkeypatch.setattr(module, 'train_epoch', watched)
+    # A score that never gets better: each phase ends at its first chance.
+    monkeypatch.setattr(
+        module, 'evaluate_split', lambda *_: {'ndcg@5': 0.1, 'recall@20': 0.1}
+    )
+    run = train(data, recipe, stages=(stage,), init=init)
+    assert epochs_of(run.phases[stage]) == {1: (0, 1), 2: (2, 3)}
+    assert log[:2] == ['epoch', 'same']
+    assert [x for x in log[2:] if x not in ('changed', 'same')] == [
+        *('epoch', f'update {stage}') * 2
+    ]
+    assert stage == 'fine' or log.count('changed') == 2
+
+
+def test_first_batch_of_phase_2_used_the_old_assignment(data, whole):
+    model = pyg_c2f.train.build_model(data, TINY)
+    start_coarse(model, TINY, torch.Generator().manual_seed(1))
+    optimizer = module.make_optimizer(model, TINY)
+    old, seen = model.coarse.index.clone(), []
+    triples = tuple(torch.tensor([0, 1, 2]) for _ in range(3))
+
+    def batches():
+        for _ in range(3):
+            seen.append(model.coarse.index.equal(old))
+            yield triples
+        seen.append(model.coarse.index.equal(old))
+
+    h = model.propagate().detach()
+    module.train_epoch(model, optimizer, module.BPRLoss(0.0), batches(), 3.0, True)
+    assert seen == [True, False, False, False]
+    # From the features before the step, not after.
+    new = module.build_model(data, TINY)
+    new.set_assignment(
+        coarse=pyg_c2f.anchors.pinv_assignment(
+            *new.split(h)[:2], TINY.anchors_per_entity
+        )
+    )
+    assert model.coarse.index.equal(new.coarse.index)
+
+
+def test_coarse_codebook_is_frozen_in_the_fine_stage(data, tmp_path):
+    run = train(data, TINY, out=tmp_path)
+    phase = max(run.phases['coarse'])
+    coarse = pyg_c2f.load(phase_file(tmp_path, 'coarse', phase))
+    for name in ('codebook', 'index', 'assignment_weight'):
+        assert getattr(run.model.coarse, name).equal(getattr(coarse.coarse, name))
+    assert not run.model.bias.equal(coarse.bias)
+    assert coarse.stage == 'coarse' and run.model.stage == 'fine'
+
+
+def test_two_runs_are_one(data, whole, tmp_path):
+    lines = []
+    first = train(data, TINY, stages=('coarse',), on_evaluation=lines.append)
+    pyg_c2f.save(first.model, tmp_path)
+    init = pyg_c2f.load(tmp_path)
+    second = train(data, TINY, stages=('fine',), init=init, on_evaluation=lines.append)
+    assert first.phases | second.phases == whole[0].phases
+    assert without_seconds(lines) == without_seconds(whole[1])
+    assert_same_model(second.model, whole[0].model)
+
+
+def test_global_randomness_changes_nothing(data, whole):
+    torch.manual_seed(99)
+    torch.rand(7)
+    assert_same_model(fit(data, TINY), whole[0].model)
+
+
+def test_the_seed_changes_everything(data, whole):
+    run = train(data, replace(TINY, max_epochs=1), seed=1, stages=('coarse',))
+    assert run.phases['coarse'][1]['val'] != whole[0].phases['coarse'][1]['val']
+
+
+# Interrupted runs --------------------------------------------------------------------
+
+
+def interrupt_at(number):
+    """A function that interrupts the run at its call of that number."""
+    calls = count()
+
+    def call(*_):
+        if next(calls) == number:
+            raise KeyboardInterrupt
+
+    return call
+
+
+def resumed_is_whole(data, whole, out):
+    lines = []
+    run = train(data, TINY, out=out, resume=True, on_evaluation=lines.append)
+    assert run.phases == whole[0].phases
+    assert_same_model(run.model, whole[0].model)
+    expected = without_seconds(whole[1])
+    assert without_seconds(lines) == expected[len(expected) - len(lines) :]
+    for stage, phases in run.phases.items():
+        for phase in phases:
+            assert phase_file(out, stage, phase).exists()
+    assert not list(out.glob('*.part'))
+
+
+def stage_starts(whole):
+    return [i for i, line in enumerate(whole[1]) if line['epoch'] == 0]
+
+
+@pytest.mark.parametrize('where', ['untrained', 'coarse', 'switch', 'fine', 'end'])
+def test_interrupted_in_an_evaluation(where, data, whole, tmp_path):
+    lines = whole[1]
+    fine = stage_starts(whole)[1]
+    switch = whole[0].phases['coarse'][1]['last_epoch']
+    at = {
+        'untrained': 0,
+        'coarse': 2,
+        'switch': switch,
+        'fine': fine,
+        'end': len(lines) - 1,
+    }
+    with pytest.raises(KeyboardInterrupt):
+        train(data, TINY, out=tmp_path, on_evaluation=interrupt_at(at[where]))
+    resumed_is_whole(data, whole, tmp_path)
+
+
+@pytest.mark.parametrize('where', [0, 1, 5, -2])
+def test_interrupted_in_a_batch(where, data, whole, tmp_path, monkeypatch):
+    num_batches = len(list(make_trainer(data, TINY)._batches()))
+    assert num_batches > 1
+    num_epochs = [p[max(p)]['last_epoch'] for p in whole[0].phases.values()]
+    calls, step = count(), module.train_step
+    at = (where % sum(num_epochs)) * num_batches + 1
+    if where < 0:  # batches of the fine stage are fewer
+        at = num_epochs[0] * num_batches + 1
+
+    def train_step(*args):
+        if next(calls) == at:
+            raise KeyboardInterrupt
+        return step(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, 'train_step', train_step)
+        train(data, TINY, out=tmp_path)
+    resumed_is_whole(data, whole, tmp_path)
+
+
+def test_interrupted_again_and_again(data, whole, tmp_path):
+    at = stage_starts(whole)[1] + 2
+    for number in (3, at - 3, 2):
+        with pytest.raises(KeyboardInterrupt):
+            train(
+                data,
+                TINY,
+                out=tmp_path,
+                resume=True,
+                on_evaluation=interrupt_at(number),
+            )
+    resumed_is_whole(data, whole, tmp_path)
+
+
+def interrupted(data, out):
+    with pytest.raises(KeyboardInterrupt):
+        train(data, TINY, out=out, on_evaluation=interrupt_at(2))
+
+
+def test_a_resumed_run_must_fit(data, tmp_path):
+    interrupted(data, tmp_path)
+    with pytest.raises(InputError, match='does not fit'):
+        train(data, replace(TINY, num_coarse=7), out=tmp_path, resume=True)
+
+
+def test_damaged_resume_file(data, tmp_path):
+    interrupted(data, tmp_path)
+    path = tmp_path / RESUME_FILE
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(InputError, match='damaged'):
+        train(data, TINY, out=tmp_path, resume=True)
+    path.write_bytes(phase_file(tmp_path, 'coarse', 1).read_bytes())
+    with pytest.raises(InputError, match='no interrupted run'):
+        train(data, TINY, out=tmp_path, resume=True)
+
+
+# Refits, and what is refused ---------------------------------------------------------
+
+
+def test_fixed_epochs(data, whole, monkeypatch):
+    """On the same data a refit to the best epochs gives the best model."""
+
+    def refuse(*_):
+        raise AssertionError('a refit has nothing to evaluate on')
+
+    epochs = {
+        stage: (phases[1]['last_epoch'], phases[max(phases)]['best_epoch'])
+        for stage, phases in whole[0].phases.items()
+    }
+    monkeypatch.setattr(module, 'evaluate_split', refuse)
+    run = train(data, TINY, fixed_epochs=epochs, on_evaluation=refuse)
+    assert_same_model(run.model, whole[0].model)
+    assert run.phases == {'coarse': {}, 'fine': {}}
+
+
+@pytest.mark.parametrize('loss', [float('nan'), float('inf')])
+def test_a_loss_that_is_no_number(loss, data, monkeypatch):
+    monkeypatch.setattr(module, 'train_epoch', lambda *_, **__: loss)
+    with pytest.raises(InputError, match=f'{loss} in epoch 0 .* lower --set lr_coarse'):
+        train(data, TINY)
+
+
+def test_features_that_are_no_numbers(data, monkeypatch):
+    def train_epoch(*_, **__):
+        torch.linalg.pinv(torch.full((3, 3), torch.nan))
+
+    monkeypatch.setattr(module, 'train_epoch', train_epoch)
+    with pytest.raises(InputError, match='nan in epoch 0'):
+        train(data, TINY)
+
+
+def test_scores_that_are_no_numbers(data, whole):
+    init = copy.deepcopy(whole[0].model)
+    init.bias.data[-1] = torch.nan
+    with pytest.raises(InputError, match='NaN'):
+        train(data, TINY, stages=('fine',), init=init)
+
+
+def test_fine_needs_a_coarse_model(data):
+    with pytest.raises(InputError, match='--init'):
+        train(data, TINY, stages=('fine',))
+
+
+@pytest.mark.parametrize(
+    ('name', 'value'),
+    [('num_coarse', 7), ('embedding_dim', 9), ('anchors_per_entity', 1)],
+)
+def test_coarse_model_of_another_size(name, value, data, whole):
+    recipe = replace(TINY, **{name: value})
+    with pytest.raises(InputError, match=f'{name}={getattr(TINY, name)}.*{value}'):
+        train(data, recipe, stages=('fine',), init=whole[0].model)
+
+
+def test_coarse_model_of_another_data_set(whole):
+    other = SyntheticHierarchy(50, 80, 900, 4, 8, protocol='c2f')[0]
+    with pytest.raises(InputError, match='num_users=60, this run 50'):
+        train(other, TINY, stages=('fine',), init=whole[0].model)
+
+
+@pytest.mark.parametrize('name', ['num_coarse', 'num_fine'])
+def test_more_anchors_than_nodes(name, data):
+    with pytest.raises(InputError, match=f'{name}=141.*60 users and 80 items'):
+        train(data, replace(TINY, **{name: 141}))
+
+
+def test_as_many_anchors_as_nodes(data):
+    run = train(data, replace(TINY, num_coarse=140, num_fine=140, max_epochs=1))
+    assert run.model.num_coarse == 140
+
+
+def test_random_anchors(data, whole):
+    run = train(data, replace(TINY, anchors='random', max_epochs=1))
+    assert not run.model.coarse.index.equal(whole[0].model.coarse.index)
+
+
+def test_fit(data, whole, tmp_path):
+    model = fit(data, TINY, out=tmp_path / 'new')
+    assert_same_model(pyg_c2f.load(tmp_path / 'new'), whole[0].model)
+    items, scores = model.recommend([0, 1], k=5)
+    assert items.shape == scores.shape == (2, 5)
+    rated = data[RATES].edge_index
+    assert not set(items[0].tolist()) & set(rated[1, rated[0] == 0].tolist())
