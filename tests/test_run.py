@@ -1,0 +1,892 @@
+"""The command line: what it writes, prints and refuses."""
+
+import gzip
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import pyg_c2f
+import run
+from pyg_c2f.checkpoint import model_bytes, model_tensors
+from pyg_c2f.datasets import get_dataset
+from pyg_c2f.typing import KS, RATES
+
+PROGRAM = [sys.executable, str(Path(run.__file__).resolve())]
+SETTINGS = {
+    'num_coarse': 6,
+    'num_fine': 4,
+    'embedding_dim': 8,
+    'pca_components': 4,
+    'fine_per_coarse': 2,
+    'num_layers': 2,
+    'lr_coarse': 0.1,
+    'lr_fine': 0.1,
+    'batch_size_coarse': 512,
+    'batch_size_fine': 1024,
+    'max_epochs': 3,
+    'patience': 1,
+    'eval_every': 1,
+}
+MEASURES = {f'{name}@{k}' for name in ('recall', 'ndcg') for k in KS}
+
+
+def settings(**changes):
+    return ['--set', *(f'{k}={v}' for k, v in (SETTINGS | changes).items())]
+
+
+def as_text(rows, part):
+    return ''.join(f'{u} {" ".join(map(str, row[part]))}\n' for u, row in rows.items())
+
+
+@pytest.fixture(scope='session')
+def root(tmp_path_factory):
+    """A data root with one data set as text and the same one as a table with names."""
+    root, rng = tmp_path_factory.mktemp('data'), np.random.default_rng(0)
+    rows = {user: rng.permutation(50)[:12].tolist() for user in range(40)}
+    (root / 'text').mkdir()
+    (root / 'text/train.txt').write_text(as_text(rows, slice(8)))
+    (root / 'text/test.txt').write_text(as_text(rows, slice(8, None)))
+    (root / 'table').mkdir()
+    table = ''.join(f'u{u:02}\ti{i:02}\t5\n' for u, row in rows.items() for i in row)
+    header = 'user_id:token\titem_id:token\trating:float\n'
+    (root / 'table/table.inter').write_text(header + table)
+    titles = ''.join(f'i{i:02}\tThe item {i}\n' for i in range(50))
+    (root / 'table/table.item').write_text(f'item_id:token\ttitle:token\n{titles}')
+    return root
+
+
+@pytest.fixture
+def train(root):
+    """Trains a tiny model, and returns the exit status."""
+
+    def call(*args, dataset='text', **changes):
+        data = ['--data-root', str(root), '--dataset', dataset]
+        return run.main(['train', *data, *settings(**changes), *map(str, args)])
+
+    return call
+
+
+@pytest.fixture
+def no_report(monkeypatch):
+    """Leaves the drawing out, which takes longer than a tiny training."""
+    monkeypatch.setattr(run, 'write_report', lambda out, *_: out / 'report.html')
+
+
+@pytest.fixture(scope='session')
+def text_run(root, tmp_path_factory):
+    """A complete run on the text data set."""
+    out = tmp_path_factory.mktemp('runs') / 'text'
+    data = ['--data-root', str(root), '--dataset', 'text']
+    assert run.main(['train', *data, *settings(), '--out', str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope='session')
+def table_run(root, tmp_path_factory):
+    """A complete run on the table."""
+    out = tmp_path_factory.mktemp('runs') / 'table'
+    data = ['--data-root', str(root), '--dataset', 'table']
+    assert run.main(['train', *data, *settings(), '--out', str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def copied(text_run, tmp_path):
+    """A copy of the complete run, to be damaged."""
+    out = tmp_path / 'copied'
+    out.mkdir()
+    for path in text_run.iterdir():
+        if path.is_file():
+            (out / path.name).write_bytes(path.read_bytes())
+    return out
+
+
+@pytest.fixture
+def refused(capsys):
+    """Makes a call that must fail, and returns its one line."""
+
+    def call(*args):
+        capsys.readouterr()
+        assert run.main([*map(str, args)]) == 2
+        out, err = capsys.readouterr()
+        assert out == ''
+        assert err.startswith('error: ') and err.count('\n') == 1 and err[-1] == '\n'
+        assert 'Traceback' not in err
+        return err
+
+    return call
+
+
+def metrics_of(out):
+    return json.loads((out / 'metrics.json').read_text())
+
+
+def comparable(out):
+    metrics = metrics_of(out)
+    del metrics['seconds']
+    return metrics
+
+
+def history_of(out):
+    return [json.loads(x) for x in (out / 'history.jsonl').read_text().splitlines()]
+
+
+def figures(text):
+    return {k: float(v) for k, v in re.findall(r'^(\w+@\d+) +(\S+)$', text, re.M)}
+
+
+def assert_nothing_new(out):
+    assert not list(out.glob('*.part'))
+    assert not (out / 'metrics.json').exists()
+    assert not (out / 'model.safetensors').exists()
+
+
+# What a run leaves -------------------------------------------------------------------
+
+
+def test_files_of_a_run(text_run):
+    names = {path.name for path in text_run.iterdir()} - {'tensorboard'}
+    phases = {
+        f'{stage}-{key[-1]}.safetensors'
+        for stage in ('coarse', 'fine')
+        for key in metrics_of(text_run)[stage]
+    }
+    assert names == phases | {
+        'config.json',
+        'metrics.json',
+        'history.jsonl',
+        'model.safetensors',
+        'report.html',
+    }
+
+
+def test_files_are_readable_alike(text_run):
+    assert len({p.stat().st_mode for p in text_run.iterdir() if p.is_file()}) == 1
+
+
+def test_metrics_of_a_run(text_run, root):
+    metrics = metrics_of(text_run)
+    data = get_dataset('text', root, 'c2f')
+    assert metrics['dataset'] == 'text' and metrics['protocol'] == 'c2f'
+    assert metrics['recipe'] == 'paper'
+    assert (metrics['seed'], metrics['split_seed']) == (2024, 2024)
+    assert (metrics['num_users'], metrics['num_items']) == (40, 50)
+    assert metrics['num_train'] == data[RATES].edge_index.size(1)
+    for stage in ('coarse', 'fine'):
+        assert set(metrics[stage]) <= {'phase1', 'phase2'}
+        for result in metrics[stage].values():
+            assert set(result) == {'best_epoch', 'last_epoch', 'val', 'test'}
+            assert set(result['val']) == set(result['test']) == MEASURES
+    last = metrics['fine'][max(metrics['fine'])]
+    assert metrics['val'] == last['val'] and metrics['test'] == last['test']
+    assert set(metrics['popularity']) == {'val', 'test'}
+    assert {'codebooks', 'assignments', 'scalars', 'inference_extra', 'full_table'} <= (
+        set(metrics['bytes'])
+    )
+    assert metrics['bytes'] == model_bytes(pyg_c2f.load(text_run))
+    assert metrics['bytes']['full_table'] == 4 * 90 * SETTINGS['embedding_dim']
+    seconds = metrics['seconds']
+    assert set(seconds) == {'load', 'anchors', 'train', 'evaluate', 'total'}
+    assert all(value > 0 for value in seconds.values())
+    parts = sum(value for key, value in seconds.items() if key != 'total')
+    assert parts <= seconds['total'] + 0.01
+    assert torch.__version__.startswith(metrics['versions']['torch'])
+    assert metrics['versions']['pyg_c2f'] == pyg_c2f.__version__
+
+
+def test_config_of_a_run(text_run, root):
+    config = json.loads((text_run / 'config.json').read_text())
+    for name, value in SETTINGS.items():
+        assert config['settings'][name] == value
+    assert config['settings']['gate'] == 0.2  # also what was not given
+    words = shlex.split(config['call'])
+    assert words[:3] == ['python', 'run.py', 'train'] and str(text_run) in words
+    assert config['call'] in (text_run / 'report.html').read_text().replace(
+        '&#x27;', "'"
+    )
+
+
+def test_history_has_a_line_for_each_evaluation(text_run):
+    lines, metrics = history_of(text_run), metrics_of(text_run)
+    expected = [
+        (stage, epoch)
+        for stage in ('coarse', 'fine')
+        for epoch in range(
+            max(result['last_epoch'] for result in metrics[stage].values()) + 1
+        )
+    ]
+    assert [(line['stage'], line['epoch']) for line in lines] == expected
+    for stage in ('coarse', 'fine'):
+        for name, result in metrics[stage].items():
+            best = next(
+                line
+                for line in lines
+                if (line['stage'], line['epoch']) == (stage, result['best_epoch'])
+                and f'phase{line["phase"]}' == name
+            )
+            assert best['val'] == result['val']
+
+
+def test_what_a_run_prints(train, tmp_path, capsys, no_report):
+    assert train('--out', tmp_path / 'a') == 0
+    out, err = capsys.readouterr()
+    metrics = metrics_of(tmp_path / 'a')
+    assert f'{metrics["test"]["ndcg@5"]:.4f}' in out
+    assert f'{metrics["bytes"]["codebooks"]:,}' in out
+    assert out.splitlines()[-1] == f'report: {tmp_path / "a" / "report.html"}'
+    assert len(err.splitlines()) == len(history_of(tmp_path / 'a'))
+
+
+def test_same_call_same_numbers(text_run, train, tmp_path, no_report):
+    torch.manual_seed(5)
+    assert train('--out', tmp_path / 'a') == 0
+    assert comparable(tmp_path / 'a') == comparable(text_run)
+    ours = model_tensors(pyg_c2f.load(tmp_path / 'a'))
+    theirs = model_tensors(pyg_c2f.load(text_run))
+    assert all(ours[key].equal(theirs[key]) for key in theirs)
+
+
+def test_seeds_count(text_run, train, tmp_path, no_report):
+    assert train('--out', tmp_path / 'a', '--seed', 1, '--stage', 'coarse') == 0
+    assert train('--out', tmp_path / 'b', '--split-seed', 1, '--stage', 'coarse') == 0
+    ours, theirs = comparable(text_run), comparable(tmp_path / 'a')
+    assert ours['popularity'] == theirs['popularity']  # the same split
+    assert ours['coarse'] != theirs['coarse']
+    assert ours['popularity'] != comparable(tmp_path / 'b')['popularity']
+
+
+def test_without_a_command_it_trains(monkeypatch):
+    calls = []
+    monkeypatch.setattr(run, 'run_train', lambda args: calls.append(args) or 0)
+    for argv in ([], None, ['--seed', '3'], ['train', '--seed', '3']):
+        assert run.main(argv) == 0
+    assert [args.seed for args in calls] == [2024, 2024, 3, 3]
+    assert {args.dataset for args in calls} == {'synthetic'}
+
+
+def test_default_directory(train, tmp_path, monkeypatch, no_report):
+    monkeypatch.chdir(tmp_path)
+    assert train('--stage', 'coarse', max_epochs=1) == 0
+    assert metrics_of(tmp_path / 'runs/text-paper')['dataset'] == 'text'
+
+
+def test_settings_may_be_repeated(train, tmp_path, no_report):
+    more = ['--set', 'gate=0.3', 'threshold=0.5', '--set', 'clip=1']
+    assert train(*more, '--stage', 'coarse', '--out', tmp_path) == 0
+    config = json.loads((tmp_path / 'config.json').read_text())
+    given = SETTINGS | {'gate': 0.3, 'threshold': 0.5, 'clip': 1}
+    assert config['settings'] == config['settings'] | given
+
+
+def test_embedded_data_set(tmp_path):
+    """The bare call, small, as a user types it."""
+    done = subprocess.run(
+        [*PROGRAM, *settings(max_epochs=1, batch_size_coarse=4096)],
+        cwd=tmp_path,
+        env=os.environ | {'OMP_NUM_THREADS': '1'},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / 'runs/synthetic-paper'
+    metrics = metrics_of(out)
+    assert (metrics['num_users'], metrics['num_items']) == (2000, 3000)
+    assert set(metrics['test']) == MEASURES
+    assert (out / 'report.html').stat().st_size > 10_000
+    # Standard error holds a line for each evaluation: no bars, no warnings.
+    assert len(done.stderr.splitlines()) == len(history_of(out)) == 4
+    assert [x.name for x in tmp_path.iterdir()] == ['runs']
+
+
+# Protocols and stages ----------------------------------------------------------------
+
+
+def test_two_commands_are_one(text_run, train, tmp_path, no_report):
+    a, b = tmp_path / 'A', tmp_path / 'B'
+    assert train('--stage', 'coarse', '--out', a) == 0
+    assert train('--stage', 'fine', '--init', a, '--out', b) == 0
+    whole, coarse, fine = comparable(text_run), comparable(a), comparable(b)
+    assert 'fine' not in coarse and 'coarse' not in fine
+    assert coarse['coarse'] == whole['coarse'] and fine['fine'] == whole['fine']
+    assert fine['test'] == whole['test'] and fine['bytes'] == whole['bytes']
+    # A complete run of both stages is a start as well.
+    assert train('--stage', 'fine', '--init', text_run, '--out', tmp_path / 'C') == 0
+    assert comparable(tmp_path / 'C') == fine
+
+
+def test_protocols(train, root, text_run, tmp_path, no_report, capsys):
+    out = tmp_path / 'a'
+    assert train('--protocol', 'standard', '--out', out) == 0
+    data = get_dataset('text', root, 'standard')
+    metrics = metrics_of(out)
+    assert metrics['protocol'] == 'standard'
+    assert metrics['num_train'] == data[RATES].edge_index.size(1)
+    assert metrics['num_train'] < metrics_of(text_run)['num_train']
+    capsys.readouterr()
+    assert run.main(['evaluate', '--checkpoint', str(out)]) == 0
+    assert figures(capsys.readouterr().out) == pytest.approx(metrics['test'], abs=5e-5)
+
+
+def test_refit(train, root, tmp_path, no_report, capsys):
+    plain, out = tmp_path / 'a', tmp_path / 'b'
+    assert train('--protocol', 'standard', '--out', plain) == 0
+    assert train('--protocol', 'standard', '--refit', '--out', out) == 0
+    ours, theirs = metrics_of(out), metrics_of(plain)
+    assert ours['fine'] == theirs['fine'] and ours['val'] == theirs['val']
+    assert ours['test'] != theirs['test']
+    data = get_dataset('text', root, 'standard')[RATES]
+    num_train = data.edge_index.size(1) + data.val_edge_label_index.size(1)
+    assert pyg_c2f.load(out).edge_index.size(1) == num_train
+    capsys.readouterr()
+    assert run.main(['evaluate', '--checkpoint', str(out)]) == 0
+    assert figures(capsys.readouterr().out) == pytest.approx(ours['test'], abs=5e-5)
+
+
+# Using what was trained --------------------------------------------------------------
+
+
+@pytest.mark.parametrize('split', ['val', 'test'])
+def test_evaluate(split, text_run, capsys):
+    call = ['evaluate', '--checkpoint', str(text_run), '--split', split]
+    assert run.main(call) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f'text, protocol c2f, {split} items\n') and err == ''
+    assert figures(out) == {
+        name: float(f'{value:.4f}')
+        for name, value in metrics_of(text_run)[split].items()
+    }
+
+
+def rows_of(text):
+    """User -> rows of rank, item, score and title."""
+    lists = {}
+    for line in text.splitlines():
+        if line.startswith('for '):
+            rows = lists.setdefault(line[4:-1], [])
+        else:
+            rows.append(line.split(maxsplit=3))
+    return lists
+
+
+def test_recommend(text_run, capsys):
+    call = ['recommend', '--checkpoint', str(text_run), '--user', '7', '0', '-k', '5']
+    assert run.main(call) == 0
+    items, scores = pyg_c2f.load(text_run).recommend([7, 0], 5)
+    lists = rows_of(capsys.readouterr().out)
+    assert list(lists) == ['7', '0']
+    for rows, ids, values in zip(lists.values(), items, scores, strict=True):
+        assert [int(row[0]) for row in rows] == [1, 2, 3, 4, 5]
+        assert [int(row[1]) for row in rows] == ids.tolist()
+        assert [float(row[2]) for row in rows] == pytest.approx(
+            values.tolist(), abs=1e-4
+        )
+
+
+def test_recommend_with_names(table_run, root, capsys):
+    assert run.main(['recommend', '--checkpoint', str(table_run), '--user', 'u07']) == 0
+    (user, rows), *more = rows_of(capsys.readouterr().out).items()
+    assert user == 'u07' and len(rows) == 20 and not more
+    data = get_dataset('table', root, 'c2f')
+    items, _ = pyg_c2f.load(table_run).recommend([7], 20)
+    names = [data['item'].raw_id[item] for item in items[0].tolist()]
+    assert [row[1] for row in rows] == names
+    assert [row[3] for row in rows] == [f'The item {int(name[1:])}' for name in names]
+
+
+def test_recommend_for_a_history(text_run, table_run, capsys):
+    call = [
+        'recommend',
+        '--checkpoint',
+        str(text_run),
+        '--history',
+        '3, 17,5',
+        '-k',
+        '4',
+    ]
+    assert run.main(call) == 0
+    (rows,) = rows_of(capsys.readouterr().out).values()
+    items, _ = pyg_c2f.load(text_run).recommend(k=4, history=[3, 17, 5])
+    assert [int(row[1]) for row in rows] == items.tolist()
+    call = ['recommend', '--checkpoint', str(table_run), '--history', 'i03,i17']
+    assert run.main([*call, '-k', '3']) == 0
+    (rows,) = rows_of(capsys.readouterr().out).values()
+    assert len(rows) == 3 and not {'i03', 'i17'} & {row[1] for row in rows}
+
+
+def test_a_list_ends_where_the_items_do(text_run, capsys):
+    call = ['recommend', '--checkpoint', str(text_run), '--user', '0', '-k', '50']
+    assert run.main(call) == 0
+    (rows,) = rows_of(capsys.readouterr().out).values()
+    assert len(rows) == 50 - 8  # all but the train items
+
+
+def test_data(root, capsys):
+    assert run.main(['data', '--dataset', 'text', '--data-root', str(root)]) == 0
+    out, err = capsys.readouterr()
+    facts = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert err == '' and facts['num_users'] == '40' and facts['num_items'] == '50'
+    assert facts['train.txt'].endswith('checksum no reference')
+    assert run.main(['data']) == 0
+    assert 'generated' in capsys.readouterr().out
+
+
+def test_columns(root, tmp_path, capsys):
+    (tmp_path / 'shop').mkdir()
+    text = (root / 'table/table.inter').read_text().replace('\t', ',')
+    text = text.replace('user_id:token,item_id:token', 'who,what')
+    (tmp_path / 'shop/shop.csv').write_text(text)
+    call = ['data', '--dataset', 'shop', '--data-root', str(tmp_path)]
+    assert run.main([*call, '--columns', 'who,what']) == 0
+    assert re.search(r'^num_users +40$', capsys.readouterr().out, re.M)
+
+
+@pytest.mark.parametrize(
+    'words', [[], ['train'], ['evaluate'], ['recommend'], ['data']]
+)
+def test_help(words, capsys):
+    with pytest.raises(SystemExit) as end:
+        run.main([*words, '--help'])
+    out, err = capsys.readouterr()
+    assert end.value.code == 0 and err == ''
+    assert out.startswith(' '.join(['usage: python run.py', *words]))
+    if words == ['train']:
+        assert all(re.search(rf'^  {name} +\S', out, re.M) for name in SETTINGS)
+
+
+# Tolerated ---------------------------------------------------------------------------
+
+
+def test_tolerant_readings_are_counted(root, tmp_path, capsys, no_report):
+    folder = tmp_path / 'shop'
+    folder.mkdir()
+    train, test = (
+        (root / f'text/{name}.txt').read_text() for name in ('train', 'test')
+    )
+    seen = train.split()[1]
+    train = '\ufeff' + train.replace('\n', '\r\n') + '3\r\n' + f'0 {seen}\r\n\r\n'
+    test = test.replace('\n', f' {seen}\n', 1)
+    (folder / 'train.txt.gz').write_bytes(gzip.compress(train.encode()))
+    (folder / 'test.txt').write_text(test)
+    data = ['--data-root', str(tmp_path), '--dataset', 'shop', '--stage', 'coarse']
+    assert run.main(['train', *data, *settings(), '--out', str(tmp_path / 'a')]) == 0
+    err = capsys.readouterr().err
+    for what in (
+        '1 user lines without items',
+        '2 repeated lines of a user merged',
+        '1 duplicate interactions merged',
+        '1 test interactions that are also in train dropped',
+    ):
+        assert len(re.findall(what, err)) == 1, what
+    data = get_dataset('text', root, 'c2f')[RATES].edge_index
+    assert pyg_c2f.load(tmp_path / 'a').edge_index.equal(data)
+    # Where the call fails, its error stands alone.
+    call = ['train', *data_options(tmp_path), *settings(num_coarse=91), '--out', 'x']
+    assert run.main(call) == 2
+    assert capsys.readouterr().err.count('\n') == 1
+
+
+def data_options(root, name='shop'):
+    return ['--data-root', str(root), '--dataset', name]
+
+
+# Interrupted runs --------------------------------------------------------------------
+
+
+@pytest.fixture
+def interrupted(train, tmp_path, monkeypatch, capsys):
+    """A run that was stopped in its third evaluation."""
+    out = tmp_path / 'stopped'
+    add = run.History.add
+
+    def stop(history, line):
+        add(history, line)
+        if len(history.lines) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run.History, 'add', stop)
+        assert train('--out', out) == 130
+    assert capsys.readouterr().err.endswith(
+        f'interrupted; continue with: python run.py train --resume --out {out}\n'
+    )
+    return out
+
+
+def resume(out, *args):
+    return run.main(['train', '--resume', '--out', str(out), *map(str, args)])
+
+
+def test_resume(interrupted, text_run, no_report, capsys):
+    assert not (interrupted / 'metrics.json').exists()
+    assert not list(interrupted.glob('*.part'))
+    assert run.main(['evaluate', '--checkpoint', str(interrupted)]) == 0
+    assert run.main(['recommend', '--checkpoint', str(interrupted), '--user', '1']) == 0
+    assert resume(interrupted) == 0
+    assert comparable(interrupted) == comparable(text_run)
+    ours, theirs = (
+        [{k: v for k, v in line.items() if k != 'seconds'} for line in history_of(out)]
+        for out in (interrupted, text_run)
+    )
+    assert ours == theirs
+    assert resume(interrupted) == 2
+    assert 'complete' in capsys.readouterr().err
+
+
+def test_resume_keeps_its_options(interrupted, refused, no_report):
+    call = ['train', '--resume', '--out', interrupted]
+    assert '--seed 2024, not 3' in refused(*call, '--seed', 3)
+    assert '--dataset text' in refused(*call, '--dataset', 'other')
+    assert '--set max_epochs 3, not 9' in refused(*call, '--set', 'max_epochs=9')
+    assert 'unknown setting' in refused(*call, '--set', 'epochs=9')
+    same = ['--dataset', 'text', '--seed', 2024, '--set', 'max_epochs=3']
+    assert resume(interrupted, *same) == 0
+
+
+def test_an_interrupted_run_is_not_overwritten(interrupted, train, refused, no_report):
+    before = {path: path.read_bytes() for path in interrupted.glob('*.*')}
+    line = refused('train', '--out', interrupted)
+    assert '--resume' in line and 'resume.safetensors' in line
+    assert before == {path: path.read_bytes() for path in interrupted.glob('*.*')}
+    (interrupted / 'resume.safetensors').unlink()
+    assert train('--out', interrupted) == 0
+
+
+def test_damaged_interrupted_run(interrupted, refused):
+    path = interrupted / 'history.jsonl'
+    path.write_text(path.read_text()[:-20])
+    assert 'history.jsonl: damaged' in refused(
+        'train', '--resume', '--out', interrupted
+    )
+    path.unlink()
+    path = interrupted / 'resume.safetensors'
+    path.write_bytes(path.read_bytes()[:100])
+    line = refused('train', '--resume', '--out', interrupted)
+    assert 'resume.safetensors: damaged' in line
+
+
+def test_nothing_to_resume(refused, tmp_path, text_run):
+    assert 'no run there' in refused('train', '--resume', '--out', tmp_path / 'no')
+    assert 'complete' in refused('train', '--resume', '--out', text_run)
+    assert not (tmp_path / 'no').exists()
+
+
+def test_interrupted_in_a_refit(train, tmp_path, monkeypatch, no_report):
+    options = ['--protocol', 'standard', '--refit', '--out']
+    assert train(*options, tmp_path / 'whole') == 0
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, 'refit', stop)
+        assert train(*options, tmp_path / 'a') == 130
+    assert resume(tmp_path / 'a') == 0
+    assert comparable(tmp_path / 'a') == comparable(tmp_path / 'whole')
+
+
+def test_control_c(root, train, tmp_path, no_report):
+    """The real signal, in the middle of a real run."""
+    out = tmp_path / 'a'
+    options = [*data_options(root, 'text'), *settings(max_epochs=20, patience=20)]
+    process = subprocess.Popen(
+        [*PROGRAM, 'train', *options, '--out', str(out)],
+        cwd=tmp_path,
+        env=os.environ | {'OMP_NUM_THREADS': '1'},
+        stderr=subprocess.PIPE,
+        text=True,
+        # Started in the background, shells have their children ignore the signal.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    with process:
+        while process.poll() is None and not (out / 'history.jsonl').exists():
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert 'Traceback' not in err and err.count('interrupted; continue with: ') == 1
+    assert not (out / 'metrics.json').exists() and not list(out.glob('*.part'))
+    assert run.main(['evaluate', '--checkpoint', str(out)]) == 0
+    assert resume(out) == 0
+    assert train('--out', tmp_path / 'b', max_epochs=20, patience=20) == 0
+    assert comparable(out) == comparable(tmp_path / 'b')
+
+
+def test_a_new_run_leaves_nothing_of_the_old_one(table_run, train, tmp_path, no_report):
+    out = tmp_path / 'a'
+    assert train('--out', out, dataset='table') == 0
+    (out / 'notes.txt').write_text('mine')
+    assert (out / 'ids.json').exists()
+    assert train('--out', out, '--stage', 'coarse') == 0
+    names = {path.name for path in out.iterdir()}
+    assert 'ids.json' not in names and 'notes.txt' in names
+    assert not any(name.startswith('fine-') for name in names)
+    assert all(line['stage'] == 'coarse' for line in history_of(out))
+
+
+def test_a_wrong_call_leaves_the_old_run_alone(copied, refused, root):
+    before = {path: path.read_bytes() for path in copied.iterdir()}
+    data = data_options(root, 'text')
+    for wrong in (['--set', 'num_coarse=91'], ['--seed', -1], ['--columns', 'a']):
+        refused('train', *data, *settings(), *wrong, '--out', copied)
+    refused('train', *data_options(root, 'nowhere'), '--out', copied)
+    assert before == {path: path.read_bytes() for path in copied.iterdir()}
+
+
+# Refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('options', 'says'),
+    [
+        (['--set', 'num_cores=3'], "unknown setting 'num_cores'"),
+        (['--set', 'num_coarse=few'], 'a whole number'),
+        (['--set', 'num_coarse'], 'expected name=value'),
+        (['--set', '=3'], 'unknown setting'),
+        (['--set'], 'at least one argument'),
+        (['--set', 'lr_coarse=nan'], 'lr_coarse=nan'),
+        (['--set', 'batch_size_coarse=0'], 'from 1'),
+        (['--set', 'batch_size_fine=-5'], 'from 1'),
+        (['--set', 'num_coarse=91'], '40 users and 50 items'),
+        (['--set', 'num_fine=91'], '40 users and 50 items'),
+        (['--set', 'anchors_per_entity=7'], 'num_coarse=6'),
+        (['--recipe', 'slow'], "unknown recipe 'slow'"),
+        (['--protocol', 'other'], 'invalid choice'),
+        (['--stage', 'both', '--init', 'x'], '--stage fine'),
+        (['--stage', 'fine'], '--init'),
+        (['--stage', 'fine', '--init', 'nowhere'], 'no run there'),
+        (['--refit'], 'standard'),
+        (['--seed', '-1'], '--seed -1'),
+        (['--seed', str(2**32)], '--seed'),
+        (['--seed', '1.5'], 'invalid int'),
+        (['--split-seed', '-1'], '--split-seed -1'),
+        (['--columns', 'user_id'], '--columns user_id'),
+        (['--dataset', 'nowhere'], "unknown data set 'nowhere'"),
+        (['--dataset', '../text'], 'no data set name'),
+        (['--dataset', ''], 'no data set name'),
+        (['--fast'], 'unrecognized arguments: --fast'),
+        (['more'], 'unrecognized arguments: more'),
+    ],
+)
+def test_wrong_options(options, says, root, refused, tmp_path):
+    out = tmp_path / 'out'
+    data = data_options(root, 'text')
+    assert says in refused('train', *data, *settings(), '--out', out, *options)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    'words', [['trian'], ['evaluate'], ['recommend'], ['data', 'x']]
+)
+def test_wrong_commands(words, refused):
+    assert '--help' in refused(*words)
+
+
+@pytest.mark.parametrize(
+    ('files', 'says'),
+    [
+        ({}, 'train.txt and test.txt'),
+        ({'readme.md': 'x'}, 'found: readme.md'),
+        ({'train.txt': '0 1\n'}, 'test.txt is missing'),
+        ({'test.txt': '0 1\n'}, 'train.txt is missing'),
+        ({'train.txt': '', 'test.txt': '0 1\n'}, 'train.txt is empty'),
+        ({'train.txt': '0 1 2\n', 'test.txt': ''}, 'test.txt is empty'),
+        ({'train.txt': '0 1\n1 x\n', 'test.txt': '0 2\n'}, "line 2: the id 'x'"),
+        ({'train.txt': '0 1.5\n', 'test.txt': '0 2\n'}, "line 1: the id '1.5'"),
+        ({'train.txt': '0 1\n\n-1 2\n', 'test.txt': '0 2\n'}, 'line 3: .*negative'),
+        ({'train.txt': '0 1\n0 9999999999\n', 'test.txt': '0 2\n'}, 'line 2: .*large'),
+        ({'train.txt': f'0 {"9" * 40}\n', 'test.txt': '0 2\n'}, 'line 1: .*large'),
+        ({'train.txt': '0\n1\n', 'test.txt': '0 2\n'}, 'no interaction'),
+        ({'train.txt': '0 1\n', 'test.txt': '0 1\n'}, 'no test interaction'),
+        ({'train.txt.gz': 'no gzip', 'test.txt': '0 2\n'}, 'gzip'),
+        ({'shop.inter': ''}, 'shop.inter is empty'),
+        ({'shop.inter': 'user_id:token\tb:token\n1\t2\n'}, "no column 'item_id'"),
+        ({'shop.inter': 'user_id\titem_id\n1\t2\n3\n'}, 'line 3'),
+        ({'shop.csv': 'user_id,item_id\n'}, 'no rows'),
+    ],
+)
+def test_wrong_data(files, says, refused, tmp_path):
+    (tmp_path / 'shop').mkdir()
+    for name, text in files.items():
+        (tmp_path / 'shop' / name).write_text(text)
+    for command in (['train', '--out', tmp_path / 'out', *settings()], ['data']):
+        line = refused(*command, *data_options(tmp_path))
+        assert re.search(says, line), line
+    assert not (tmp_path / 'out').exists()
+
+
+def test_no_validation(refused, tmp_path):
+    (tmp_path / 'shop').mkdir()
+    (tmp_path / 'shop/train.txt').write_text('0 1 2\n1 2 3\n')
+    (tmp_path / 'shop/test.txt').write_text('0 3\n1 1\n')
+    call = ['train', *data_options(tmp_path), *settings(num_coarse=2, num_fine=2)]
+    call += ['--set', 'num_neg_samples=1', '--out', tmp_path / 'out']
+    assert 'no validation' in refused(*call, '--protocol', 'standard')
+    assert 'no test' in refused(*call)  # c2f makes the only test item validation
+    assert not (tmp_path / 'out').exists()
+
+
+def test_too_few_items_for_the_negatives(refused, root, tmp_path):
+    call = ['train', *data_options(root, 'text'), *settings(num_neg_samples=43)]
+    assert 'num_neg_samples' in refused(*call, '--out', tmp_path / 'out')
+    assert_nothing_new(tmp_path / 'out')
+
+
+def test_training_that_diverges(train, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr('pyg_c2f.train.train_epoch', lambda *_, **__: float('nan'))
+    assert train('--out', tmp_path / 'out') == 2
+    assert 'lower --set lr_coarse=0.1' in capsys.readouterr().err.splitlines()[-1]
+    assert_nothing_new(tmp_path / 'out')
+
+
+def test_out_of_memory(train, tmp_path, monkeypatch, capsys):
+    def build(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr('pyg_c2f.train.build_model', build)
+    assert train('--out', tmp_path / 'out') == 2
+    assert re.fullmatch('error: out of memory.*\n', capsys.readouterr().err)
+
+
+def test_a_bug_stays_one(train, tmp_path, monkeypatch):
+    def build(*_):
+        raise RuntimeError('something else')
+
+    monkeypatch.setattr('pyg_c2f.train.build_model', build)
+    with pytest.raises(RuntimeError, match='something else'):
+        train('--out', tmp_path / 'out')
+
+
+def test_full_disk(train, tmp_path, monkeypatch, capsys):
+    def replace(*_):
+        raise OSError(28, 'No space left on device', 'x.part')
+
+    monkeypatch.setattr('pyg_c2f.checkpoint.os.replace', replace)
+    assert train('--out', tmp_path / 'out') == 2
+    assert 'No space left' in capsys.readouterr().err
+    assert_nothing_new(tmp_path / 'out')
+
+
+def test_out_that_cannot_be(refused, root, text_run, tmp_path):
+    file = tmp_path / 'file'
+    file.write_text('mine')
+    call = ['train', *data_options(root, 'text'), *settings()]
+    assert 'is no directory' in refused(*call, '--out', file)
+    assert 'is no directory' in refused(*call, '--out', file / 'a/b')
+    assert file.read_text() == 'mine'
+    fine = ['--stage', 'fine', '--init', text_run]
+    assert '--init is read from there' in refused(*call, *fine, '--out', text_run)
+    refused(*call, '--out', tmp_path / ('x' * 300))
+
+
+def test_no_cuda(refused, root, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    call = ['train', *data_options(root, 'text'), '--device', 'cuda']
+    assert '--device cpu' in refused(*call, '--out', tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize(
+    ('options', 'says'),
+    [
+        (['--protocol', 'standard'], 'protocol=c2f'),
+        (['--split-seed', 7], 'split_seed=2024'),
+        (['--dataset', 'table'], 'dataset=text'),
+        (['--set', 'num_coarse=7'], 'num_coarse=6, this run 7'),
+        (['--set', 'embedding_dim=9'], 'embedding_dim=8'),
+    ],
+)
+def test_init_that_does_not_fit(options, says, refused, root, text_run, tmp_path):
+    call = ['train', *data_options(root, 'text'), *settings(), '--stage', 'fine']
+    call += ['--init', text_run, '--out', tmp_path / 'out']
+    assert says in refused(*call, *options)
+    assert not (tmp_path / 'out').exists()
+
+
+USES = (['evaluate'], ['recommend', '--user', '1'])
+
+
+@pytest.mark.parametrize('use', USES, ids=['evaluate', 'recommend'])
+def test_wrong_checkpoints(use, refused, copied, tmp_path):
+    call = [*use, '--checkpoint']
+    refused(*call, tmp_path / 'nowhere')
+    (tmp_path / 'empty').mkdir()
+    refused(*call, tmp_path / 'empty')
+
+    model = copied / 'model.safetensors'
+    whole = model.read_bytes()
+    for content in (b'', whole[:40], whole[:-9], b'PK' + whole[2:]):
+        model.write_bytes(content)
+        assert 'damaged' in refused(*call, copied)
+    save_file({'weight': torch.ones(3)}, model)
+    assert 'not a checkpoint of pyg_c2f' in refused(*call, copied)
+    save_file({'weight': torch.ones(3)}, model, {'format': 'pyg_c2f 1'})
+    assert 'does not fit together' in refused(*call, copied)
+    model.unlink()
+    assert 'no such checkpoint' in refused(*call, copied)
+
+
+@pytest.mark.parametrize(
+    'content', [b'', b'{', b'[]', b'{}', b'{"settings": 3}', b'\xff\xfe', b'null']
+)
+def test_damaged_config(content, refused, copied, root, tmp_path):
+    (copied / 'config.json').write_bytes(content)
+    assert 'config.json' in refused('evaluate', '--checkpoint', copied)
+    call = ['train', *data_options(root, 'text'), '--out', tmp_path / 'out']
+    assert 'config.json' in refused(*call, '--stage', 'fine', '--init', copied)
+    assert 'config.json' in refused('train', '--resume', '--out', copied)
+
+
+@pytest.mark.parametrize('content', [b'', b'[]', b'{"users": []}', b'\xff'])
+def test_damaged_ids(content, refused, copied):
+    (copied / 'ids.json').write_bytes(content)
+    line = refused('recommend', '--checkpoint', copied, '--user', 1)
+    assert 'ids.json' in line
+
+
+def test_evaluate_on_other_data(refused, copied, root, tmp_path):
+    (tmp_path / 'text').mkdir()
+    for name in ('train.txt', 'test.txt'):
+        text = (root / 'text' / name).read_text() + '40 1 2 3 50\n'
+        (tmp_path / 'text' / name).write_text(text)
+    config = json.loads((copied / 'config.json').read_text())
+    config['data_root'] = str(tmp_path)
+    (copied / 'config.json').write_text(json.dumps(config))
+    assert '40 users and 50 items' in refused('evaluate', '--checkpoint', copied)
+
+
+@pytest.mark.parametrize(
+    ('options', 'says'),
+    [
+        (['--user', '40'], "unknown user '40'.*40 users"),
+        (['--user', '1', '-1'], 'unrecognized|unknown'),
+        (['--user', 'u01'], "unknown user 'u01'"),
+        (['--history', '3,50'], "unknown item '50'"),
+        (['--history', ' , '], 'empty'),
+        (['--user', '1', '-k', '0'], '-k 0: choose a length from 1 to 50'),
+        (['--user', '1', '-k', '51'], '-k 51'),
+        (['--user', '1', '-k', 'all'], 'invalid int'),
+        (['--user', '1', '--history', '2'], 'not allowed with'),
+        ([], 'required'),
+    ],
+)
+def test_wrong_people(options, says, refused, text_run):
+    line = refused('recommend', '--checkpoint', text_run, *options)
+    assert re.search(says, line), line
+
+
+def test_unknown_names(refused, table_run):
+    line = refused('recommend', '--checkpoint', table_run, '--user', '7')
+    assert "unknown user '7'" in line and 'u00, u01, u02' in line
+    line = refused('recommend', '--checkpoint', table_run, '--history', 'i03,x')
+    assert "unknown item 'x'" in line
