@@ -20,7 +20,7 @@ from pyg_c2f.datasets.files import (
 )
 from pyg_c2f.datasets.interactions import InteractionDataset
 from pyg_c2f.datasets.splits import make_generator
-from pyg_c2f.typing import Protocol
+from pyg_c2f.typing import InputError, Protocol
 
 _LIGHTGCN = (
     'https://raw.githubusercontent.com/gusye1234/LightGCN-PyTorch/'
@@ -118,10 +118,15 @@ class PublishedDataset(InteractionDataset):
         return read_checksums()[cls.folder]
 
     def _download_missing(self, folder: Path) -> None:
-        for file_name, reference in self.references().items():
+        references = self.references()
+        for file_name, reference in references.items():
             if not locate(folder, file_name):
                 url = f'{self.base_url}/{file_name}'
-                download(url, folder / file_name, reference)
+                try:
+                    download(url, folder / file_name, reference)
+                except InputError as error:
+                    needed = ' and '.join(references)
+                    raise InputError(f'{error} (needed there: {needed})') from error
 
 
 class Gowalla(PublishedDataset):

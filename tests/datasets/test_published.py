@@ -85,6 +85,7 @@ def test_offline(tiny, tmp_path):
         tiny(tmp_path)
     assert 'http://127.0.0.1:1/train.txt' in str(info.value)
     assert f'put the file into {tmp_path / "tiny"} by hand' in str(info.value)
+    assert 'needed there: train.txt and test.txt' in str(info.value)
     assert not list((tmp_path / 'tiny').iterdir())
 
 
