@@ -438,8 +438,9 @@ def test_fine_start_assignment(case):
     close(softmax, f'{key}.attn_softmax')
     new = softmax_assignment(scores, INFO['ft'])
     close(new.weight, f'{key}.topft_val')
-    # Rows of an anchor without entities are uniform: which entries stay is a tie.
-    clear = dense('in.S1').sum(dim=0) > 0
+    # Parts that none of an anchor's entities are in tie, and which ones stay is open.
+    best = softmax.sort(dim=1, descending=True).values[:, : INFO['ft'] + 1]
+    clear = (best[:, :-1] - best[:, 1:] > 1e-6).all(dim=1)
     assert new.index[clear].equal(get(f'{key}.topft_idx')[clear])
     close(from_assignment(new, R)[clear], dense(f'{key}.S2')[clear])
     model = make_model('fine')
@@ -457,7 +458,8 @@ def test_fine_start_codebook():
 
 
 def test_sparse_pca_codes():
-    codes = torch.from_numpy(ARRAYS['init_ft.pad.pca_output_random_state0'])
-    rows = torch.from_numpy(ARRAYS['init_ft.pad.pca_input'])
+    # In float64 only: the solver's last float32 digits depend on the processor.
+    codes = torch.from_numpy(ARRAYS['f64.init_ft.pad.pca_output_random_state0'])
+    rows = torch.from_numpy(ARRAYS['f64.init_ft.pad.pca_input'])
     ours = sparse_pca_codes(rows, codes.size(1), random_state=0)
-    torch.testing.assert_close(ours, codes, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours, codes, rtol=1e-9, atol=1e-9)
