@@ -4,8 +4,11 @@ Pure functions: tensors in, :class:`~pyg_c2f.typing.Assignment` out. No function
 a dense matrix of entities times anchors outside a block of rows.
 """
 
+import warnings
+
 import torch
 from sklearn.decomposition import SparsePCA
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 from torch_geometric.utils import scatter
 
@@ -211,7 +214,11 @@ def sparse_pca_codes(
         Tensor: The codes, ``[num_rows, num_components]``.
     """
     pca = SparsePCA(num_components, alpha=alpha, random_state=random_state)
-    return torch.from_numpy(pca.fit_transform(rows.detach().cpu().numpy())).to(rows)
+    with warnings.catch_warnings():
+        # Of steps inside the solver; a start needs no converged ones.
+        warnings.simplefilter('ignore', ConvergenceWarning)
+        codes = pca.fit_transform(rows.detach().cpu().numpy())
+    return torch.from_numpy(codes).to(rows)
 
 
 def place_codes(codes: Tensor, columns: Tensor, embedding_dim: int) -> Tensor:
