@@ -111,7 +111,7 @@ DATASET_SETTINGS: dict[str, dict[str, Any]] = {
         'num_coarse': 100,
         'num_fine': 40,
         'embedding_dim': 64,
-        'pca_components': 40,
+        'pca_components': 64,
         'lr_coarse': 1e-2,
         'lr_fine': 1e-2,
     },
