@@ -464,7 +464,12 @@ def check_out(out: Path, args: argparse.Namespace) -> None:
 
 def clear(out: Path) -> None:
     """Makes the output directory, without what an earlier run has left there."""
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f'--out {out}: cannot be made ({error.strerror}); name another directory'
+        ) from error
     phases = (phase_file(out, s, phase) for s in STAGES['both'] for phase in (1, 2))
     for path in (*phases, *(out / name for name in OUTPUTS)):
         path.unlink(missing_ok=True)

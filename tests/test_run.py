@@ -787,6 +787,8 @@ def test_out_that_cannot_be(refused, root, text_run, tmp_path):
     fine = ['--stage', 'fine', '--init', text_run]
     assert '--init is read from there' in refused(*call, *fine, '--out', text_run)
     refused(*call, '--out', tmp_path / ('x' * 300))
+    if Path('/proc').is_dir():  # where even root cannot make a directory
+        assert 'cannot be made' in refused(*call, '--out', '/proc/none/out')
 
 
 def test_no_cuda(refused, root, tmp_path, monkeypatch):
