@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
+from torch_geometric.utils import cumsum
 
 from pyg_c2f.nn import C2F
 from pyg_c2f.typing import Assignment, InputError
@@ -118,7 +119,7 @@ def model_tensors(model: C2F) -> dict[str, Tensor]:
         'coarse.weight': model.coarse.assignment_weight,
         'bias': model.bias.detach(),
         'global_bias': model.global_bias.detach(),
-        'graph.rowptr': torch.nn.functional.pad(degree.cumsum(0), (1, 0)).int(),
+        'graph.rowptr': cumsum(degree).int(),
         'graph.col': edges[1].int(),
     }
     if model.stage == 'fine':
@@ -127,7 +128,7 @@ def model_tensors(model: C2F) -> dict[str, Tensor]:
         row, col = alive.nonzero(as_tuple=True)
         count = torch.bincount(row, minlength=model.num_fine)
         tensors |= {
-            'fine.rowptr': torch.nn.functional.pad(count.cumsum(0), (1, 0)).int(),
+            'fine.rowptr': cumsum(count).int(),
             'fine.col': _small_int(col, model.embedding_dim),
             'fine.value': codebook[row, col],
             'fine.index': _small_int(model.fine.index, model.num_fine),
@@ -173,7 +174,7 @@ def save(model: C2F, path: str | Path) -> None:
     """
     path = Path(path)
     path = path / 'model.safetensors' if path.is_dir() else path
-    meta = {key: repr(getattr(model, key)) for key in SIZES}
+    meta = {key: json.dumps(getattr(model, key)) for key in SIZES}
     meta |= {'format': FORMAT, 'stage': model.stage}
     write_tensors(path, model_tensors(model), meta)
 

@@ -13,6 +13,7 @@ from torch_geometric.metrics import (
 )
 from torch_geometric.utils import degree
 
+from pyg_c2f.graph import ranges
 from pyg_c2f.typing import ITEM, KS, RATES, USER, InputError, Split
 
 logger = logging.getLogger(__name__)
@@ -86,10 +87,7 @@ def rank_items(
         masked = buffer[: len(block)]
         masked[:, :num_items] = scores
 
-        row = torch.arange(len(block), device=users.device)
-        row = row.repeat_interleave(count[block])
-        skipped = start[block] - (count[block].cumsum(0) - count[block])
-        place = torch.arange(len(row), device=users.device) + skipped[row]
+        row, place = ranges(start[block], count[block])
         masked[row, seen_item[place]] = -torch.inf
         rankings.append(_top_items(masked, k))
     return torch.cat(rankings)

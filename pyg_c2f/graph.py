@@ -12,7 +12,7 @@ from torch import Tensor
 from torch_geometric import EdgeIndex
 from torch_geometric.data import HeteroData
 from torch_geometric.typing import Adj, SparseTensor
-from torch_geometric.utils import degree, is_sparse
+from torch_geometric.utils import cumsum, degree, is_sparse
 
 from pyg_c2f.typing import (
     COARSE,
@@ -35,6 +35,30 @@ from pyg_c2f.typing import (
 def inverse_sqrt(deg: Tensor) -> Tensor:
     r"""Returns :math:`d^{-1/2}`, and 0 where the degree :math:`d` is 0."""
     return torch.where(deg > 0, deg, torch.inf).rsqrt()
+
+
+def unique_pairs(edge_index: Tensor, num_items: int) -> Tensor:
+    """The distinct pairs of users and items, sorted by user, then item.
+
+    Args:
+        edge_index (Tensor): The pairs, users in row 0, items in row 1.
+        num_items (int): The number of items.
+    """
+    key = torch.unique(edge_index[0] * num_items + edge_index[1])
+    return torch.stack([key.div(num_items, rounding_mode='floor'), key % num_items])
+
+
+def ranges(start: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """The numbers from ``start`` up, ``count`` of them, for each of several ranges.
+
+    With the rows' starts and lengths of a CSR matrix, the places of their entries.
+
+    Returns:
+        Tuple: The range that each number belongs to, and the number.
+    """
+    row = torch.repeat_interleave(count)
+    first = start - (count.cumsum(0) - count)
+    return row, torch.arange(row.numel(), device=row.device) + first[row]
 
 
 def interaction_weight(edge_index: Tensor, num_users: int, num_items: int) -> Tensor:
@@ -222,7 +246,7 @@ def build_block_graph(
         counts += [count, fine_t.rowptr.diff()]
 
     col, weight, count = torch.cat(cols), torch.cat(weights), torch.cat(counts)
-    rowptr = torch.nn.functional.pad(count.cumsum(0), (1, 0))
+    rowptr = cumsum(count)
     row = torch.repeat_interleave(count)
     # Sums in float64: a float32 sum over a row of thousands loses digits that
     # every layer would then carry.
@@ -235,8 +259,7 @@ def build_block_graph(
 
 
 def _rowptr(row: Tensor, num_rows: int) -> Tensor:
-    count = torch.bincount(row, minlength=num_rows)
-    return torch.nn.functional.pad(count.cumsum(0), (1, 0))
+    return cumsum(torch.bincount(row, minlength=num_rows))
 
 
 def _transpose(assignment: Assignment, num_anchors: int) -> CSR:

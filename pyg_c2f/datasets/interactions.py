@@ -12,6 +12,7 @@ from torch_geometric.data import Data, HeteroData, InMemoryDataset
 
 from pyg_c2f.datasets.files import Source, read_source
 from pyg_c2f.datasets.splits import Splits, hold_out, make_generator, split
+from pyg_c2f.graph import unique_pairs
 from pyg_c2f.typing import ITEM, RATED_BY, RATES, USER, Protocol
 
 _HELD_OUT = ('val_edge_label_index', 'test_edge_label_index')
@@ -232,12 +233,8 @@ def with_validation_in_train(data: HeteroData) -> HeteroData:
     """
     store = data[RATES]
     edges = torch.cat([store.edge_index, store.val_edge_label_index], dim=1)
-    num_items = data[ITEM].num_nodes
-    key = (edges[0] * num_items + edges[1]).sort().values
     out = copy.copy(data)
-    out[RATES].edge_index = torch.stack(
-        [key.div(num_items, rounding_mode='floor'), key % num_items]
-    )
+    out[RATES].edge_index = unique_pairs(edges, data[ITEM].num_nodes)
     out[RATES].val_edge_label_index = store.val_edge_label_index[:, :0]
     out[RATED_BY].edge_index = out[RATES].edge_index.flip(0)
     return out

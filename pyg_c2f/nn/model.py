@@ -1,5 +1,5 @@
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from pyg_c2f.graph import (
     build_hetero_data,
     entity_csr,
     joint_norm,
+    ranges,
 )
 from pyg_c2f.nn.conv import C2FConv
 from pyg_c2f.nn.embedding import MetaEmbedding, SoftThreshold
@@ -70,6 +71,7 @@ class C2F(torch.nn.Module):
     """
 
     edge_index: Tensor
+    is_fine: Tensor
 
     def __init__(
         self,
@@ -97,16 +99,17 @@ class C2F(torch.nn.Module):
                 f"'C2F' expected users below {num_users} and items below {num_items} "
                 f'in edge_index (got up to {edge_index.max(dim=1).values.tolist()})'
             )
-        self.num_users = num_users
-        self.num_items = num_items
-        self.num_coarse = num_coarse
-        self.num_fine = num_fine
-        self.embedding_dim = embedding_dim
-        self.num_layers = num_layers
-        self.anchors_per_entity = anchors_per_entity
-        self.fine_per_coarse = fine_per_coarse
-        self.gate = gate
-        self.threshold = threshold
+        # Plain numbers, whatever kind was given: a checkpoint writes them down.
+        self.num_users = int(num_users)
+        self.num_items = int(num_items)
+        self.num_coarse = int(num_coarse)
+        self.num_fine = int(num_fine)
+        self.embedding_dim = int(embedding_dim)
+        self.num_layers = int(num_layers)
+        self.anchors_per_entity = int(anchors_per_entity)
+        self.fine_per_coarse = int(fine_per_coarse)
+        self.gate = float(gate)
+        self.threshold = float(threshold)
 
         num_entities = num_users + num_items
         self.coarse = MetaEmbedding(
@@ -121,7 +124,9 @@ class C2F(torch.nn.Module):
         self.register_buffer('edge_index', edge_index.clone())
         self._entities: EntityCSR | None = None
         self._graph: BlockGraph | None = None
-        self.register_load_state_dict_post_hook(lambda model, _: model._forget_graphs())
+        # The stage as part of the state: it decides what the tables mean.
+        self.register_buffer('is_fine', torch.tensor(False))
+        self.register_load_state_dict_post_hook(lambda model, _: model._after_load())
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -135,8 +140,17 @@ class C2F(torch.nn.Module):
         self.set_stage('coarse')
 
     def set_stage(self, stage: Stage) -> None:
-        """Enters a stage: freezes the codebook that the stage does not train."""
+        """Enters a stage: freezes the codebook that the stage does not train.
+
+        Raises:
+            ValueError: If there is no such stage.
+        """
+        if stage not in get_args(Stage):
+            raise ValueError(
+                f"'C2F' expected a stage of {get_args(Stage)} (got {stage})"
+            )
         self.stage = stage
+        self.is_fine.fill_(stage == 'fine')
         self.coarse.codebook.requires_grad_(stage == 'coarse')
         self.fine.codebook.requires_grad_(stage == 'fine')
         self._graph = None
@@ -362,8 +376,9 @@ class C2F(torch.nn.Module):
 
         Returns:
             Tuple: Item ids and scores, best first, ``[num_users, k]`` each, or ``[k]``
-            for a single user id or a history. Where fewer than ``k`` items are left,
-            the ids at the end are -1 and their scores minus infinity.
+            for a single user id or a history, with ``k`` at most the number of items.
+            Where fewer than ``k`` items are left, the ids at the end are -1 and their
+            scores minus infinity.
 
         Raises:
             ValueError: If not exactly one of users and history is given, an id is out
@@ -386,10 +401,7 @@ class C2F(torch.nn.Module):
         score, rowptr = self.scorer(), self._train_csr().rowptr
         out = []
         for block in ids.flatten().split(1024):
-            start, count = rowptr[block], rowptr[block + 1] - rowptr[block]
-            row = torch.repeat_interleave(count)
-            first = start - count.cumsum(0) + count
-            at = torch.arange(row.numel(), device=device) + first[row]
+            row, at = ranges(rowptr[block], rowptr[block + 1] - rowptr[block])
             seen = self._train_csr().col[at] - self.num_users
             out.append(_top_unseen(score(block), row, seen, k, single=ids.dim() == 0))
         return torch.cat([ids for ids, _ in out]), torch.cat([s for _, s in out])
@@ -417,6 +429,10 @@ class C2F(torch.nn.Module):
 
     def _forget_graphs(self) -> None:
         self._entities = self._graph = None
+
+    def _after_load(self) -> None:
+        self._forget_graphs()
+        self.set_stage('fine' if self.is_fine else 'coarse')
 
     def _apply(self, fn: Any, recurse: bool = True) -> 'C2F':
         self._forget_graphs()

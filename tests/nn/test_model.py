@@ -428,3 +428,18 @@ def test_checkerboard():
     assert hits(150) > 0.9 * num
     model.set_stage('fine')
     assert hits(50) > 0.9 * num
+
+
+def test_the_state_tells_the_stage(toy):
+    model, other = toy.model('fine'), toy.model('coarse')
+    other.load_state_dict(model.state_dict())
+    assert other.stage == 'fine'
+    assert not other.coarse.codebook.requires_grad
+    assert other.propagate().detach().equal(model.propagate().detach())
+
+
+def test_no_such_stage(toy):
+    model = toy.model('fine')
+    with pytest.raises(ValueError, match='corse'):
+        model.set_stage('corse')
+    assert model.stage == 'fine'
