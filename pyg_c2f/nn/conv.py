@@ -8,7 +8,14 @@ from torch_geometric.typing import Adj, OptPairTensor, OptTensor, Size, SparseTe
 from torch_geometric.utils import is_sparse, spmm
 
 from pyg_c2f.graph import adj_to_edges, joint_norm
-from pyg_c2f.typing import COARSE, FINE, ITEM, USER, EdgeType
+from pyg_c2f.typing import (
+    COARSE,
+    COARSE_ITEM,
+    COARSE_USER,
+    FINE,
+    FINE_COARSE,
+    EdgeType,
+)
 
 
 class AnchorConv(MessagePassing):
@@ -129,7 +136,17 @@ class C2FConv(AnchorConv):
         - **output:** ``x_dict`` of the same types and shapes
 
     Raises:
-        ValueError: If a relation points to a node type without features.
+        ValueError: If a relation points to a node type without features, or there are
+            fine features without the relations that carry them to entities.
+
+    Example:
+        >>> model = C2F(torch.tensor([[0, 0, 1], [0, 1, 1]]), 2, 2, num_coarse=2,
+        ...             num_fine=2, embedding_dim=8, fine_per_coarse=1)
+        >>> data = model.to_hetero_data()
+        >>> x_dict = {key: torch.ones(n, 8) for key, n in data.num_nodes_dict.items()}
+        >>> out = C2FConv()(x_dict, data.edge_index_dict, data.edge_weight_dict)
+        >>> {key: tuple(x.shape) for key, x in out.items()}
+        {'user': (2, 8), 'item': (2, 8), 'coarse': (2, 8)}
     """
 
     def __init__(self, gate: float = 0.2, **kwargs: Any) -> None:
@@ -161,18 +178,23 @@ class C2FConv(AnchorConv):
 
         if FINE not in x_dict:
             return z_dict
+        for rel in (FINE_COARSE, COARSE_USER, COARSE_ITEM):
+            if rel not in edge_index_dict:
+                raise ValueError(
+                    f"'{self.__class__.__name__}' needs the relation {rel} beside fine "
+                    f'features (got {list(edge_index_dict)})'
+                )
 
         def from_anchors(x: dict[str, Tensor], rel: EdgeType) -> Tensor:
             adj = edge_index_dict[rel]
             return self._send(x, rel, adj, adj_to_edges(adj, raw.get(rel))[2])
 
-        down = (FINE, 'anchors', COARSE)
-        fine_part = from_anchors(z_dict, down)
+        fine_part = from_anchors(z_dict, FINE_COARSE)
         z_c = z_dict[COARSE]
         new_c = (1 - self.gate) * z_c + (2 * self.gate - 1) * fine_part
         change = {COARSE: new_c - z_c}
-        for entity in (USER, ITEM):
-            rel = (COARSE, 'anchors', entity)
+        for rel in (COARSE_USER, COARSE_ITEM):
+            entity = rel[2]
             change[entity] = z_dict[entity]
             z_dict[entity] = z_dict[entity] + from_anchors(change, rel)
         z_dict[COARSE] = new_c

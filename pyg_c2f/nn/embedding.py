@@ -20,6 +20,10 @@ class SoftThreshold(torch.nn.Module):
 
     Raises:
         ValueError: If the threshold is negative.
+
+    Example:
+        >>> SoftThreshold(1.0)(torch.tensor([-3.0, 0.5, 1.5])).tolist()
+        [-2.0, 0.0, 0.5]
     """
 
     def __init__(self, threshold: float = 1.0) -> None:
@@ -152,8 +156,9 @@ class MetaEmbedding(torch.nn.Module):
     def forward(self, ids: Tensor | None = None) -> Tensor:
         if ids is None:
             return self.weight
+        # index_select refuses a negative id, as torch.nn.Embedding does.
         assignment = Assignment(
-            self.index[ids.flatten()], self.assignment_weight[ids.flatten()]
+            *(x.index_select(0, ids.flatten()) for x in self.assignment)
         )
         out = weighted_sum(assignment, self.codebook)
         return out.view(*ids.shape, self.embedding_dim)

@@ -155,7 +155,7 @@ def _column_blocks(*tables: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """
     width = tables[0].size(1)
     if not tables[0].is_cuda:
-        while width > 32 and tables[0][:, :width].nbytes > CACHE_BYTES:
+        while width >= 64 and tables[0][:, :width].nbytes > CACHE_BYTES:
             width //= 2
     return zip(*(table.split(max(width, 1), dim=1) for table in tables), strict=True)
 

@@ -28,6 +28,11 @@ class BPRLoss(_Loss):
           embeddings :math:`(N, F)` *(optional)* and how often each occurs :math:`(N)`
           *(optional: once)*
         - **output:** a scalar
+
+    Example:
+        >>> loss = BPRLoss()(torch.tensor([2.0, 1.0]), torch.tensor([0.0, 1.0]))
+        >>> round(loss.item(), 4)
+        0.41
     """
 
     def __init__(self, lambda_reg: float = 5e-4) -> None:

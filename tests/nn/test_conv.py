@@ -247,3 +247,10 @@ def test_c2f_conv_without_weights(toy):
     x_dict, edges, _ = hetero_in_form(toy, 'fine', 'tensor')
     with pytest.raises(ValueError, match="'edge_weight' is needed"):
         C2FConv()(x_dict, edges)
+
+
+def test_c2f_conv_without_the_relations_of_the_fine_stage(toy):
+    x_dict, edges, weights = hetero_in_form(toy, 'coarse', 'tensor')
+    x_dict['fine'] = torch.zeros(2, x_dict['user'].size(1))
+    with pytest.raises(ValueError, match="'fine', 'anchors', 'coarse'"):
+        C2FConv()(x_dict, edges, weights)

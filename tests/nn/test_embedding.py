@@ -173,3 +173,9 @@ def test_set_assignment_errors(emb, index, weight, match):
     with pytest.raises(ValueError, match=match):
         emb.set_assignment(Assignment(index, weight))
     assert emb.weight.equal(before)
+
+
+@pytest.mark.parametrize('number', [-1, N])
+def test_ids_out_of_range(emb, number):
+    with pytest.raises(IndexError):
+        emb(torch.tensor([0, number]))
