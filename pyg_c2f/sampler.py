@@ -35,8 +35,9 @@ class TripletSampler:
 
     Raises:
         InputError: if there are no train pairs, an id is out of range,
-            ``num_neg_samples`` is below 1, or a user leaves fewer than
-            ``num_neg_samples`` items unrated.
+            ``num_neg_samples`` is below 1, a user leaves fewer than
+            ``num_neg_samples`` items unrated, or so few of the users have train items
+            that an epoch would hold none of them.
 
     .. [1] Bentley and Floyd, *A sample of brilliance*, Commun. ACM 30 (9), 1987.
 
@@ -87,6 +88,14 @@ class TripletSampler:
         place = torch.arange(len(pairs), device=pairs.device) - self._start[user]
         self._unrated_before = pairs - place
 
+        num_active = int((self._degree > 0).sum())
+        if len(pairs) * num_active < num_users:
+            raise InputError(
+                f'TripletSampler: {num_active} of {num_users} users have train items, '
+                f'so that {len(pairs)} draws of a user meet hardly any; number the '
+                'users without gaps'
+            )
+
         fullest = int(self._degree.argmax())
         num_unrated = num_items - int(self._degree[fullest])
         if num_unrated < num_neg_samples:
@@ -117,16 +126,9 @@ class TripletSampler:
 
     def _sample_draws(self) -> tuple[Tensor, Tensor, Tensor]:
         """Users [D], positives [D] and negatives [m, D] of an epoch, users sorted."""
-        drawn = torch.randint(
-            self.num_users,
-            (len(self._items),),
-            generator=self.generator,
-            device=self._items.device,
-        )
-        # Counting the draws of each user sorts them. The triples are shuffled anyway,
-        # and the binary search is twice as fast when neighbours share a user.
-        times = torch.bincount(drawn, minlength=self.num_users)
-        times[self._degree == 0] = 0
+        times = self._draw_users()
+        while not times.any():  # A tiny data set can miss all users with train items.
+            times = self._draw_users()
         users = torch.arange(self.num_users, device=times.device)
         users = users.repeat_interleave(times)
 
@@ -146,6 +148,20 @@ class TripletSampler:
         ranks += torch.searchsorted(self._unrated_before, ranks, right=True)
         ranks -= offset + start
         return users, positives, ranks
+
+    def _draw_users(self) -> Tensor:
+        """How often each user is drawn, [num_users]; never without train items."""
+        drawn = torch.randint(
+            self.num_users,
+            (len(self._items),),
+            generator=self.generator,
+            device=self._items.device,
+        )
+        # Counting the draws of each user sorts them. The triples are shuffled anyway,
+        # and the binary search is twice as fast when neighbours share a user.
+        times = torch.bincount(drawn, minlength=self.num_users)
+        times[self._degree == 0] = 0
+        return times
 
     def _draw_below(self, high: Tensor) -> Tensor:
         """Uniform integers from 0 to ``high - 1``, element by element."""
