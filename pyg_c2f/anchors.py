@@ -5,16 +5,33 @@ a dense matrix of entities times anchors outside a block of rows.
 """
 
 import warnings
+from types import ModuleType
 
 import torch
 from sklearn.decomposition import SparsePCA
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
-from torch_geometric.utils import scatter
+from torch_geometric.utils import cumsum, scatter
 
 from pyg_c2f.typing import Assignment
 
 BLOCK = 16_384  # rows of a dense entities x anchors block: 20 MB with 300 anchors
+
+
+def import_pymetis() -> ModuleType:
+    """The library that cuts graphs.
+
+    Raises:
+        ImportError: If it is not installed.
+    """
+    try:
+        import pymetis
+    except ImportError as error:
+        raise ImportError(
+            'the METIS start needs pymetis: pip install "pyg-c2f[metis]", or go '
+            'without by --set anchors=random'
+        ) from error
+    return pymetis
 
 
 def metis_partition(
@@ -35,18 +52,11 @@ def metis_partition(
     Raises:
         ImportError: If pymetis is not installed.
     """
-    try:
-        import pymetis
-    except ImportError as error:
-        raise ImportError(
-            'the METIS start needs pymetis: pip install "pyg-c2f[metis]", or go '
-            'without by --set anchors=random'
-        ) from error
+    pymetis = import_pymetis()
     pairs = torch.stack([edge_index[0], edge_index[1] + num_users])
     row, col = torch.cat([pairs, pairs.flip(0)], dim=1).cpu()
     col = col[row.argsort(stable=True)]
-    count = torch.bincount(row, minlength=num_users + num_items)
-    rowptr = torch.nn.functional.pad(count.cumsum(0), (1, 0))
+    rowptr = cumsum(torch.bincount(row, minlength=num_users + num_items))
     graph = pymetis.CSRAdjacency(rowptr.int().numpy(), col.int().numpy())
     _, labels = pymetis.part_graph(num_parts, graph)
     return torch.tensor(labels, device=edge_index.device)

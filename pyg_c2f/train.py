@@ -15,6 +15,7 @@ from torch_geometric.data import HeteroData
 from tqdm import tqdm
 
 from pyg_c2f.anchors import (
+    import_pymetis,
     metis_partition,
     partition_assignment,
     partition_scores,
@@ -25,6 +26,7 @@ from pyg_c2f.anchors import (
 from pyg_c2f.checkpoint import FORMAT, read_tensors, save, write_tensors
 from pyg_c2f.config import Recipe, get_recipe
 from pyg_c2f.evaluate import evaluate_split
+from pyg_c2f.graph import unique_pairs
 from pyg_c2f.nn import C2F, BPRLoss
 from pyg_c2f.sampler import TripletSampler
 from pyg_c2f.typing import ITEM, RATES, USER, InputError, Stage
@@ -53,14 +55,29 @@ def reuse_freed_memory() -> None:
         logger.debug('no glibc: freed memory goes back to the system')
 
 
-def check_sizes(data: HeteroData, recipe: Recipe, init: C2F | None = None) -> None:
+def check_run(data: HeteroData, recipe: Recipe, init: C2F | None = None) -> None:
     """Checks a recipe against the data set and the coarse model to start from.
 
     Raises:
-        InputError: If there are more anchors than users and items, or the coarse model
-            has other sizes.
+        ImportError: If the METIS start is wanted and pymetis is not installed.
+        InputError: If the data have no numbers of users and items or no int64 pairs,
+            there are more anchors than users and items, fewer unrated items than
+            negatives, or the coarse model has other sizes.
     """
     num_users, num_items = data[USER].num_nodes, data[ITEM].num_nodes
+    if num_users is None or num_items is None:
+        raise InputError(
+            'the data do not say how many users and items there are: set '
+            "data['user'].num_nodes and data['item'].num_nodes"
+        )
+    if data[RATES].edge_index.dtype != torch.long:
+        raise InputError(
+            f'data[{RATES}].edge_index is {data[RATES].edge_index.dtype}: convert the '
+            'pairs to int64 with .long()'
+        )
+    if recipe.anchors == 'metis':
+        import_pymetis()
+    make_sampler(data, recipe)
     for name in ('num_coarse', 'num_fine'):
         if getattr(recipe, name) > num_users + num_items:
             raise InputError(
@@ -80,12 +97,29 @@ def check_sizes(data: HeteroData, recipe: Recipe, init: C2F | None = None) -> No
             )
 
 
-def build_model(data: HeteroData, recipe: Recipe) -> C2F:
-    """A model of a recipe's sizes on the train edges of a data set."""
-    return C2F(
-        data[RATES].edge_index,
+def make_sampler(
+    data: HeteroData, recipe: Recipe, generator: torch.Generator | None = None
+) -> TripletSampler:
+    """The source of a recipe's triples, on the CPU whatever the device.
+
+    One seed gives one sequence of triples.
+    """
+    return TripletSampler(
+        data[RATES].edge_index.cpu(),
         data[USER].num_nodes,
         data[ITEM].num_nodes,
+        recipe.num_neg_samples,
+        generator,
+    )
+
+
+def build_model(data: HeteroData, recipe: Recipe) -> C2F:
+    """A model of a recipe's sizes on the train edges of a data set."""
+    num_users, num_items = data[USER].num_nodes, data[ITEM].num_nodes
+    return C2F(
+        unique_pairs(data[RATES].edge_index, num_items),
+        num_users,
+        num_items,
         num_coarse=recipe.num_coarse,
         num_fine=recipe.num_fine,
         embedding_dim=recipe.embedding_dim,
@@ -211,9 +245,7 @@ class Progress:
     phase: int = 1
     epoch: int = 0
     best: float = -1.0
-    best_epoch: int = -1
     bad_evaluations: int = 0
-    switch_epoch: int = -1
     seconds: float = 0.0
     evaluate_seconds: float = 0.0
 
@@ -265,14 +297,7 @@ class Trainer:
         self.criterion = BPRLoss(recipe.lambda_reg)
         coarse = model.stage == 'coarse'
         self.batch_size = recipe.batch_size_coarse if coarse else recipe.batch_size_fine
-        self.sampler = TripletSampler(
-            # On the CPU whatever the device: one seed gives one sequence of triples.
-            data[RATES].edge_index.cpu(),
-            model.num_users,
-            model.num_items,
-            recipe.num_neg_samples,
-            generator,
-        )
+        self.sampler = make_sampler(data, recipe, generator)
         self.state = Progress(model.stage)
         self.results: dict[int, dict[str, Any]] = {}
         self.best_models: dict[int, dict[str, Tensor]] = {}
@@ -309,6 +334,8 @@ class Trainer:
                 # The re-assignment met features that are no numbers any more.
                 self.loss = float('nan')
             if not self.loss < float('inf'):
+                if self.out is not None:  # Nothing there is worth going on from.
+                    (self.out / RESUME_FILE).unlink(missing_ok=True)
                 name = f'lr_{state.stage}'
                 raise InputError(
                     f'the loss became {self.loss} in epoch {state.epoch} of the '
@@ -339,8 +366,7 @@ class Trainer:
             'anchors_in_use': self.model.anchors_in_use(),
         }
         if val[SELECTION] > state.best:
-            state.best, state.best_epoch = val[SELECTION], state.epoch
-            state.bad_evaluations = 0
+            state.best, state.bad_evaluations = val[SELECTION], 0
             self._keep_best()
             self.results[state.phase] = {'best_epoch': state.epoch, 'val': val}
         else:
@@ -352,8 +378,7 @@ class Trainer:
             return False
         if state.phase == 2:
             return True
-        state.phase, state.switch_epoch = 2, state.epoch
-        state.best, state.best_epoch, state.bad_evaluations = -1.0, -1, 0
+        state.phase, state.best, state.bad_evaluations = 2, -1.0, 0
         return False
 
     def _keep_best(self) -> None:
@@ -435,11 +460,15 @@ def read_resume(out: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     if not path.exists():
         return None
     tensors, meta = read_tensors(path)
-    if 'resume' not in meta:
+    try:
+        content = json.loads(meta['resume'])
+        Progress(**content['progress'])
+        content['context']['phases'], content['context']['seconds']
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f'{path}: holds no interrupted run; start anew without --resume'
-        )
-    return tensors, json.loads(meta['resume'])
+            f'{path}: holds no interrupted run ({error!r}); start anew without --resume'
+        ) from None
+    return tensors, content
 
 
 @dataclass
@@ -484,7 +513,7 @@ def train(
         InputError: If the fine stage has no coarse model to start from, sizes do not
             fit, or the checkpoint to resume from is damaged.
     """
-    check_sizes(data, recipe, init)
+    check_run(data, recipe, init)
     if stages[0] == 'fine' and init is None:
         raise InputError(
             'the fine stage starts from a coarse model: name it with --init'
@@ -563,7 +592,8 @@ def fit(
         data (HeteroData): A data set of :mod:`pyg_c2f.datasets`, or any graph with
             train pairs in ``('user', 'rates', 'item').edge_index``, validation pairs in
             ``val_edge_label_index`` of that relation, and ``data.protocol``.
-        recipe (str or Recipe, optional): The settings. (default: ``'paper'``)
+        recipe (str or Recipe, optional): The settings, or the name of a recipe, which
+            then has the settings of ``data.dataset`` too. (default: ``'paper'``)
         seed (int, optional): The seed. (default: ``2024``)
         out (str or Path, optional): The directory for checkpoints.
         progress (bool, optional): Whether to show progress bars. (default: ``False``)
@@ -571,9 +601,11 @@ def fit(
     Raises:
         InputError: If a setting does not fit the data.
     """
-    settings = get_recipe(recipe) if isinstance(recipe, str) else recipe
+    if isinstance(recipe, str):
+        recipe = get_recipe(recipe, data.dataset if 'dataset' in data else '')
     target = None if out is None else Path(out)
-    run = train(data, settings, seed, out=target, progress=progress)
+    run = train(data, recipe, seed, out=target, progress=progress)
     if target is not None:
-        save(run.model, target / 'model.safetensors')
+        save(run.model, target)
+        (target / RESUME_FILE).unlink(missing_ok=True)
     return run.model

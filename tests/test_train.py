@@ -4,13 +4,15 @@ import copy
 from dataclasses import replace
 from itertools import count
 
+import numpy as np
 import pytest
 import torch
+from torch_geometric.typing import WITH_TORCH_SPARSE
 
 import pyg_c2f
 from pyg_c2f import train as module
 from pyg_c2f.checkpoint import model_tensors
-from pyg_c2f.config import Recipe
+from pyg_c2f.config import Recipe, get_recipe
 from pyg_c2f.datasets import SyntheticHierarchy
 from pyg_c2f.nn import C2F
 from pyg_c2f.train import (
@@ -484,3 +486,52 @@ def test_fit(data, whole, tmp_path):
     assert items.shape == scores.shape == (2, 5)
     rated = data[RATES].edge_index
     assert not set(items[0].tolist()) & set(rated[1, rated[0] == 0].tolist())
+
+
+def test_fit_on_a_graph_of_ones_own(data, tmp_path):
+    model = fit(data, TINY)
+    own = copy.copy(data)
+    # Pairs twice and in another order, and sizes as NumPy gives them.
+    pairs = data[RATES].edge_index
+    own[RATES].edge_index = torch.cat([pairs[:, :50], pairs], dim=1).flip(1)
+    own['user'].num_nodes = np.int64(data['user'].num_nodes)
+    assert_same_model(fit(own, TINY, out=tmp_path), model)
+    assert_same_model(pyg_c2f.load(tmp_path), model)
+    assert not (tmp_path / 'resume.safetensors').exists()
+
+
+@pytest.mark.filterwarnings('ignore:Unable to accurately infer')
+def test_fit_refuses_what_it_cannot_read(data):
+    own = copy.copy(data)
+    own[RATES].edge_index = data[RATES].edge_index.int()
+    with pytest.raises(InputError, match='int32: convert'):
+        fit(own, TINY)
+    own = copy.copy(data)
+    del own['item']['num_nodes']
+    with pytest.raises(InputError, match='num_nodes'):
+        fit(own, TINY)
+
+
+def test_a_recipe_by_name_has_the_settings_of_the_data_set(data, monkeypatch):
+    seen = []
+
+    def stop(data, recipe, *_, **__):
+        seen.append(recipe)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, 'train', stop)
+    with pytest.raises(KeyboardInterrupt):
+        fit(data)
+    assert seen == [get_recipe('paper', 'synthetic')]
+
+
+@pytest.mark.skipif(not WITH_TORCH_SPARSE, reason='needs torch-sparse')
+def test_with_and_without_the_extensions(data, whole, monkeypatch):
+    for name in ('WITH_TORCH_SPARSE', 'WITH_TORCH_SCATTER', 'WITH_PYG_LIB'):
+        monkeypatch.setattr(f'torch_geometric.typing.{name}', False)
+    lines = []
+    run = train(data, TINY, on_evaluation=lines.append)
+    for ours, theirs in zip(lines, whole[1], strict=True):
+        assert ours['val'] == pytest.approx(theirs['val'], rel=1e-5)
+    h, other = run.model.propagate(), whole[0].model.propagate()
+    torch.testing.assert_close(h, other, rtol=1e-5, atol=1e-6)
