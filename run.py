@@ -13,6 +13,7 @@ import time
 from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
+from types import UnionType
 from typing import Any, NoReturn
 
 import torch
@@ -22,14 +23,20 @@ from torch_geometric.data import HeteroData
 import pyg_c2f
 from pyg_c2f.checkpoint import model_bytes, whole_file, write_json, write_text
 from pyg_c2f.config import DATASET_SETTINGS, RECIPES, Recipe, get_recipe
-from pyg_c2f.datasets import describe, get_dataset, with_validation_in_train
+from pyg_c2f.datasets import (
+    DEFAULT_ROOT,
+    describe,
+    get_dataset,
+    with_validation_in_train,
+)
 from pyg_c2f.evaluate import evaluate_split, popularity_score
 from pyg_c2f.nn import C2F
 from pyg_c2f.report import results_table, size_table, write_report
 from pyg_c2f.train import (
     RESUME_FILE,
+    SELECTION,
     Run,
-    check_sizes,
+    check_run,
     phase_file,
     reuse_freed_memory,
     train,
@@ -44,18 +51,19 @@ STAGES: dict[str, tuple[Stage, ...]] = {
     'both': ('coarse', 'fine'),
 }
 # What a configuration must hold, beside settings and versions: what --resume keeps.
-KEPT = (
-    'dataset',
-    'data_root',
-    'columns',
-    'protocol',
-    'split_seed',
-    'recipe',
-    'seed',
-    'stage',
-    'init',
-    'refit',
-)
+KEPT: dict[str, type | UnionType] = {
+    'dataset': str,
+    'data_root': str | None,
+    'columns': str,
+    'protocol': str,
+    'split_seed': int,
+    'recipe': str,
+    'seed': int,
+    'stage': str,
+    'init': str | None,
+    'refit': bool,
+    'device': str,
+}
 # What a run leaves, beside the best models of its phases.
 OUTPUTS = (
     'config.json',
@@ -77,7 +85,11 @@ Without a command it trains."""
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
+    """A parser of whole option names, whose errors are one line."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs['allow_abbrev'] = False
+        super().__init__(*args, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f'{message}; see {self.prog} --help')
@@ -218,12 +230,12 @@ def run_train(args: argparse.Namespace) -> int:
     config = resumed_config(out, args) if args.resume else make_config(args)
     recipe = Recipe(**config['settings'])
     init = None if config['init'] is None else load_init(config)
-    device = pick_device(args.device)
+    device = pick_device(config['device'])
 
     start = time.perf_counter()
     data = load_data(config).to(device)
     seconds = {'load': time.perf_counter() - start}
-    check_sizes(data, recipe, init)
+    check_run(data, recipe, init)
     if not args.resume:
         clear(out)
         write_json(out / 'config.json', config)
@@ -256,7 +268,7 @@ def run_train(args: argparse.Namespace) -> int:
             pyg_c2f.save(model, out)
             metrics['test'] = test(model, data)
     except KeyboardInterrupt:
-        leave_best(out)
+        leave_best(out, history.lines)
         again = shlex.join(['python', 'run.py', 'train', '--resume', '--out', str(out)])
         print(f'\ninterrupted; continue with: {again}', file=sys.stderr)
         return 130
@@ -283,6 +295,10 @@ def make_config(args: argparse.Namespace) -> dict[str, Any]:
         raise InputError('--stage fine needs --init DIR, a trained coarse stage')
     if args.stage != 'fine' and args.init is not None:
         raise InputError('--init goes with --stage fine')
+    if args.stage == 'fine' and args.refit:
+        raise InputError(
+            '--refit trains both stages with the validation items: use --stage both'
+        )
     for name in ('seed', 'split_seed'):
         if not 0 <= getattr(args, name) < 2**32:
             raise InputError(
@@ -292,17 +308,26 @@ def make_config(args: argparse.Namespace) -> dict[str, Any]:
     names = ('torch', 'torch-geometric', 'numpy', 'scipy', 'scikit-learn')
     return {
         'call': shlex.join(['python', 'run.py', *args.argv]),
-        **{key: getattr(args, key) for key in KEPT},
+        **kept_values(args),
         'settings': asdict(
             get_recipe(args.recipe, args.dataset, parse_settings(args.set))
         ),
-        'device': args.device,
         'versions': {
             'python': platform.python_version(),
             'pyg_c2f': pyg_c2f.__version__,
         }
         | {name: version(name) for name in names},
     }
+
+
+def kept_values(args: argparse.Namespace) -> dict[str, Any]:
+    """The options in KEPT, with paths and device resolved."""
+    values = {key: getattr(args, key) for key in KEPT}
+    values['data_root'] = args.data_root or DEFAULT_ROOT
+    for key in ('data_root', 'init'):
+        if values[key] is not None:
+            values[key] = str(Path(values[key]).expanduser().absolute())
+    return values | {'device': str(pick_device(args.device))}
 
 
 def parse_settings(texts: list[str]) -> dict[str, str]:
@@ -328,11 +353,14 @@ def resumed_config(out: Path, args: argparse.Namespace) -> dict[str, Any]:
     pairs = [
         (f'--set {name}', given[name], config['settings'][name]) for name in settings
     ]
-    default = make_parser().parse_args(['train'])
-    for key in KEPT:
-        if getattr(args, key) != getattr(default, key):
-            option = f'--{key.replace("_", "-")}'
-            pairs.append((option, getattr(args, key), config[key]))
+    named = {word.partition('=')[0] for word in args.argv}
+    for key, ours in kept_values(args).items():
+        option = f'--{key.replace("_", "-")}'
+        if option not in named:
+            continue
+        if key == 'device':  # The one that may change: a run can move.
+            config[key] = ours
+        pairs.append((option, ours, config[key]))
     for option, ours, theirs in pairs:
         if ours != theirs:
             raise InputError(
@@ -406,6 +434,12 @@ class History:
         self.lines: list[dict[str, Any]] = []
         if self.path.exists():
             self.lines = read_json(self.path, lines=True)
+            try:
+                [(x['stage'], x['phase'], x['val'][SELECTION]) for x in self.lines]
+            except (KeyError, TypeError) as error:
+                raise InputError(
+                    f'{self.path}: damaged ({error!r}); restore it, or train again'
+                ) from None
         self.writer = None
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -485,15 +519,12 @@ def write_ids(data: HeteroData, out: Path) -> None:
         write_json(out / 'ids.json', names)
 
 
-def leave_best(out: Path) -> None:
+def leave_best(out: Path, history: list[dict[str, Any]]) -> None:
     """Makes the best model so far the result of an interrupted run."""
-    for stage in ('fine', 'coarse'):
-        for phase in (2, 1):
-            path = phase_file(out, stage, phase)
-            if path.exists():
-                with whole_file(out / 'model.safetensors') as part:
-                    shutil.copyfile(path, part)
-                return
+    if history:
+        best = max(history, key=lambda line: line['val'][SELECTION])
+        with whole_file(out / 'model.safetensors') as part:
+            shutil.copyfile(phase_file(out, best['stage'], best['phase']), part)
 
 
 def read_json(path: Path, lines: bool = False) -> Any:
@@ -515,14 +546,17 @@ def read_config(folder: Path) -> dict[str, Any]:
             f'{folder}: no run there; name a directory that train wrote to'
         )
     config = read_json(path)
+    kinds = KEPT | {'settings': dict, 'versions': dict, 'call': str}
     try:
-        missing = {*KEPT, 'settings', 'versions', 'call'} - config.keys()
+        wrong = {
+            key for key, kind in kinds.items() if not isinstance(config[key], kind)
+        }
         Recipe(**config['settings'])
-    except (AttributeError, KeyError, TypeError) as error:
-        missing = {f'a full configuration ({error})'}
-    if missing:
+    except (KeyError, TypeError) as error:
+        wrong = {f'an entry ({error})'}
+    if wrong:
         raise InputError(
-            f'{path}: lacks {", ".join(sorted(missing))}; restore it, or train again'
+            f'{path}: damaged in {", ".join(sorted(wrong))}; restore it, or train again'
         )
     return config
 
@@ -538,7 +572,12 @@ def load_init(config: dict[str, Any]) -> C2F:
                 f'{config[key]}; the test items would leak, set them alike'
             )
     phases = (phase_file(folder, 'coarse', phase) for phase in (2, 1))
-    return pyg_c2f.load(next((path for path in phases if path.exists()), folder))
+    model = pyg_c2f.load(next((path for path in phases if path.exists()), folder))
+    if model.stage != 'coarse':
+        raise InputError(
+            f'{folder}: holds a fine stage only; name the run of its coarse stage'
+        )
+    return model
 
 
 def run_evaluate(args: argparse.Namespace) -> int:
@@ -596,6 +635,8 @@ def read_ids(folder: Path, model: C2F) -> dict[str, list[str]]:
         return {}
     names = read_json(path)
     nums = {'users': model.num_users, 'items': model.num_items}
+    if isinstance(names, dict) and 'titles' in names:
+        nums['titles'] = model.num_items
     if not isinstance(names, dict) or any(
         not isinstance(names.get(key), list) or len(names[key]) != num
         for key, num in nums.items()
@@ -661,6 +702,7 @@ def main(argv: list[str] | None = None) -> int:
     if not argv or (argv[0].startswith('-') and argv[0] not in ('-h', '--help')):
         argv = ['train', *argv]
     log, package = HeldLog(), logging.getLogger('pyg_c2f')
+    level = package.level
     package.addHandler(log)
     package.setLevel(logging.INFO)
     try:
@@ -680,6 +722,7 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     finally:
         package.removeHandler(log)
+        package.setLevel(level)
         log.close()
 
 

@@ -549,8 +549,15 @@ def test_resume_keeps_its_options(interrupted, refused, no_report):
     assert '--dataset text' in refused(*call, '--dataset', 'other')
     assert '--set max_epochs 3, not 9' in refused(*call, '--set', 'max_epochs=9')
     assert 'unknown setting' in refused(*call, '--set', 'epochs=9')
+    # An option that has its default counts too.
+    assert '--protocol c2f' in refused(*call, '--protocol=standard')
+    path = interrupted / 'config.json'
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {'seed': 3}))
+    assert '--seed 3, not 2024' in refused(*call, '--seed', 2024)
+    path.write_text(json.dumps(config))
     same = ['--dataset', 'text', '--seed', 2024, '--set', 'max_epochs=3']
-    assert resume(interrupted, *same) == 0
+    assert resume(interrupted, *same, '--device', 'cpu') == 0
 
 
 def test_an_interrupted_run_is_not_overwritten(interrupted, train, refused, no_report):
@@ -565,14 +572,37 @@ def test_an_interrupted_run_is_not_overwritten(interrupted, train, refused, no_r
 def test_damaged_interrupted_run(interrupted, refused):
     path = interrupted / 'history.jsonl'
     path.write_text(path.read_text()[:-20])
-    assert 'history.jsonl: damaged' in refused(
-        'train', '--resume', '--out', interrupted
-    )
+    call = ['train', '--resume', '--out', interrupted]
+    assert 'history.jsonl: damaged' in refused(*call)
+    path.write_text('{"epoch": 3}\n')
+    assert 'history.jsonl: damaged' in refused(*call)
     path.unlink()
     path = interrupted / 'resume.safetensors'
     path.write_bytes(path.read_bytes()[:100])
     line = refused('train', '--resume', '--out', interrupted)
     assert 'resume.safetensors: damaged' in line
+
+
+def test_the_best_model_is_left(copied):
+    def line(stage, phase, score):
+        return {'stage': stage, 'phase': phase, 'val': {'ndcg@5': score}}
+
+    lines = [line('coarse', 1, 0.1), line('coarse', 2, 0.3), line('fine', 1, 0.2)]
+    run.leave_best(copied, lines)
+    best = (copied / 'coarse-2.safetensors').read_bytes()
+    assert (copied / 'model.safetensors').read_bytes() == best
+    run.leave_best(copied, [])
+    assert (copied / 'model.safetensors').read_bytes() == best
+
+
+def test_evaluate_from_elsewhere(root, tmp_path, monkeypatch, no_report):
+    monkeypatch.chdir(root)
+    data = ['--data-root', '.', '--dataset', 'text']
+    assert run.main(['train', *data, *settings(), '--out', str(tmp_path / 'a')]) == 0
+    config = json.loads((tmp_path / 'a/config.json').read_text())
+    assert config['data_root'] == str(root) and config['device'] in ('cpu', 'cuda')
+    monkeypatch.chdir(tmp_path)
+    assert run.main(['evaluate', '--checkpoint', 'a']) == 0
 
 
 def test_nothing_to_resume(refused, tmp_path, text_run):
@@ -634,12 +664,20 @@ def test_a_new_run_leaves_nothing_of_the_old_one(table_run, train, tmp_path, no_
     assert all(line['stage'] == 'coarse' for line in history_of(out))
 
 
-def test_a_wrong_call_leaves_the_old_run_alone(copied, refused, root):
+def test_a_wrong_call_leaves_the_old_run_alone(copied, refused, root, monkeypatch):
     before = {path: path.read_bytes() for path in copied.iterdir()}
     data = data_options(root, 'text')
-    for wrong in (['--set', 'num_coarse=91'], ['--seed', -1], ['--columns', 'a']):
+    for wrong in (
+        ['--set', 'num_coarse=91'],
+        ['--set', 'num_neg_samples=43'],
+        ['--seed', -1],
+        ['--columns', 'a'],
+    ):
         refused('train', *data, *settings(), *wrong, '--out', copied)
     refused('train', *data_options(root, 'nowhere'), '--out', copied)
+    monkeypatch.setitem(sys.modules, 'pymetis', None)
+    line = refused('train', *data, *settings(), '--out', copied)
+    assert 'pyg-c2f[metis]' in line and '--set anchors=random' in line
     assert before == {path: path.read_bytes() for path in copied.iterdir()}
 
 
@@ -666,6 +704,10 @@ def test_a_wrong_call_leaves_the_old_run_alone(copied, refused, root):
         (['--stage', 'fine'], '--init'),
         (['--stage', 'fine', '--init', 'nowhere'], 'no run there'),
         (['--refit'], 'standard'),
+        (
+            ['--refit', '--protocol=standard', '--stage=fine', '--init=x'],
+            '--stage both',
+        ),
         (['--seed', '-1'], '--seed -1'),
         (['--seed', str(2**32)], '--seed'),
         (['--seed', '1.5'], 'invalid int'),
@@ -739,7 +781,17 @@ def test_no_validation(refused, tmp_path):
 def test_too_few_items_for_the_negatives(refused, root, tmp_path):
     call = ['train', *data_options(root, 'text'), *settings(num_neg_samples=43)]
     assert 'num_neg_samples' in refused(*call, '--out', tmp_path / 'out')
-    assert_nothing_new(tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_users_with_gaps(refused, tmp_path):
+    (tmp_path / 'shop').mkdir()
+    for part, items in (('train', '0 1 2 3 4 5'), ('test', '6 7')):
+        text = ''.join(f'{user} {items}\n' for user in range(500_000, 500_040))
+        (tmp_path / 'shop' / f'{part}.txt').write_text(text)
+    call = ['train', *data_options(tmp_path), *settings(num_neg_samples=1)]
+    assert '40 of 500040 users' in refused(*call, '--out', tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
 
 
 def test_training_that_diverges(train, tmp_path, monkeypatch, capsys):
@@ -747,6 +799,9 @@ def test_training_that_diverges(train, tmp_path, monkeypatch, capsys):
     assert train('--out', tmp_path / 'out') == 2
     assert 'lower --set lr_coarse=0.1' in capsys.readouterr().err.splitlines()[-1]
     assert_nothing_new(tmp_path / 'out')
+    # The advice can be followed.
+    monkeypatch.undo()
+    assert train('--out', tmp_path / 'out', lr_coarse=0.05) == 0
 
 
 def test_out_of_memory(train, tmp_path, monkeypatch, capsys):
@@ -849,10 +904,27 @@ def test_damaged_config(content, refused, copied, root, tmp_path):
     assert 'config.json' in refused('train', '--resume', '--out', copied)
 
 
+def test_damaged_entry_of_the_config(refused, copied):
+    path = copied / 'config.json'
+    config = json.loads(path.read_text())
+    for key in ('columns', 'seed', 'dataset'):
+        path.write_text(json.dumps(config | {key: None}))
+        assert f'damaged in {key}' in refused('evaluate', '--checkpoint', copied)
+
+
 @pytest.mark.parametrize('content', [b'', b'[]', b'{"users": []}', b'\xff'])
 def test_damaged_ids(content, refused, copied):
     (copied / 'ids.json').write_bytes(content)
     line = refused('recommend', '--checkpoint', copied, '--user', 1)
+    assert 'ids.json' in line
+
+
+def test_damaged_titles(refused, table_run, tmp_path):
+    names = json.loads((table_run / 'ids.json').read_text())
+    (tmp_path / 'ids.json').write_text(json.dumps(names | {'titles': []}))
+    for name in ('model.safetensors', 'config.json'):
+        (tmp_path / name).write_bytes((table_run / name).read_bytes())
+    line = refused('recommend', '--checkpoint', tmp_path, '--user', 'u01')
     assert 'ids.json' in line
 
 

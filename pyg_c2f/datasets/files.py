@@ -374,7 +374,7 @@ def _column(names: list[str], column: str, path: Path) -> int:
         present = ascii(', '.join(names)[:200])
         raise InputError(
             f'{path}, line 1: no column {column!r} (columns present: {present}); name '
-            'the columns with user_column and item_column'
+            'the columns with user_column and item_column (run.py: --columns USER,ITEM)'
         )
     return names.index(column)
 

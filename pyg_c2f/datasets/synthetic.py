@@ -37,7 +37,8 @@ class SyntheticHierarchy(InMemoryDataset):
     The graph has the form of
     :class:`~pyg_c2f.datasets.InteractionDataset`, divided in the same way as a single
     file, and the planted ``group`` and ``subgroup``: of items :math:`(|I|)` each, of
-    users :math:`(|U|)` and :math:`(|U|, 2)`, the favourites. Nothing is read or
+    users :math:`(|U|)` and :math:`(|U|, 2)`, the favourites (one, where a group has
+    a single sub-group). Nothing is read or
     written.
 
     Args:
