@@ -1,0 +1,172 @@
+r"""What a faithful step costs, beside one CSR propagation measured in the same run.
+
+    python benchmarks/step_cost.py --dataset gowalla --data-root ../shared/data
+
+Each round times every piece once, so that a slow moment of the machine meets all of
+them; the table gives medians over the rounds, and each as a ratio to one propagation
+(``torch.sparse`` CSR times dense, 32-bit indices) of the same graph and width. A batch
+with 3 layers propagates 6 times (forward and backward).
+"""
+
+import argparse
+import json
+import platform
+import resource
+import time
+from collections.abc import Callable
+from itertools import cycle
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from pyg_c2f.checkpoint import write_json
+from pyg_c2f.config import get_recipe
+from pyg_c2f.datasets import get_dataset
+from pyg_c2f.evaluate import evaluate_split
+from pyg_c2f.nn import C2F, BPRLoss
+from pyg_c2f.nn.fused import csr_matmul
+from pyg_c2f.train import (
+    build_model,
+    make_optimizer,
+    make_sampler,
+    reuse_freed_memory,
+    start_coarse,
+    start_fine,
+    train_step,
+)
+
+
+def timed(function: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    function()
+    if device.type == 'cuda':
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Times the pieces and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--dataset', default='gowalla')
+    parser.add_argument('--data-root')
+    parser.add_argument('--threads', type=int, default=2)
+    parser.add_argument('--rounds', type=int, default=7)
+    parser.add_argument('--device', default='cpu')
+    parser.add_argument('--out', default='benchmarks/results')
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    reuse_freed_memory()
+    device = torch.device(args.device)
+
+    data = get_dataset(args.dataset, args.data_root, 'c2f').to(device)
+    recipe = get_recipe('paper', args.dataset)
+    generator = torch.Generator().manual_seed(0)
+    sampler = make_sampler(data, recipe, generator)
+    triples = [x.to(device) for x in sampler.sample_epoch()]
+
+    def make(stage: str) -> Callable[[], object]:
+        model = build_model(data, recipe).to(device)
+        start_coarse(model, recipe, generator)
+        if stage == 'fine':
+            start_fine(model, recipe, generator)
+        models[stage] = model
+        optimizer, criterion = make_optimizer(model, recipe), BPRLoss()
+        size = recipe.batch_size_coarse if stage == 'coarse' else recipe.batch_size_fine
+        batches = cycle(list(zip(*(x.split(size) for x in triples), strict=True)))
+        return lambda: train_step(model, optimizer, criterion, next(batches), 3.0)
+
+    models: dict[str, C2F] = {}
+    steps = {stage: make(stage) for stage in ('coarse', 'fine')}
+    model = models['coarse']
+    adj = model.block_graph().adj
+    x = torch.randn(adj.rowptr.numel() - 1, recipe.embedding_dim, device=device)
+    csr = torch.sparse_csr_tensor(*adj, (len(x), len(x)))
+
+    messages = message_arguments(model)
+
+    def rebuild() -> None:
+        model.set_assignment()
+        model.block_graph()
+
+    h = model.propagate().detach()
+    pieces = {
+        'one CSR propagation (torch.sparse)': lambda: csr @ x,
+        'one fused propagation (ours)': lambda: csr_matmul(adj, x),
+        'one message-passing layer, normalisation included': lambda: model.convs[0](
+            *messages
+        ),
+        f'coarse batch of {recipe.batch_size_coarse}': steps['coarse'],
+        f'fine batch of {recipe.batch_size_fine}': steps['fine'],
+        're-assigning the entities': lambda: model.update_assignment(h),
+        'rebuilding the graph': rebuild,
+        f'drawing {triples[0].numel():,} triples': sampler.sample_epoch,
+        'ranking all users': lambda: evaluate_split(model.scorer(), data, 'test'),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in pieces}
+    for number in range(args.rounds + 1):
+        for name, function in pieces.items():
+            taken = timed(function, device)
+            if number > 0:  # The first round warms up.
+                seconds[name].append(taken)
+
+    unit = median(seconds['one CSR propagation (torch.sparse)'])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    result = {
+        'dataset': args.dataset,
+        'device': device_name(device),
+        'threads': args.threads,
+        'rounds': args.rounds,
+        'warm_up_rounds': 1,
+        'seed': 0,
+        'seconds': {name: median(times) for name, times in seconds.items()},
+        'spread': {name: [min(t), max(t)] for name, t in seconds.items()},
+        'ratio': {name: median(times) / unit for name, times in seconds.items()},
+        'peak_bytes': peak,
+        'floor': floors(adj.col.numel(), len(x), recipe.embedding_dim),
+        'versions': {'python': platform.python_version(), 'torch': torch.__version__},
+    }
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f'step_cost-{args.dataset}-{device.type}.json'
+    write_json(path, result)
+
+    print(f'{"piece":50} {"seconds":>9} {"ratio":>7}')
+    for name in seconds:
+        print(f'{name:50} {result["seconds"][name]:9.4f} {result["ratio"][name]:7.2f}')
+    print(f'peak memory {peak / 1e9:.2f} GB; {json.dumps(result["floor"])}')
+    print(f'wrote {path}')
+
+
+def device_name(device: torch.device) -> str:
+    """The model of the graphics card or of the processor."""
+    if device.type == 'cuda':
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = (x.partition(':')[2].strip() for x in lines if x.startswith('model name'))
+    return next(names, platform.processor())
+
+
+def message_arguments(model: C2F) -> tuple[dict, dict, dict]:
+    """What a convolution takes, in the readable way."""
+    data = model.to_hetero_data()
+    ego, coarse, _ = (x.detach() for x in model.layer0())
+    user, item = ego.split([model.num_users, model.num_items])
+    x_dict = {'user': user, 'item': item, 'coarse': coarse}
+    return x_dict, data.edge_index_dict, data.edge_weight_dict
+
+
+def floors(num_edges: int, num_nodes: int, width: int) -> dict[str, int]:
+    """The least work of one propagation: bytes gathered and written, and flops."""
+    return {
+        'bytes_of_a_propagation': num_edges * (4 * width + 8) + 4 * num_nodes * width,
+        'flops_of_a_propagation': 2 * num_edges * width,
+    }
+
+
+if __name__ == '__main__':
+    main()
