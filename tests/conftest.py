@@ -9,6 +9,9 @@ import torch
 from pyg_c2f.nn import C2F
 from pyg_c2f.typing import Assignment
 
+# The tensors are tiny: on a busy machine a second thread waits more than it works.
+torch.set_num_threads(1)
+
 
 @dataclass
 class Toy:
