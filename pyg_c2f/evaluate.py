@@ -13,7 +13,7 @@ from torch_geometric.metrics import (
 )
 from torch_geometric.utils import degree
 
-from pyg_c2f.graph import ranges
+from pyg_c2f.graph import check_pairs, ranges
 from pyg_c2f.typing import ITEM, KS, RATES, USER, InputError, Split
 
 logger = logging.getLogger(__name__)
@@ -136,14 +136,7 @@ def evaluate(
     if not ks or min(ks) < 1:
         raise InputError(f'evaluate: ks={tuple(ks)}; give ranking lengths from 1 up')
     for what, pairs in (('edge_label_index', edge_label_index), ('exclude', exclude)):
-        for name, ids, size in zip(
-            ('user', 'item'), pairs, (num_users, num_items), strict=True
-        ):
-            if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= size):
-                raise InputError(
-                    f'evaluate: {name} ids {int(ids.min())} to {int(ids.max())} of '
-                    f'{what} do not fit num_{name}s={size}; number the {name}s from 0'
-                )
+        check_pairs(pairs, num_users, num_items, 'evaluate', what)
 
     label = torch.unique(edge_label_index[0] * num_items + edge_label_index[1])
     hidden = torch.isin(label, exclude[0] * num_items + exclude[1])

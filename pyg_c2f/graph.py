@@ -29,12 +29,31 @@ from pyg_c2f.typing import (
     USER_COARSE,
     Assignment,
     EdgeType,
+    InputError,
 )
 
 
 def inverse_sqrt(deg: Tensor) -> Tensor:
     r"""Returns :math:`d^{-1/2}`, and 0 where the degree :math:`d` is 0."""
     return torch.where(deg > 0, deg, torch.inf).rsqrt()
+
+
+def check_pairs(
+    pairs: Tensor, num_users: int, num_items: int, where: str, what: str
+) -> None:
+    """Checks that pairs of users and items fit the numbers of both.
+
+    Raises:
+        InputError: If an id is out of range: ``where``, and of which pairs (``what``).
+    """
+    for name, ids, size in zip(
+        ('user', 'item'), pairs, (num_users, num_items), strict=True
+    ):
+        if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= size):
+            raise InputError(
+                f'{where}: {name} ids {int(ids.min())} to {int(ids.max())} of {what} '
+                f'do not fit num_{name}s={size}; number the {name}s from 0'
+            )
 
 
 def unique_pairs(edge_index: Tensor, num_items: int) -> Tensor:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from pyg_c2f.graph import check_pairs, unique_pairs
 from pyg_c2f.typing import InputError
 
 
@@ -62,14 +63,7 @@ class TripletSampler:
             raise InputError(
                 'TripletSampler: no train pairs in edge_index; give at least one'
             )
-        for name, ids, size in zip(
-            ('user', 'item'), edge_index, (num_users, num_items), strict=True
-        ):
-            if int(ids.min()) < 0 or int(ids.max()) >= size:
-                raise InputError(
-                    f'TripletSampler: {name} ids {int(ids.min())} to {int(ids.max())} '
-                    f'do not fit num_{name}s={size}; number the {name}s from 0'
-                )
+        check_pairs(edge_index, num_users, num_items, 'TripletSampler', 'edge_index')
         if num_neg_samples < 1:
             raise InputError(
                 f'TripletSampler: num_neg_samples={num_neg_samples}; give at least 1'
@@ -79,20 +73,19 @@ class TripletSampler:
         self.num_neg_samples = num_neg_samples
         self.generator = generator
 
-        pairs = torch.unique(edge_index[0] * num_items + edge_index[1])
-        user, self._items = pairs // num_items, pairs % num_items
+        user, self._items = unique_pairs(edge_index, num_items)
         self._degree = torch.bincount(user, minlength=num_users)
         self._start = self._degree.cumsum(0) - self._degree
         # One sorted list for all users: the number of unrated items before each train
         # item, offset by num_items per user.
-        place = torch.arange(len(pairs), device=pairs.device) - self._start[user]
-        self._unrated_before = pairs - place
+        place = torch.arange(len(user), device=user.device) - self._start[user]
+        self._unrated_before = user * num_items + self._items - place
 
         num_active = int((self._degree > 0).sum())
-        if len(pairs) * num_active < num_users:
+        if len(user) * num_active < num_users:
             raise InputError(
                 f'TripletSampler: {num_active} of {num_users} users have train items, '
-                f'so that {len(pairs)} draws of a user meet hardly any; number the '
+                f'so that {len(user)} draws of a user meet hardly any; number the '
                 'users without gaps'
             )
 
