@@ -356,11 +356,10 @@ def resumed_config(out: Path, args: argparse.Namespace) -> dict[str, Any]:
     named = {word.partition('=')[0] for word in args.argv}
     for key, ours in kept_values(args).items():
         option = f'--{key.replace("_", "-")}'
-        if option not in named:
-            continue
-        if key == 'device':  # The one that may change: a run can move.
-            config[key] = ours
-        pairs.append((option, ours, config[key]))
+        if option in named and key == 'device':
+            config[key] = ours  # The one that may change: a run can move.
+        elif option in named:
+            pairs.append((option, ours, config[key]))
     for option, ours, theirs in pairs:
         if ours != theirs:
             raise InputError(

@@ -71,7 +71,7 @@ def train(root):
     """Trains a tiny model, and returns the exit status."""
 
     def call(*args, dataset='text', **changes):
-        data = ['--data-root', str(root), '--dataset', dataset]
+        data = data_options(root, dataset)
         return run.main(['train', *data, *settings(**changes), *map(str, args)])
 
     return call
@@ -83,22 +83,21 @@ def no_report(monkeypatch):
     monkeypatch.setattr(run, 'write_report', lambda out, *_: out / 'report.html')
 
 
+def run_on(root, name, out):
+    """A complete run on one of the data sets."""
+    call = ['train', *data_options(root, name), *settings(), '--out', str(out)]
+    assert run.main(call) == 0
+    return out
+
+
 @pytest.fixture(scope='session')
 def text_run(root, tmp_path_factory):
-    """A complete run on the text data set."""
-    out = tmp_path_factory.mktemp('runs') / 'text'
-    data = ['--data-root', str(root), '--dataset', 'text']
-    assert run.main(['train', *data, *settings(), '--out', str(out)]) == 0
-    return out
+    return run_on(root, 'text', tmp_path_factory.mktemp('runs') / 'text')
 
 
 @pytest.fixture(scope='session')
 def table_run(root, tmp_path_factory):
-    """A complete run on the table."""
-    out = tmp_path_factory.mktemp('runs') / 'table'
-    data = ['--data-root', str(root), '--dataset', 'table']
-    assert run.main(['train', *data, *settings(), '--out', str(out)]) == 0
-    return out
+    return run_on(root, 'table', tmp_path_factory.mktemp('runs') / 'table')
 
 
 @pytest.fixture
