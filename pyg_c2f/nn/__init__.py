@@ -1,6 +1,19 @@
 from pyg_c2f.nn.conv import AnchorConv, C2FConv
 from pyg_c2f.nn.embedding import MetaEmbedding, SoftThreshold
-from pyg_c2f.nn.loss import BPRLoss
+from pyg_c2f.nn.loss import BPRLoss, SampledSoftmaxLoss, WholeDataLoss
 from pyg_c2f.nn.model import C2F
+from pyg_c2f.nn.pairs import Pairs, build_pairs, sampled_dot
 
-__all__ = ['AnchorConv', 'BPRLoss', 'C2F', 'C2FConv', 'MetaEmbedding', 'SoftThreshold']
+__all__ = [
+    'AnchorConv',
+    'BPRLoss',
+    'C2F',
+    'C2FConv',
+    'MetaEmbedding',
+    'Pairs',
+    'SampledSoftmaxLoss',
+    'SoftThreshold',
+    'WholeDataLoss',
+    'build_pairs',
+    'sampled_dot',
+]

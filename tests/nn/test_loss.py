@@ -1,9 +1,11 @@
+import itertools
 import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from pyg_c2f.nn import BPRLoss
+from pyg_c2f.nn import BPRLoss, SampledSoftmaxLoss, WholeDataLoss, build_pairs
 
 
 def naive(positive, negative, ego, count, lambda_reg):
@@ -63,3 +65,145 @@ def test_bpr_loss_of_far_apart_scores():
 
 def test_bpr_loss_str():
     assert str(BPRLoss(0.1)) == 'BPRLoss(lambda_reg=0.1)'
+
+
+U, V, D = 6, 8, 4
+OPTIONS = ('bias', 'offset', 'user_weight', 'item_weight')
+
+
+@pytest.fixture
+def whole():
+    torch.manual_seed(0)
+    positive = torch.rand(U, V) < 0.3
+    positive[-1] = False
+    table = {
+        'user': torch.randn(U, D),
+        'item': torch.randn(V, D),
+        'bias': torch.randn(V),
+        'offset': torch.randn(int(positive.sum())),
+        'user_weight': torch.rand(U) + 0.1,
+        'item_weight': torch.rand(V) + 0.1,
+    }
+    table = {key: value.double().requires_grad_() for key, value in table.items()}
+    return positive, build_pairs(positive.nonzero().t(), U, V), table
+
+
+def dense_loss(
+    loss,
+    positive,
+    user,
+    item,
+    bias=None,
+    offset=None,
+    user_weight=None,
+    item_weight=None,
+):
+    score = user @ item.t() + (0 if bias is None else bias)
+    weight = torch.ones(U, V).double()
+    if user_weight is not None:
+        weight = weight * user_weight.unsqueeze(1)
+    if item_weight is not None:
+        weight = weight * item_weight
+    left_out = torch.zeros(U, V).double()
+    if offset is not None:
+        left_out = left_out.masked_scatter(positive, offset)
+    out = (weight * (1 - score + left_out) ** 2)[positive].sum()
+    out = out + loss.alpha * (weight * score**2).sum()
+    for u in range(U):
+        scale = (positive[u].sum() + loss.alpha * V) ** loss.nu
+        out = out + loss.lambda_reg * scale * (user[u] ** 2).sum()
+    for i in range(V):
+        scale = (positive[:, i].sum() + loss.alpha * U) ** loss.nu
+        out = out + loss.lambda_reg * scale * (item[i] ** 2).sum()
+    return out / positive.sum()
+
+
+@pytest.mark.parametrize('options', list(itertools.product([0, 1], repeat=4)))
+@pytest.mark.parametrize('lambda_reg, nu', [(0.0, 1.0), (0.2, 0.0), (0.2, 0.7)])
+def test_whole_data_loss(whole, options, lambda_reg, nu):
+    positive, pairs, table = whole
+    loss = WholeDataLoss(0.3, lambda_reg, nu)
+    chosen = ['user', 'item', *itertools.compress(OPTIONS, options)]
+    chosen = {key: table[key] for key in chosen}
+    ours = loss(pairs=pairs, **chosen)
+    theirs = dense_loss(loss, positive, **chosen)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(
+        torch.autograd.grad(ours, list(chosen.values())),
+        torch.autograd.grad(theirs, list(chosen.values())),
+    )
+
+
+def test_whole_data_loss_single(whole):
+    _, pairs, table = whole
+    loss = WholeDataLoss(0.3, 0.2, 0.7)
+    single = {key: value.detach().float() for key, value in table.items()}
+    ours, theirs = loss(pairs=pairs, **single), loss(pairs=pairs, **table)
+    assert ours.dtype == torch.float
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+
+
+def test_whole_data_loss_str():
+    assert str(WholeDataLoss(0.1)) == 'WholeDataLoss(alpha=0.1, lambda_reg=0.0, nu=1.0)'
+
+
+@pytest.mark.parametrize('temperature', [1.0, 0.2])
+@pytest.mark.parametrize('weighted', [False, True])
+def test_sampled_softmax_of_all_items(temperature, weighted):
+    torch.manual_seed(0)
+    score = torch.randn(U, V).double().requires_grad_()
+    label = torch.randint(V, (U,))
+    weight = torch.rand(U).double() if weighted else None
+    positive = score.gather(1, label.unsqueeze(1)).flatten()
+    mask = label.unsqueeze(1) == torch.arange(V)
+    loss = SampledSoftmaxLoss(temperature)
+    ours = loss(positive, score, mask=mask, weight=weight)
+    theirs = F.cross_entropy(score / temperature, label, reduction='none')
+    theirs = (theirs if weight is None else weight * theirs).mean()
+    torch.testing.assert_close(ours, theirs)
+    (grad,) = torch.autograd.grad(ours, score, retain_graph=True)
+    torch.testing.assert_close(grad, *torch.autograd.grad(theirs, score))
+    # Each item once is what a uniform proposal corrects to.
+    log_q = torch.full((V,), -math.log(V)).double()
+    torch.testing.assert_close(loss(positive, score, log_q, mask, weight), ours)
+
+
+@pytest.mark.parametrize('power', [0.0, 0.75])
+def test_sampled_softmax_partition_is_unbiased(power):
+    torch.manual_seed(0)
+    score, popularity = torch.randn(V), torch.arange(1.0, V + 1)
+    q = popularity**power / (popularity**power).sum()
+    positive, loss = int(score.argmax()), SampledSoftmaxLoss()
+    partition = []
+    for _ in range(2000):
+        negative = torch.multinomial(q, 5, replacement=True)
+        mask = (negative == positive).unsqueeze(0)
+        out = loss(
+            score[[positive]], score[negative].unsqueeze(0), q[negative].log(), mask
+        )
+        partition.append((out + score[positive]).exp())
+    partition = torch.stack(partition)
+    error = float(partition.std()) / math.sqrt(len(partition))
+    assert abs(float(partition.mean() - score.exp().sum())) < 4 * error
+    # Sharp enough: it would not pass without the mask.
+    assert error < 0.1 * float(score[positive].exp())
+
+
+def test_sampled_softmax_with_every_negative_masked():
+    positive = torch.tensor([0.5, -1.0], requires_grad=True)
+    negative = torch.randn(2, 3, requires_grad=True)
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    loss = SampledSoftmaxLoss()(positive, negative, mask=mask)
+    loss.backward()
+    assert loss.item() == 0 and not negative.grad.any() and not positive.grad.any()
+
+
+def test_sampled_softmax_of_far_apart_scores():
+    loss = SampledSoftmaxLoss()(torch.tensor([1e4, -1e4]), torch.zeros(2, 1))
+    assert float(loss) == pytest.approx(5e3)
+
+
+def test_sampled_softmax_arguments():
+    assert str(SampledSoftmaxLoss(0.1)) == 'SampledSoftmaxLoss(temperature=0.1)'
+    with pytest.raises(ValueError, match=r'expected temperature > 0 \(got 0\)'):
+        SampledSoftmaxLoss(0)
