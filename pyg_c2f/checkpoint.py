@@ -13,8 +13,18 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 from torch_geometric.utils import cumsum
 
-from pyg_c2f.nn import C2F
-from pyg_c2f.typing import Assignment, InputError
+from pyg_c2f.codes import (
+    WEIGHT_BITS,
+    num_bits,
+    pack_bits,
+    round_weights,
+    unpack_bits,
+    weights_of,
+)
+from pyg_c2f.nn import C2F, LinearC2F
+from pyg_c2f.typing import Assignment, InputError, Stage
+
+Model = C2F | LinearC2F
 
 FORMAT = 'pyg_c2f 1'
 SIZES = (
@@ -29,11 +39,32 @@ SIZES = (
     'gate',
     'threshold',
 )
+LINEAR_SIZES = (
+    'num_users',
+    'num_items',
+    'num_coarse',
+    'num_fine',
+    'embedding_dim',
+    'coarse_links',
+    'fine_links',
+    'num_layers',
+    'threshold',
+    'item_power',
+    'diffusion',
+    'users',
+    'dtype',
+)
 # What of the stored tensors belongs to which entry of SPEC section 6.
 KINDS = {
     'codebooks': ('coarse.codebook', 'fine.rowptr', 'fine.col', 'fine.value'),
-    'assignments': ('coarse.index', 'coarse.weight', 'fine.index', 'fine.weight'),
-    'scalars': ('bias', 'global_bias'),
+    'assignments': (
+        'coarse.count',
+        'coarse.index',
+        'coarse.weight',
+        'fine.index',
+        'fine.weight',
+    ),
+    'scalars': ('bias', 'global_bias', 'degree'),
     'inference_extra': ('graph.rowptr', 'graph.col'),
 }
 
@@ -103,46 +134,119 @@ def _small_int(index: Tensor, num: int) -> Tensor:
     return index.to(next(fits, torch.int32))
 
 
-def model_tensors(model: C2F) -> dict[str, Tensor]:
+def phase_file(out: Path, stage: Stage, phase: int) -> Path:
+    """The file with the best model of a phase."""
+    return out / f'{stage}-{phase}.safetensors'
+
+
+def model_tensors(model: Model) -> dict[str, Tensor]:
     """The tensors that stand for a model: what is stored, and what its bytes are.
 
     Assignments have the smallest integers that number the anchors; the fine codebook
     keeps only the entries that the soft threshold lets through (as CSR); the train
     graph is one CSR of users with 32-bit items. A coarse model has no fine parts.
+    Of a linear model see :func:`_linear_tensors`.
     """
+    if isinstance(model, LinearC2F):
+        return _linear_tensors(model)
+    return _c2f_tensors(model)
+
+
+def _graph_tensors(model: Model) -> dict[str, Tensor]:
     edges = model.edge_index.cpu()
     edges = edges[:, (edges[0] * model.num_items + edges[1]).argsort()]
     degree = torch.bincount(edges[0], minlength=model.num_users)
+    return {'graph.rowptr': cumsum(degree).int(), 'graph.col': edges[1].int()}
+
+
+def _fine_tensors(model: Model) -> dict[str, Tensor]:
+    """The fine codebook's entries that the soft threshold lets through, as CSR."""
+    codebook = model.fine.codebook.detach().cpu()
+    alive = model.soft_threshold(codebook) != 0
+    row, col = alive.nonzero(as_tuple=True)
+    count = torch.bincount(row, minlength=model.num_fine)
+    return {
+        'fine.rowptr': cumsum(count).int(),
+        'fine.col': _small_int(col, model.embedding_dim),
+        'fine.value': codebook[row, col],
+    }
+
+
+def _is_axes(codebook: Tensor) -> bool:
+    """Whether anchors are the columns themselves, so that no codebook is needed."""
+    size = codebook.size(0)
+    return codebook.shape == (size, size) and bool(
+        (codebook == torch.eye(size, device=codebook.device)).all()
+    )
+
+
+def _linear_tensors(model: LinearC2F) -> dict[str, Tensor]:
+    """The tensors of a linear model, in the stored form that its ``dtype`` names.
+
+    Links of weight zero are left out, and the number of links of a row kept instead.
+    ``'packed'`` keeps indices in as few bits as number the anchors, and the weights of
+    coarse links as 6-bit codes (:func:`~pyg_c2f.codes.round_weights`); the levels of
+    the fine codes say their weight (one) and the range of their indices. Axes as coarse
+    anchors are no codebook. The scale of an item's scores comes from its degree.
+    """
+    wide = torch.float32 if model.dtype == 'float32' else torch.float16
+    links = model.coarse.assignment_weight.cpu()
+    alive = links != 0
+    index, weight = model.coarse.index.cpu()[alive], links[alive]
+    if model.dtype == 'packed':
+        codes, _ = round_weights(links, WEIGHT_BITS)
+        index = pack_bits(index, num_bits(model.num_coarse))
+        weight = pack_bits(codes, WEIGHT_BITS)
+    else:
+        index, weight = _small_int(index, model.num_coarse), weight.to(wide)
+    degree = torch.bincount(model.edge_index[1].cpu(), minlength=model.num_items)
+    tensors = {
+        'coarse.count': _small_int(alive.sum(dim=1), model.coarse_links + 1),
+        'coarse.index': index,
+        'coarse.weight': weight,
+        'degree': _small_int(degree, int(degree.max()) + 1),
+    } | _graph_tensors(model)
+    if not _is_axes(model.coarse.codebook.detach()):
+        tensors['coarse.codebook'] = model.coarse.codebook.detach().to(wide)
+    if model.bias.any():
+        tensors['bias'] = model.bias.detach().to(wide)
+    if model.stage == 'fine':
+        per_level = model.num_fine // model.fine_links
+        local = model.fine.index.cpu() % per_level
+        fine = _fine_tensors(model)
+        fine['fine.value'] = fine['fine.value'].to(wide)
+        if model.dtype == 'packed':
+            index = pack_bits(local.flatten(), num_bits(per_level))
+        else:
+            index = _small_int(local, per_level)
+        tensors |= fine | {'fine.index': index}
+    return tensors
+
+
+def _c2f_tensors(model: C2F) -> dict[str, Tensor]:
     tensors = {
         'coarse.codebook': model.coarse.codebook.detach(),
         'coarse.index': _small_int(model.coarse.index, model.num_coarse),
         'coarse.weight': model.coarse.assignment_weight,
         'bias': model.bias.detach(),
         'global_bias': model.global_bias.detach(),
-        'graph.rowptr': cumsum(degree).int(),
-        'graph.col': edges[1].int(),
-    }
+    } | _graph_tensors(model)
     if model.stage == 'fine':
-        codebook = model.fine.codebook.detach().cpu()
-        alive = model.soft_threshold(codebook) != 0
-        row, col = alive.nonzero(as_tuple=True)
-        count = torch.bincount(row, minlength=model.num_fine)
-        tensors |= {
-            'fine.rowptr': cumsum(count).int(),
-            'fine.col': _small_int(col, model.embedding_dim),
-            'fine.value': codebook[row, col],
+        tensors |= _fine_tensors(model) | {
             'fine.index': _small_int(model.fine.index, model.num_fine),
             'fine.weight': model.fine.assignment_weight,
         }
     return tensors
 
 
-def model_bytes(model: C2F) -> dict[str, int]:
+def model_bytes(model: Model) -> dict[str, int]:
     """The bytes of SPEC section 6, of the tensors as they are stored.
 
     Returns:
         Dict: ``codebooks`` (the fine one sparse), ``codebooks_dense`` (both fp32),
-        ``assignments``, ``scalars``, ``inference_extra`` (the train graph),
+        ``assignments``, ``scalars``, ``inference_extra`` (the train graph, where
+        propagation needs it), ``histories`` (the train graph where it only says what
+        each known user has, which comes with the request on a device),
         ``propagated_table`` (fp32; it would replace graph, codebooks and assignments)
         and ``full_table`` (an uncompressed table of the same width, fp32).
     """
@@ -151,6 +255,9 @@ def model_bytes(model: C2F) -> dict[str, int]:
         kind: sum(tensors[k].nbytes for k in keys if k in tensors)
         for kind, keys in KINDS.items()
     }
+    histories = 0
+    if isinstance(model, LinearC2F) and not model.needs_graph():
+        histories, sizes['inference_extra'] = sizes['inference_extra'], 0
     num_anchors = model.num_coarse + (model.num_fine if model.stage == 'fine' else 0)
     num_entities = model.num_users + model.num_items
     table = 4 * num_entities * model.embedding_dim
@@ -160,26 +267,32 @@ def model_bytes(model: C2F) -> dict[str, int]:
         'assignments': sizes['assignments'],
         'scalars': sizes['scalars'],
         'inference_extra': sizes['inference_extra'],
+        'histories': histories,
         'propagated_table': table,
         'full_table': table,
     }
 
 
-def save(model: C2F, path: str | Path) -> None:
+def save(model: Model, path: str | Path) -> None:
     """Saves a model for inference (and for the next stage) to a safetensors file.
 
     Args:
-        model (C2F): The model.
+        model (C2F or LinearC2F): The model.
         path (str or Path): The file, or a directory that gets a ``model.safetensors``.
     """
     path = Path(path)
     path = path / 'model.safetensors' if path.is_dir() else path
-    meta = {key: json.dumps(getattr(model, key)) for key in SIZES}
+    linear = isinstance(model, LinearC2F)
+    names = LINEAR_SIZES if linear else SIZES
+    meta = {key: json.dumps(getattr(model, key)) for key in names}
     meta |= {'format': FORMAT, 'stage': model.stage}
+    if linear:
+        _, grid = round_weights(model.coarse.assignment_weight, WEIGHT_BITS)
+        meta |= {'model': 'linear', 'weight_grid': json.dumps(grid)}
     write_tensors(path, model_tensors(model), meta)
 
 
-def load(path: str | Path) -> C2F:
+def load(path: str | Path) -> Model:
     """Loads a model that training or :func:`save` has written.
 
     Args:
@@ -192,30 +305,81 @@ def load(path: str | Path) -> C2F:
     path = path / 'model.safetensors' if path.is_dir() else path
     tensors, meta = read_tensors(path)
     try:
-        sizes = {key: json.loads(meta[key]) for key in SIZES}
-        count = tensors['graph.rowptr'].diff().long()
-        users = torch.repeat_interleave(count)
-        edge_index = torch.stack([users, tensors['graph.col'].long()])
-        model = C2F(edge_index, **sizes)
-        model.set_stage('fine' if meta['stage'] == 'fine' else 'coarse')
-        with torch.no_grad():
-            model.coarse.codebook.copy_(tensors['coarse.codebook'])
-            model.bias.copy_(tensors['bias'])
-            model.global_bias.copy_(tensors['global_bias'])
-        model.set_assignment(
-            Assignment(tensors['coarse.index'].long(), tensors['coarse.weight'])
+        model = (
+            _load_linear(tensors, meta)
+            if meta.get('model') == 'linear'
+            else (_load_c2f(tensors, meta))
         )
-        if model.stage == 'fine':
-            fine = torch.zeros(model.num_fine, model.embedding_dim)
-            row = torch.repeat_interleave(tensors['fine.rowptr'].diff().long())
-            fine[row, tensors['fine.col'].long()] = tensors['fine.value']
-            with torch.no_grad():
-                model.fine.codebook.copy_(fine)
-            model.set_assignment(
-                fine=Assignment(tensors['fine.index'].long(), tensors['fine.weight'])
-            )
     except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
         raise InputError(
             f'{path}: the checkpoint does not fit together ({error}); train again'
         ) from None
     return model.eval()
+
+
+def _edges(tensors: dict[str, Tensor]) -> Tensor:
+    users = torch.repeat_interleave(tensors['graph.rowptr'].diff().long())
+    return torch.stack([users, tensors['graph.col'].long()])
+
+
+def _fine_codebook(tensors: dict[str, Tensor], model: Model) -> Tensor:
+    fine = torch.zeros(model.num_fine, model.embedding_dim)
+    row = torch.repeat_interleave(tensors['fine.rowptr'].diff().long())
+    fine[row, tensors['fine.col'].long()] = tensors['fine.value'].float()
+    return fine
+
+
+def _load_linear(tensors: dict[str, Tensor], meta: dict[str, str]) -> LinearC2F:
+    model = LinearC2F(
+        _edges(tensors), **{key: json.loads(meta[key]) for key in LINEAR_SIZES}
+    )
+    model.set_stage('fine' if meta['stage'] == 'fine' else 'coarse')
+    count = tensors['coarse.count'].long()
+    num_links, packed = int(count.sum()), model.dtype == 'packed'
+    index, weight = tensors['coarse.index'], tensors['coarse.weight']
+    if packed:
+        low, high = json.loads(meta['weight_grid'])
+        index = unpack_bits(index, num_bits(model.num_coarse), num_links)
+        codes = unpack_bits(weight, WEIGHT_BITS, num_links)
+        weight = weights_of(codes, WEIGHT_BITS, (low, high))
+    place = torch.arange(model.coarse_links) < count.unsqueeze(1)
+    links = Assignment(
+        torch.zeros(place.shape, dtype=torch.long), torch.zeros(place.shape)
+    )
+    links.index[place], links.weight[place] = index.long(), weight.float()
+    model.set_assignment(links)
+    with torch.no_grad():
+        axes = torch.eye(model.num_coarse, model.embedding_dim)
+        model.coarse.codebook.copy_(tensors.get('coarse.codebook', axes))
+        if 'bias' in tensors:
+            model.bias.copy_(tensors['bias'])
+        if model.stage == 'fine':
+            model.fine.codebook.copy_(_fine_codebook(tensors, model))
+    if model.stage == 'fine':
+        per_level, levels = model.num_fine // model.fine_links, model.fine_links
+        local = tensors['fine.index']
+        if packed:
+            local = unpack_bits(local, num_bits(per_level), len(count) * levels)
+        index = local.long().view(-1, levels) + per_level * torch.arange(levels)
+        model.set_assignment(fine=Assignment(index, torch.ones(index.shape)))
+    return model
+
+
+def _load_c2f(tensors: dict[str, Tensor], meta: dict[str, str]) -> C2F:
+    sizes = {key: json.loads(meta[key]) for key in SIZES}
+    model = C2F(_edges(tensors), **sizes)
+    model.set_stage('fine' if meta['stage'] == 'fine' else 'coarse')
+    with torch.no_grad():
+        model.coarse.codebook.copy_(tensors['coarse.codebook'])
+        model.bias.copy_(tensors['bias'])
+        model.global_bias.copy_(tensors['global_bias'])
+    model.set_assignment(
+        Assignment(tensors['coarse.index'].long(), tensors['coarse.weight'])
+    )
+    if model.stage == 'fine':
+        with torch.no_grad():
+            model.fine.codebook.copy_(_fine_codebook(tensors, model))
+        model.set_assignment(
+            fine=Assignment(tensors['fine.index'].long(), tensors['fine.weight'])
+        )
+    return model

@@ -3,7 +3,7 @@ r"""Recipes: every setting of a run in one flat dataclass."""
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args, get_origin
 
-from pyg_c2f.typing import InputError
+from pyg_c2f.typing import InputError, Users
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,125 @@ class Recipe:
                 )
 
 
+@dataclass(frozen=True)
+class FastRecipe:
+    """Anchors in closed form from the spectrum of the interactions; see ``fast.py``.
+
+    It differs from the published schedule in everything but the graph: spectral anchors
+    instead of METIS, users who live from their items, no sampled training. That bought
+    seconds instead of hours, and better lists (README). The values are chosen on
+    validation items (``benchmarks/tune.py``).
+    """
+
+    anchors: Literal['spectral', 'residual', 'product', 'opq', 'metis', 'random'] = (
+        'spectral'
+    )
+    """coarse anchors: sparse rotated axes, codes, parts of a cut, or at random"""
+    num_coarse: int = 512
+    """coarse anchors (spectral: one for each column)"""
+    num_fine: int = 512
+    """fine anchors, of all levels together"""
+    embedding_dim: int = 512
+    """width: the number of singular vectors"""
+    coarse_links: float = 8.0
+    """coarse anchors of an item, on average (codes: of every item)"""
+    fine_links: int = 2
+    """fine anchors of an item: levels of codes of what is left over; 0 for none"""
+    user_links: float = 8.0
+    """coarse anchors of a user, on average, where users are assigned"""
+    num_layers: int = 1
+    """layers of propagation"""
+    power: float = 0.25
+    """exponent of the singular values in the items' features"""
+    popularity: float = 0.75
+    """exponent of an item's degree in its importance to the anchors"""
+    item_power: float = 0.6
+    """exponent of an item's degree in its scores"""
+    density: float = 0.125
+    """share of the fine codebook that the soft threshold lets through"""
+    restarts: int = 1
+    """starts of each k-means, the best of which is kept"""
+    rotations: int = 8
+    """rounds of learning the rotation (opq)"""
+    refine: int = 0
+    """rounds of re-assignment: codebook by least squares, links by sparse coding"""
+    users: Users = 'inductive'
+    """users from their items, or with anchors of their own"""
+    diffusion: float = 0.0
+    """weight of the diffusion channel, which needs the train graph"""
+    loss: Literal['none', 'whole', 'softmax', 'bpr'] = 'none'
+    """loss that trains codebooks and scalars on from the start"""
+    lr: float = 3e-3
+    """learning rate"""
+    alpha: float = 0.05
+    """weight of all pairs in the whole-data loss"""
+    lambda_reg: float = 0.0
+    """strength of the penalty on the features"""
+    epochs: int = 40
+    """epochs of training at the most (whole: steps)"""
+    eval_every: int = 5
+    """epochs between two evaluations"""
+    patience: int = 3
+    """evaluations without a better NDCG@5 that end the training"""
+    batch_size: int = 8192
+    """pairs in a batch (softmax, bpr)"""
+    num_neg_samples: int = 1024
+    """shared negative items of a batch (softmax)"""
+    dtype: Literal['packed', 'float16', 'float32'] = 'packed'
+    """stored form: half precision and 6-bit weights in packed bits, or whole numbers"""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            _check(field.name, getattr(self, field.name), field.type)
+        if self.anchors == 'spectral' and self.num_coarse != self.embedding_dim:
+            raise InputError(
+                f'anchors=spectral has one coarse anchor for each column: set '
+                f'num_coarse={self.num_coarse} and embedding_dim={self.embedding_dim} '
+                'alike, or choose other anchors'
+            )
+        if self.anchors != 'spectral' and self.coarse_links != int(self.coarse_links):
+            raise InputError(
+                f'coarse_links={self.coarse_links}: anchors={self.anchors} gives every '
+                'item the same whole number of them'
+            )
+        links = int(self.coarse_links)
+        if self.anchors in ('residual', 'product', 'opq') and self.num_coarse % links:
+            raise InputError(
+                f'num_coarse={self.num_coarse} does not share out over coarse_links='
+                f'{links} levels or blocks: set a multiple'
+            )
+        if self.anchors in ('product', 'opq') and self.embedding_dim % links:
+            raise InputError(
+                f'embedding_dim={self.embedding_dim} does not share out over '
+                f'coarse_links={links} blocks: set a multiple'
+            )
+        if self.anchors in ('metis', 'random') and links != 1:
+            raise InputError(
+                f'coarse_links={links}: anchors={self.anchors} gives an item the one '
+                'anchor of its part; set coarse_links=1'
+            )
+        if self.fine_links and self.num_fine % self.fine_links:
+            raise InputError(
+                f'num_fine={self.num_fine} does not share out over fine_links='
+                f'{self.fine_links} levels: set a multiple'
+            )
+        if self.users == 'inductive' and self.num_layers < 1:
+            raise InputError(
+                'num_layers=0 leaves inductive users without features: set '
+                'num_layers=1, or users=assigned'
+            )
+        if self.users == 'assigned' and self.anchors != 'spectral':
+            raise InputError(
+                f'users=assigned with anchors={self.anchors}: users get anchors from '
+                'the spectral axes only; set anchors=spectral'
+            )
+        if self.loss in ('softmax', 'bpr') and self.diffusion:
+            raise InputError(
+                f'loss={self.loss} with diffusion={self.diffusion}: the loss does not '
+                'see the diffusion channel; set diffusion=0, or loss=whole or none'
+            )
+
+
 _MOST = 2**31 - 1
 _KINDS: dict[Any, tuple[str, float]] = {
     int: ('a whole number', 1),
@@ -80,6 +199,14 @@ _RANGES: dict[str, tuple[float, float]] = {
     'num_layers': (0, _MOST),
     'gate': (0, 1),
     'own_weight': (0, 1),
+    'coarse_links': (1, 512),
+    'user_links': (1, 512),
+    'fine_links': (0, 64),
+    'refine': (0, 100),
+    'density': (1e-3, 1),
+    'popularity': (0, 4),
+    'power': (0, 4),
+    'item_power': (0, 4),
 }
 
 
@@ -100,14 +227,14 @@ def _check(name: str, value: Any, kind: Any) -> None:
         )
 
 
-RECIPES = {'paper': Recipe()}
+RECIPES: dict[str, Recipe | FastRecipe] = {'fast': FastRecipe(), 'paper': Recipe()}
 
-DATASET_SETTINGS: dict[str, dict[str, Any]] = {
+DATASET_SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     # What the published run sets apart from Gowalla (SPEC section 5).
-    'yelp2020': {'num_layers': 4, 'own_weight': 0.6},
+    ('paper', 'yelp2020'): {'num_layers': 4, 'own_weight': 0.6},
     # The embedded data set is small: fewer and narrower anchors, and larger steps, for
     # an epoch has 40 batches only. Chosen on its validation items.
-    'synthetic': {
+    ('paper', 'synthetic'): {
         'num_coarse': 100,
         'num_fine': 40,
         'embedding_dim': 64,
@@ -119,12 +246,12 @@ DATASET_SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def get_recipe(
-    name: str = 'paper', dataset: str = '', settings: dict[str, str] | None = None
-) -> Recipe:
+    name: str = 'fast', dataset: str = '', settings: dict[str, str] | None = None
+) -> Recipe | FastRecipe:
     """Looks a recipe up, with a data set's settings and then the given ones.
 
     Args:
-        name (str, optional): The recipe. (default: ``'paper'``)
+        name (str, optional): The recipe. (default: ``'fast'``)
         dataset (str, optional): The data set, for the settings that belong to it.
         settings (Dict, optional): Values by field name, as text.
 
@@ -133,12 +260,12 @@ def get_recipe(
     """
     if name not in RECIPES:
         raise InputError(f'unknown recipe {name!r}: choose one of {", ".join(RECIPES)}')
-    changes = dict(DATASET_SETTINGS.get(dataset, {}))
-    types = {field.name: field.type for field in fields(Recipe)}
+    changes = dict(DATASET_SETTINGS.get((name, dataset), {}))
+    types = {field.name: field.type for field in fields(RECIPES[name])}
     for key, text in (settings or {}).items():
         if key not in types:
             raise InputError(
-                f'unknown setting {key!r} in --set {key}={text}: choose one of '
+                f'unknown setting {key!r} in --set {key}={text}: recipe {name} has '
                 f'{", ".join(types)}'
             )
         changes[key] = _parse(key, text, types[key])

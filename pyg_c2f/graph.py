@@ -8,6 +8,7 @@ order users, items, coarse anchors, fine anchors (the fused form).
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch_geometric import EdgeIndex
 from torch_geometric.data import HeteroData
@@ -166,6 +167,27 @@ class CSR(NamedTuple):
     rowptr: Tensor  # [num_rows + 1]
     col: Tensor  # [num_edges]
     weight: Tensor  # [num_edges]
+
+
+def csr_matmul(csr: CSR, x: Tensor) -> Tensor:
+    r"""The product of a CSR matrix with a dense one.
+
+    On the CPU it is an embedding bag, whose kernel prefetches the gathered rows: on
+    real interaction graphs it takes less than half the time of ``torch.sparse``. That
+    kernel is float32 only, and on a GPU ``torch.sparse`` is faster.
+    """
+    rowptr, col, weight = csr
+    if x.is_cuda:
+        size = (rowptr.numel() - 1, x.size(0))
+        return torch.sparse_csr_tensor(rowptr, col, weight, size) @ x
+    return F.embedding_bag(
+        col,
+        x,
+        rowptr.to(col.dtype),
+        mode='sum',
+        per_sample_weights=weight,
+        include_last_offset=True,
+    )
 
 
 class BlockGraph(NamedTuple):

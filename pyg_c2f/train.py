@@ -23,19 +23,26 @@ from pyg_c2f.anchors import (
     softmax_assignment,
     sparse_pca_codebook,
 )
-from pyg_c2f.checkpoint import FORMAT, read_tensors, save, write_tensors
-from pyg_c2f.config import Recipe, get_recipe
+from pyg_c2f.checkpoint import (
+    FORMAT,
+    Model,
+    phase_file,
+    read_tensors,
+    save,
+    write_tensors,
+)
+from pyg_c2f.config import FastRecipe, Recipe, get_recipe
 from pyg_c2f.evaluate import evaluate_split
+from pyg_c2f.fast import check_data, check_fast, train_fast
 from pyg_c2f.graph import unique_pairs
 from pyg_c2f.nn import C2F, BPRLoss
 from pyg_c2f.sampler import TripletSampler
-from pyg_c2f.typing import ITEM, RATES, USER, InputError, Stage
+from pyg_c2f.typing import ITEM, RATES, SELECTION, USER, InputError, Stage
 
 logger = logging.getLogger(__name__)
 
 Triples = tuple[Tensor, Tensor, Tensor]
 RESUME_FILE = 'resume.safetensors'
-SELECTION = 'ndcg@5'
 
 
 def reuse_freed_memory() -> None:
@@ -55,7 +62,9 @@ def reuse_freed_memory() -> None:
         logger.debug('no glibc: freed memory goes back to the system')
 
 
-def check_run(data: HeteroData, recipe: Recipe, init: C2F | None = None) -> None:
+def check_run(
+    data: HeteroData, recipe: Recipe | FastRecipe, init: Model | None = None
+) -> None:
     """Checks a recipe against the data set and the coarse model to start from.
 
     Raises:
@@ -64,17 +73,11 @@ def check_run(data: HeteroData, recipe: Recipe, init: C2F | None = None) -> None
             there are more anchors than users and items, fewer unrated items than
             negatives, or the coarse model has other sizes.
     """
+    check_data(data)
+    if isinstance(recipe, FastRecipe):
+        check_fast(data, recipe)
+        return
     num_users, num_items = data[USER].num_nodes, data[ITEM].num_nodes
-    if num_users is None or num_items is None:
-        raise InputError(
-            'the data do not say how many users and items there are: set '
-            "data['user'].num_nodes and data['item'].num_nodes"
-        )
-    if data[RATES].edge_index.dtype != torch.long:
-        raise InputError(
-            f'data[{RATES}].edge_index is {data[RATES].edge_index.dtype}: convert the '
-            'pairs to int64 with .long()'
-        )
     if recipe.anchors == 'metis':
         import_pymetis()
     make_sampler(data, recipe)
@@ -449,11 +452,6 @@ class Trainer:
         self.generator.set_state(tensors['generator'])
 
 
-def phase_file(out: Path, stage: Stage, phase: int) -> Path:
-    """The file with the best model of a phase."""
-    return out / f'{stage}-{phase}.safetensors'
-
-
 def read_resume(out: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """What an interrupted run left in its output directory, or nothing."""
     path = out / RESUME_FILE
@@ -475,17 +473,17 @@ def read_resume(out: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
 class Run:
     """What training gave: the model, and each stage's phases and seconds."""
 
-    model: C2F
+    model: Model
     phases: dict[Stage, dict[int, dict[str, Any]]]
     seconds: dict[str, float]
 
 
 def train(
     data: HeteroData,
-    recipe: Recipe,
+    recipe: Recipe | FastRecipe,
     seed: int = 2024,
     stages: tuple[Stage, ...] = ('coarse', 'fine'),
-    init: C2F | None = None,
+    init: Model | None = None,
     out: Path | None = None,
     resume: bool = False,
     on_evaluation: Callable[[dict[str, Any]], None] | None = None,
@@ -499,7 +497,7 @@ def train(
 
     Args:
         data (HeteroData): The data set, on the device to train on.
-        recipe (Recipe): The settings.
+        recipe (Recipe or FastRecipe): The settings.
         seed (int, optional): The seed. (default: ``2024``)
         stages (Tuple, optional): The stages to train. (default: both)
         init (C2F, optional): The trained coarse model to start the fine stage from.
@@ -514,6 +512,10 @@ def train(
             fit, or the checkpoint to resume from is damaged.
     """
     check_run(data, recipe, init)
+    if isinstance(recipe, FastRecipe):
+        return _run_fast(
+            data, recipe, seed, stages, out, on_evaluation, progress, fixed_epochs
+        )
     if stages[0] == 'fine' and init is None:
         raise InputError(
             'the fine stage starts from a coarse model: name it with --init'
@@ -523,7 +525,7 @@ def train(
     seconds = {'anchors': 0.0, 'train': 0.0, 'evaluate': 0.0}
     device = data[RATES].edge_index.device
     model = build_model(data, recipe).to(device)
-    if init is not None:
+    if isinstance(init, C2F):
         take_coarse(model, init)
     for stage in stages:
         state = None
@@ -570,6 +572,28 @@ def train(
     return Run(model, phases, seconds)
 
 
+def _run_fast(
+    data: HeteroData,
+    recipe: FastRecipe,
+    seed: int,
+    stages: tuple[Stage, ...],
+    out: Path | None,
+    on_evaluation: Callable[[dict[str, Any]], None] | None,
+    progress: bool,
+    fixed_epochs: dict[Stage, tuple[int, int]] | None,
+) -> Run:
+    def keep(model: Model, stage: Stage) -> None:
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            save(model, phase_file(out, stage, 1))
+
+    epochs = None if fixed_epochs is None else fixed_epochs[stages[-1]][1]
+    model, phases, seconds = train_fast(
+        data, recipe, seed, stages, on_evaluation, keep, progress, epochs
+    )
+    return Run(model, phases, seconds)
+
+
 def take_coarse(model: C2F, init: C2F) -> None:
     """Takes codebook, scalars and assignment of a trained coarse model."""
     with torch.no_grad():
@@ -581,19 +605,20 @@ def take_coarse(model: C2F, init: C2F) -> None:
 
 def fit(
     data: HeteroData,
-    recipe: str | Recipe = 'paper',
+    recipe: str | Recipe | FastRecipe = 'fast',
     seed: int = 2024,
     out: str | Path | None = None,
     progress: bool = False,
-) -> C2F:
+) -> Model:
     """Trains both stages on a data set and returns the model.
 
     Args:
         data (HeteroData): A data set of :mod:`pyg_c2f.datasets`, or any graph with
             train pairs in ``('user', 'rates', 'item').edge_index``, validation pairs in
             ``val_edge_label_index`` of that relation, and ``data.protocol``.
-        recipe (str or Recipe, optional): The settings, or the name of a recipe, which
-            then has the settings of ``data.dataset`` too. (default: ``'paper'``)
+        recipe (str or Recipe or FastRecipe, optional): The settings, or the name of a
+            recipe, which then has the settings of ``data.dataset`` too. (default:
+            ``'fast'``)
         seed (int, optional): The seed. (default: ``2024``)
         out (str or Path, optional): The directory for checkpoints.
         progress (bool, optional): Whether to show progress bars. (default: ``False``)

@@ -14,13 +14,20 @@ COARSE_USER = (COARSE, 'anchors', USER)
 COARSE_ITEM = (COARSE, 'anchors', ITEM)
 COARSE_FINE = (COARSE, 'assigned_to', FINE)
 FINE_COARSE = (FINE, 'anchors', COARSE)
+USER_FINE = (USER, 'assigned_to', FINE)
+ITEM_FINE = (ITEM, 'assigned_to', FINE)
+FINE_USER = (FINE, 'anchors', USER)
+FINE_ITEM = (FINE, 'anchors', ITEM)
 
 EdgeType = tuple[str, str, str]
 Protocol = Literal['c2f', 'standard']
 Split = Literal['val', 'test']
 Stage = Literal['coarse', 'fine']
+Users = Literal['inductive', 'assigned']
+Stored = Literal['packed', 'float16', 'float32']
 
 KS = (5, 10, 20, 50)
+SELECTION = 'ndcg@5'  # of the validation items: what models are chosen by
 
 
 class InputError(ValueError):

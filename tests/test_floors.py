@@ -11,11 +11,12 @@ PACKAGE = ROOT / 'pyg_c2f'
 # From the ground up. A room imports from rooms below its own and from itself.
 FLOORS = (
     ('typing',),
-    ('graph', 'anchors'),
+    ('graph', 'anchors', 'codes'),
+    ('spectral',),
     ('nn', 'datasets'),
     ('sampler', 'evaluate'),
     ('config',),
-    ('checkpoint',),
+    ('checkpoint', 'fast'),
     ('train', 'report'),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

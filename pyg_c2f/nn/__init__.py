@@ -1,5 +1,6 @@
 from pyg_c2f.nn.conv import AnchorConv, C2FConv
 from pyg_c2f.nn.embedding import MetaEmbedding, SoftThreshold
+from pyg_c2f.nn.linear import LinearC2F
 from pyg_c2f.nn.loss import BPRLoss, SampledSoftmaxLoss, WholeDataLoss
 from pyg_c2f.nn.model import C2F
 from pyg_c2f.nn.pairs import Pairs, build_pairs, sampled_dot
@@ -9,6 +10,7 @@ __all__ = [
     'BPRLoss',
     'C2F',
     'C2FConv',
+    'LinearC2F',
     'MetaEmbedding',
     'Pairs',
     'SampledSoftmaxLoss',

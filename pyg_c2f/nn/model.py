@@ -14,11 +14,11 @@ from pyg_c2f.graph import (
     build_hetero_data,
     entity_csr,
     joint_norm,
-    ranges,
 )
 from pyg_c2f.nn.conv import C2FConv
 from pyg_c2f.nn.embedding import MetaEmbedding, SoftThreshold
 from pyg_c2f.nn.fused import fused_ego, fused_propagation, weighted_sum
+from pyg_c2f.nn.lists import best_unseen, check_edges
 from pyg_c2f.typing import COARSE, FINE, ITEM, USER, Assignment, Stage
 
 
@@ -88,17 +88,7 @@ class C2F(torch.nn.Module):
         threshold: float = 1.0,
     ) -> None:
         super().__init__()
-        if num_users < 1 or num_items < 1 or num_layers < 0:
-            raise ValueError(
-                f"'C2F' expected users, items and layers (got num_users={num_users}, "
-                f'num_items={num_items}, num_layers={num_layers})'
-            )
-        high = torch.tensor([[num_users], [num_items]], device=edge_index.device)
-        if bool(((edge_index < 0) | (edge_index >= high)).any()):
-            raise ValueError(
-                f"'C2F' expected users below {num_users} and items below {num_items} "
-                f'in edge_index (got up to {edge_index.max(dim=1).values.tolist()})'
-            )
+        check_edges('C2F', edge_index, num_users, num_items, num_layers)
         # Plain numbers, whatever kind was given: a checkpoint writes them down.
         self.num_users = int(num_users)
         self.num_items = int(num_items)
@@ -384,27 +374,17 @@ class C2F(torch.nn.Module):
             ValueError: If not exactly one of users and history is given, an id is out
                 of range, the history is empty, or ``k`` is not positive.
         """
-        if (users is None) == (history is None):
-            raise ValueError("'recommend' takes either users or a history")
-        if k < 1:
-            raise ValueError(f"'recommend' expected k >= 1 (got {k})")
-        k = min(k, self.num_items)
-        device = self.bias.device
-        if history is not None:
-            items = torch.as_tensor(history, device=device).flatten().unique()
-            _check_ids(items, self.num_items, 'item')
-            scores = self._score_history(items)
-            return _top_unseen(scores, torch.zeros_like(items), items, k, single=True)
-
-        ids = torch.as_tensor(users, device=device)
-        _check_ids(ids, self.num_users, 'user')
-        score, rowptr = self.scorer(), self._train_csr().rowptr
-        out = []
-        for block in ids.flatten().split(1024):
-            row, at = ranges(rowptr[block], rowptr[block + 1] - rowptr[block])
-            seen = self._train_csr().col[at] - self.num_users
-            out.append(_top_unseen(score(block), row, seen, k, single=ids.dim() == 0))
-        return torch.cat([ids for ids, _ in out]), torch.cat([s for _, s in out])
+        graph = self._train_csr()
+        return best_unseen(
+            users,
+            history,
+            k,
+            graph.rowptr[: self.num_users + 1],
+            graph.col - self.num_users,
+            self.num_items,
+            self.scorer,
+            self._score_history,
+        )
 
     def _score_history(self, items: Tensor) -> Tensor:
         graph, num_layers = self.block_graph(), self.num_layers
@@ -440,21 +420,3 @@ class C2F(torch.nn.Module):
 
     def extra_repr(self) -> str:
         return f'{self.num_users}, {self.num_items}, stage={self.stage!r}'
-
-
-def _check_ids(ids: Tensor, num: int, what: str) -> None:
-    if ids.numel() == 0:
-        raise ValueError(f"'recommend' expected at least one {what} id (got none)")
-    if ids.is_floating_point() or int(ids.min()) < 0 or int(ids.max()) >= num:
-        raise ValueError(
-            f"'recommend' expected {what} ids in [0, {num}) (got {ids.tolist()})"
-        )
-
-
-def _top_unseen(
-    scores: Tensor, row: Tensor, seen: Tensor, k: int, single: bool
-) -> tuple[Tensor, Tensor]:
-    scores[row, seen] = -torch.inf
-    top, ids = scores.topk(k)
-    ids = ids.masked_fill(top == -torch.inf, -1)
-    return (ids[0], top[0]) if single else (ids, top)

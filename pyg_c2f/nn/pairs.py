@@ -7,8 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch_geometric.utils import cumsum
 
-from pyg_c2f.graph import CSR, check_pairs
-from pyg_c2f.nn.fused import csr_matmul
+from pyg_c2f.graph import CSR, check_pairs, csr_matmul
 from pyg_c2f.typing import InputError
 
 # Of the columns taken at once: a block of a table then stays near the cores.

@@ -1,0 +1,311 @@
+r"""Anchors by coding: sparse coordinates, and residual or product codes of rows."""
+
+from collections.abc import Callable
+from math import ceil, log2
+
+import torch
+from torch import Tensor
+
+from pyg_c2f.typing import Assignment
+
+MAX_LINKS = 255
+WEIGHT_BITS = 6
+KMEANS_ITERATIONS = 12
+BLOCK = 8192
+
+
+def threshold_assignment(
+    x: Tensor, num_links: float, importance: Tensor, max_links: int = MAX_LINKS
+) -> Assignment:
+    r"""Ties each row to the axes on which it has large coordinates.
+
+    .. math::
+        s_{ia} = x_{ia} \; [\, |x_{ia}| \sqrt{w_i} \geq \tau \,]
+
+    One threshold :math:`\tau` for all rows, such that a row has ``num_links`` links on
+    average. Of all assignments with that many links it leaves the least weighted
+    squared error :math:`\sum_i w_i \| x_i - s_i \|^2`: rows that matter more, or that
+    lie between more axes, get more links.
+
+    Args:
+        x (Tensor): The coordinates, ``[num_rows, d]``.
+        num_links (float): The mean number of links of a row.
+        importance (Tensor): The weights :math:`w_i`, ``[num_rows]``.
+        max_links (int, optional): The most links of one row. (default: ``255``)
+
+    Returns:
+        Assignment: As wide as the row with most links needs; zero is no link.
+    """
+    max_links = min(max_links, x.size(1))
+    size = (x * importance.sqrt().unsqueeze(1)).abs_()
+    drop = max(x.numel() - round(num_links * len(x)), 0)
+    if drop:
+        flat = size.flatten()
+        least = torch.cat(
+            [
+                part.topk(min(part.numel(), flat.numel() - drop)).values
+                for part in flat.split(1 << 22)
+            ]
+        )
+        least = least.topk(flat.numel() - drop).values[-1]
+    else:
+        least = size.new_zeros(())
+    top = size.topk(max_links, dim=1)
+    weight = x.gather(1, top.indices) * (top.values >= least)
+    width = max(int((weight != 0).sum(dim=1).max()), 1)
+    return Assignment(top.indices[:, :width], weight[:, :width])
+
+
+def kmeans(
+    x: Tensor,
+    num_centroids: int,
+    importance: Tensor,
+    generator: torch.Generator | None = None,
+    num_restarts: int = 1,
+    num_iterations: int = KMEANS_ITERATIONS,
+) -> tuple[Tensor, Tensor]:
+    r"""Weighted k-means; of several starts the one with the least weighted error.
+
+    Starts from rows drawn by importance. A centroid without rows takes the row that is
+    worst off, so that none is empty in the end (unless there are fewer distinct rows).
+
+    Args:
+        x (Tensor): The rows, ``[num_rows, d]``.
+        num_centroids (int): The number of centroids.
+        importance (Tensor): The rows' weights, ``[num_rows]``.
+        generator (torch.Generator, optional): Draws the starts, on the CPU.
+        num_restarts (int, optional): The number of starts. (default: ``1``)
+        num_iterations (int, optional): Iterations of each. (default: ``12``)
+
+    Returns:
+        Tuple: The centroids ``[num_centroids, d]`` and the centroid of each row.
+    """
+    best: tuple[Tensor, Tensor, Tensor] | None = None
+    weight = importance.clamp(min=1e-12)
+    for _ in range(num_restarts):
+        pick = torch.multinomial(
+            weight.double().cpu(),
+            num_centroids,
+            len(x) < num_centroids,
+            generator=generator,
+        )
+        centroids = x[pick.to(x.device)].clone()
+        for _ in range(num_iterations):
+            label, error = _nearest(x, centroids)
+            centroids = _means(x, label, weight, error, num_centroids)
+        label, error = _nearest(x, centroids)
+        total = (weight * error).sum()
+        if best is None or total < best[2]:
+            best = centroids, label, total
+    assert best is not None
+    return best[:2]
+
+
+def _nearest(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
+    half = centroids.square().sum(dim=1) / 2
+    tops = [torch.addmm(-half, b, centroids.T).max(dim=1) for b in x.split(BLOCK)]
+    gain = torch.cat([top.values for top in tops])
+    error = (x.square().sum(dim=1) - 2 * gain).clamp(min=0)
+    return torch.cat([top.indices for top in tops]), error
+
+
+def _means(
+    x: Tensor, label: Tensor, weight: Tensor, error: Tensor, num_centroids: int
+) -> Tensor:
+    mass = weight.new_zeros(num_centroids).index_add_(0, label, weight)
+    total = x.new_zeros(num_centroids, x.size(1))
+    total.index_add_(0, label, x * weight.unsqueeze(1))
+    empty = (mass == 0).nonzero().flatten()
+    if empty.numel():
+        worst = (weight * error).topk(min(empty.numel(), len(x))).indices
+        empty = empty[: len(worst)]
+        total[empty], mass[empty] = x[worst], 1.0
+    return total / mass.clamp(min=1e-30).unsqueeze(1)
+
+
+def residual_codes(
+    x: Tensor,
+    num_levels: int,
+    num_centroids: int,
+    importance: Tensor,
+    generator: torch.Generator | None = None,
+    num_restarts: int = 1,
+    shrink: Callable[[Tensor], Tensor] = lambda centroids: centroids,
+) -> tuple[Assignment, Tensor]:
+    r"""Residual quantisation: each level codes what the levels before left over.
+
+    Args:
+        x (Tensor): The rows, ``[num_rows, d]``.
+        num_levels (int): The number of levels, each with its own centroids.
+        num_centroids (int): The number of centroids of a level.
+        importance (Tensor): The rows' weights, ``[num_rows]``.
+        generator (torch.Generator, optional): Draws the starts, on the CPU.
+        num_restarts (int, optional): Starts of each level, the best of which is kept.
+        shrink (Callable, optional): Applied to a level's centroids before the next
+            level looks at the rest, such as a soft threshold.
+
+    Returns:
+        Tuple: The assignment (one anchor of each level, weight 1) and the codebook of
+        all levels, ``[num_levels * num_centroids, d]``, as it was before ``shrink``.
+    """
+    labels, codebook, rest = [], [], x.clone()
+    for level in range(num_levels):
+        centroids, label = kmeans(
+            rest, num_centroids, importance, generator, num_restarts
+        )
+        kept = shrink(centroids)
+        label, _ = _nearest(rest, kept)
+        rest -= kept[label]
+        labels.append(label + level * num_centroids)
+        codebook.append(centroids)
+    index = torch.stack(labels, dim=1)
+    return Assignment(index, torch.ones_like(index, dtype=x.dtype)), torch.cat(codebook)
+
+
+def product_codes(
+    x: Tensor,
+    num_blocks: int,
+    num_centroids: int,
+    importance: Tensor,
+    generator: torch.Generator | None = None,
+    num_restarts: int = 1,
+    num_rotations: int = 0,
+) -> tuple[Assignment, Tensor]:
+    r"""Product quantisation: each block of columns is coded by itself.
+
+    From `"Product Quantization for Nearest Neighbor Search"
+    <https://doi.org/10.1109/TPAMI.2010.57>`_. With ``num_rotations`` the rows are first
+    rotated at random and the rotation is then learned, as many rounds of codes and
+    Procrustes: `"Optimized Product Quantization"
+    <https://doi.org/10.1109/TPAMI.2013.240>`_.
+
+    Args:
+        x (Tensor): The rows, ``[num_rows, d]``.
+        num_blocks (int): The number of blocks; it must divide ``d``.
+        num_centroids (int): The number of centroids of a block.
+        importance (Tensor): The rows' weights, ``[num_rows]``.
+        generator (torch.Generator, optional): Draws the starts, on the CPU.
+        num_restarts (int, optional): Starts of each block, the best of which is kept.
+        num_rotations (int, optional): Rounds of learning the rotation. (default: ``0``)
+
+    Returns:
+        Tuple: The assignment (one anchor of each block, weight 1) and the codebook, in
+        the original columns, ``[num_blocks * num_centroids, d]``.
+
+    Raises:
+        ValueError: If the blocks do not divide the columns.
+    """
+    dim = x.size(1)
+    if dim % num_blocks:
+        raise ValueError(
+            f"'product_codes' expected blocks that divide {dim} columns (got "
+            f'{num_blocks})'
+        )
+    rotation = torch.eye(dim, dtype=x.dtype, device=x.device)
+    if num_rotations:
+        draw = torch.randn(dim, dim, generator=generator).to(x)
+        rotation = torch.linalg.qr(draw).Q
+
+    def code(restarts: int) -> tuple[Assignment, Tensor]:
+        labels, codebook = [], x.new_zeros(num_blocks * num_centroids, dim)
+        for block, part in enumerate((x @ rotation).split(dim // num_blocks, dim=1)):
+            centroids, label = kmeans(
+                part.contiguous(), num_centroids, importance, generator, restarts
+            )
+            rows = slice(block * num_centroids, (block + 1) * num_centroids)
+            cols = slice(block * part.size(1), (block + 1) * part.size(1))
+            codebook[rows, cols] = centroids
+            labels.append(label + block * num_centroids)
+        index = torch.stack(labels, dim=1)
+        return Assignment(index, torch.ones_like(index, dtype=x.dtype)), codebook
+
+    for _ in range(num_rotations):
+        assignment, codebook = code(1)
+        decoded = codebook[assignment.index].sum(dim=1)
+        u, _, vh = torch.linalg.svd((x * importance.unsqueeze(1)).T @ decoded)
+        rotation = u @ vh
+    assignment, codebook = code(num_restarts)
+    return assignment, codebook @ rotation.T
+
+
+def round_weights(weight: Tensor, num_bits: int) -> tuple[Tensor, tuple[float, float]]:
+    r"""Codes of weights on a logarithmic grid: a sign, and the other bits for the size.
+
+    The grid runs from the least to the largest size of a link; the relative error is
+    that of half a step, whatever the size.
+
+    Returns:
+        Tuple: The codes of the links ``[num_links]`` in row order, int64, and the grid's
+        ends. :func:`weights_of` turns them into weights again.
+    """
+    links = weight[weight != 0]
+    if links.numel() == 0:
+        return links.long(), (1.0, 1.0)
+    size = links.abs().double().log()
+    low, high = float(size.min()), float(size.max())
+    steps = 2 ** (num_bits - 1) - 1
+    code = ((size - low) / max(high - low, 1e-12) * steps).round().long()
+    return code * 2 + (links < 0), (low, high)
+
+
+def weights_of(codes: Tensor, num_bits: int, grid: tuple[float, float]) -> Tensor:
+    """The weights that codes of :func:`round_weights` stand for, float32."""
+    low, high = grid
+    steps = 2 ** (num_bits - 1) - 1
+    size = (low + codes.div(2, rounding_mode='floor') / steps * (high - low)).exp()
+    return torch.where(codes % 2 == 1, -size, size).float()
+
+
+def num_bits(num_values: int) -> int:
+    """Bits that tell so many values apart, at least one."""
+    return max(ceil(log2(max(num_values, 2))), 1)
+
+
+def pack_bits(values: Tensor, width: int) -> Tensor:
+    """Whole numbers below ``2**width`` one after the other, lowest bit first."""
+    bits = (values.unsqueeze(1) >> torch.arange(width, device=values.device)) & 1
+    flat = torch.nn.functional.pad(bits.flatten(), (0, -bits.numel() % 8))
+    place = 1 << torch.arange(8, device=values.device)
+    return (flat.view(-1, 8) * place).sum(dim=1).to(torch.uint8)
+
+
+def unpack_bits(packed: Tensor, width: int, num_values: int) -> Tensor:
+    """The numbers that :func:`pack_bits` packed, int64."""
+    bits = (packed.long().unsqueeze(1) >> torch.arange(8, device=packed.device)) & 1
+    flat = bits.flatten()[: num_values * width].view(num_values, width)
+    return (flat << torch.arange(width, device=packed.device)).sum(dim=1)
+
+
+def sparse_coding(
+    x: Tensor,
+    codebook: Tensor,
+    links: Assignment,
+    num_links: float,
+    importance: Tensor,
+    num_iterations: int = 5,
+) -> Assignment:
+    r"""Links of rows against a codebook, by iterative hard thresholding.
+
+    .. math::
+        \mathbf{S} \leftarrow \mathrm{threshold} \left( \mathbf{S} + \eta (\mathbf{X} -
+        \mathbf{S} \mathbf{E}) \mathbf{E}^{\top} \right)
+
+    with :math:`\eta` the inverse of the largest eigenvalue of :math:`\mathbf{E}
+    \mathbf{E}^{\top}`: `"Iterative hard thresholding for compressed sensing"
+    <https://arxiv.org/abs/0805.0510>`_, the threshold that of
+    :func:`threshold_assignment`.
+
+    Args:
+        x (Tensor): The rows, ``[num_rows, d]``.
+        codebook (Tensor): The anchors' features, ``[num_anchors, d]``.
+        links (Assignment): Where to start.
+        num_links (float): The mean number of links of a row.
+        importance (Tensor): The rows' weights, ``[num_rows]``.
+        num_iterations (int, optional): Iterations. (default: ``5``)
+    """
+    step = 1 / torch.linalg.matrix_norm(codebook, 2).square().clamp(min=1e-12)
+    for _ in range(num_iterations):
+        dense = x.new_zeros(len(x), len(codebook)).scatter_add_(1, *links)
+        dense += step * (x - dense @ codebook) @ codebook.T
+        links = threshold_assignment(dense, num_links, importance)
+    return links

@@ -1,0 +1,517 @@
+r"""Recipe ``fast``: anchors in closed form, then training where it is asked for.
+
+Coarse stage: the singular vectors of the degree-normalised train interactions, rotated
+(:func:`~pyg_c2f.spectral.varimax`) until each item lies near few axes. These axes are
+the coarse anchors, and an item is tied to those on which it has large coordinates.
+Fine stage: what the links leave over is coded by residual k-means; the centroids are
+the fine anchors, sparse through the soft threshold.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric.data import HeteroData
+from torch_geometric.utils import degree
+from tqdm import tqdm
+
+from pyg_c2f.anchors import import_pymetis, metis_partition
+from pyg_c2f.codes import (
+    WEIGHT_BITS,
+    kmeans,
+    product_codes,
+    residual_codes,
+    round_weights,
+    sparse_coding,
+    threshold_assignment,
+    weights_of,
+)
+from pyg_c2f.config import FastRecipe
+from pyg_c2f.evaluate import evaluate_split
+from pyg_c2f.graph import csr_matmul, unique_pairs
+from pyg_c2f.nn import (
+    BPRLoss,
+    LinearC2F,
+    SampledSoftmaxLoss,
+    WholeDataLoss,
+    build_pairs,
+)
+from pyg_c2f.nn.fused import weighted_sum
+from pyg_c2f.sampler import TripletSampler
+from pyg_c2f.spectral import normalized_interactions, randomized_svd, varimax
+from pyg_c2f.typing import ITEM, RATES, SELECTION, USER, Assignment, InputError, Stage
+
+CACHE_BYTES = 1 << 30
+
+
+def build_fast(
+    data: HeteroData, recipe: FastRecipe, generator: torch.Generator
+) -> LinearC2F:
+    """The model of a recipe on the train edges of a data set, nothing trained yet.
+
+    Args:
+        data (HeteroData): The data set.
+        recipe (FastRecipe): The settings.
+        generator (torch.Generator): Draws the starts of SVD, rotation and k-means.
+
+    Raises:
+        ImportError: If METIS parts are wanted and pymetis is not installed.
+        InputError: If the data set is too small for the settings.
+    """
+    num_users, num_items = data[USER].num_nodes, data[ITEM].num_nodes
+    edge_index = unique_pairs(data[RATES].edge_index, num_items)
+    check_fast(data, recipe)
+    x, user_x = spectral_features(edge_index, num_users, num_items, recipe, generator)
+    deg = degree(edge_index[1], num_items, x.dtype)
+    importance = deg.clamp(min=0) ** recipe.popularity
+    coarse, codebook = _coarse_anchors(x, edge_index, importance, recipe, generator)
+    if user_x is not None:
+        ones = torch.ones(num_users, dtype=x.dtype, device=x.device)
+        links = threshold_assignment(user_x, recipe.user_links, ones)
+        coarse = _stack(links, coarse)
+        x, importance = torch.cat([user_x, x]), torch.cat([ones, importance])
+    for _ in range(recipe.refine):
+        codebook = _least_squares(x, coarse, importance)
+        coarse = sparse_coding(x, codebook, coarse, recipe.coarse_links, importance)
+    if recipe.dtype == 'packed' and recipe.anchors == 'spectral':
+        # What the model computes is what is stored: the fine part sees the rounding.
+        coarse = _rounded(coarse)
+    rest = x - weighted_sum(coarse, codebook)
+    threshold, fine, fine_codebook = 0.0, None, None
+    if recipe.fine_links:
+        threshold, fine, fine_codebook = _fine_anchors(
+            rest, importance, recipe, generator
+        )
+
+    model = LinearC2F(
+        edge_index,
+        num_users,
+        num_items,
+        num_coarse=len(codebook),
+        num_fine=recipe.num_fine,
+        embedding_dim=x.size(1),
+        coarse_links=coarse.index.size(1),
+        fine_links=max(recipe.fine_links, 1),
+        num_layers=recipe.num_layers,
+        threshold=threshold,
+        item_power=recipe.item_power,
+        diffusion=recipe.diffusion,
+        users=recipe.users,
+        dtype=recipe.dtype,
+    ).to(x.device)
+    model.set_assignment(coarse, fine)
+    with torch.no_grad():
+        model.coarse.codebook.copy_(codebook)
+        if fine_codebook is not None:
+            model.fine.codebook.copy_(fine_codebook)
+    model.round_()
+    return model
+
+
+def check_data(data: HeteroData) -> None:
+    """Checks what every recipe needs of a data set.
+
+    Raises:
+        InputError: If the data have no numbers of users and items, or no int64 pairs.
+    """
+    num_users, num_items = data[USER].num_nodes, data[ITEM].num_nodes
+    if num_users is None or num_items is None:
+        raise InputError(
+            'the data do not say how many users and items there are: set '
+            "data['user'].num_nodes and data['item'].num_nodes"
+        )
+    if data[RATES].edge_index.dtype != torch.long:
+        raise InputError(
+            f'data[{RATES}].edge_index is {data[RATES].edge_index.dtype}: convert the '
+            'pairs to int64 with .long()'
+        )
+
+
+def check_fast(data: HeteroData, recipe: FastRecipe) -> None:
+    """Checks a recipe against a data set.
+
+    Raises:
+        ImportError: If METIS parts are wanted and pymetis is not installed.
+        InputError: If there are too few users or items for the settings.
+    """
+    num_users, num_items = data[USER].num_nodes, data[ITEM].num_nodes
+    if not data[RATES].edge_index.numel():
+        raise InputError('there are no train pairs')
+    if recipe.anchors == 'metis':
+        import_pymetis()
+    for name, least in (
+        ('embedding_dim', min(num_users, num_items)),
+        ('num_coarse', num_items),
+        ('num_fine', num_items * max(recipe.fine_links, 1)),
+    ):
+        if getattr(recipe, name) > least:
+            raise InputError(
+                f'--set {name}={getattr(recipe, name)}: more than {num_users} users '
+                f'and {num_items} items hold; lower it to at most {least}'
+            )
+
+
+def spectral_features(
+    edge_index: Tensor,
+    num_users: int,
+    num_items: int,
+    recipe: FastRecipe,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor | None]:
+    r"""The dense features that anchors stand in for.
+
+    .. math::
+        \mathbf{x}_i = (\mathbf{V} \mathbf{\Sigma}^{p} \mathbf{Q})_i, \quad
+        \mathbf{x}_u = (\tilde{\mathbf{R}} \mathbf{x})_u
+
+    with the singular values and right vectors of :math:`\tilde{\mathbf{R}}` and, for
+    spectral anchors, the varimax rotation :math:`\mathbf{Q}`. Users have theirs only
+    where they are assigned, scaled to the mean length of an item's.
+    """
+    interactions = normalized_interactions(edge_index, num_users, num_items)
+    _, value, right = randomized_svd(interactions, recipe.embedding_dim, generator)
+    x = right * value**recipe.power
+    if recipe.anchors == 'spectral':
+        deg = degree(edge_index[1], num_items, x.dtype)
+        x = x @ varimax(x, (deg**recipe.popularity).sqrt(), generator)
+    if recipe.users == 'inductive':
+        return x, None
+    user_x = csr_matmul(interactions.by_user, x)
+    length = torch.linalg.vector_norm(x, dim=1).mean()
+    return x, torch.nn.functional.normalize(user_x, dim=1) * length
+
+
+def _coarse_anchors(
+    x: Tensor,
+    edge_index: Tensor,
+    importance: Tensor,
+    recipe: FastRecipe,
+    generator: torch.Generator,
+) -> tuple[Assignment, Tensor]:
+    if recipe.anchors == 'spectral':
+        axes = torch.eye(x.size(1), dtype=x.dtype, device=x.device)
+        return threshold_assignment(x, recipe.coarse_links, importance), axes
+    links, restarts = int(recipe.coarse_links), recipe.restarts
+    per_level = recipe.num_coarse // links
+    if recipe.anchors == 'residual':
+        return residual_codes(x, links, per_level, importance, generator, restarts)
+    if recipe.anchors in ('product', 'opq'):
+        rounds = recipe.rotations if recipe.anchors == 'opq' else 0
+        return product_codes(
+            x, links, per_level, importance, generator, restarts, rounds
+        )
+    if recipe.anchors == 'metis':
+        num_users = int(edge_index[0].max()) + 1
+        label = metis_partition(edge_index, num_users, len(x), recipe.num_coarse)
+        label = label[num_users:]
+    else:
+        label = torch.randint(recipe.num_coarse, (len(x),), generator=generator)
+        label = label.to(x.device)
+    one = torch.ones(len(x), 1, dtype=x.dtype, device=x.device)
+    links_ = Assignment(label.unsqueeze(1), one)
+    return links_, _least_squares(x, links_, importance.clamp(min=1e-6), per_level)
+
+
+def _fine_anchors(
+    rest: Tensor, importance: Tensor, recipe: FastRecipe, generator: torch.Generator
+) -> tuple[float, Assignment, Tensor]:
+    """Threshold, links and codebook of the levels behind the coarse anchors."""
+    per_level = recipe.num_fine // recipe.fine_links
+    # One threshold for all levels, from a first look at the centroids.
+    if recipe.density < 1:
+        look, _ = kmeans(rest, per_level, importance, generator, num_iterations=4)
+        size = look.abs().flatten().sort(descending=True).values
+        threshold = float(size[min(int(recipe.density * size.numel()), len(size) - 1)])
+    else:
+        threshold = 0.0
+    return threshold, *residual_codes(
+        rest,
+        recipe.fine_links,
+        per_level,
+        importance,
+        generator,
+        recipe.restarts,
+        shrink=torch.nn.Softshrink(threshold),
+    )
+
+
+def _least_squares(
+    x: Tensor, links: Assignment, importance: Tensor, num_anchors: int | None = None
+) -> Tensor:
+    """The codebook with the least weighted squared error for given links."""
+    num_anchors = num_anchors or x.size(1)
+    dense = x.new_zeros(len(x), num_anchors).scatter_add_(1, *links)
+    weighted = dense * importance.unsqueeze(1)
+    gram = weighted.T @ dense
+    ridge = 1e-3 * gram.diagonal().mean().clamp(min=1e-12)
+    gram.diagonal().add_(ridge)
+    return torch.linalg.solve(gram, weighted.T @ x)
+
+
+def _stack(first: Assignment, second: Assignment) -> Assignment:
+    """Two assignments one above the other, as wide as the wider one."""
+    width = max(first.index.size(1), second.index.size(1))
+    padded = [
+        [torch.nn.functional.pad(x, (0, width - x.size(1))) for x in part]
+        for part in (first, second)
+    ]
+    return Assignment(*(torch.cat(pair) for pair in zip(*padded, strict=True)))
+
+
+def _rounded(links: Assignment) -> Assignment:
+    codes, grid = round_weights(links.weight, WEIGHT_BITS)
+    weight = torch.zeros_like(links.weight)
+    weight[links.weight != 0] = weights_of(codes, WEIGHT_BITS, grid)
+    return Assignment(links.index, weight)
+
+
+class FastTrainer:
+    """Trains codebooks and scalars of a model on from its start.
+
+    The best model on validation, the untrained start included, is kept.
+
+    Args:
+        model (LinearC2F): The model, its anchors in place.
+        data (HeteroData): The data set, on the model's device.
+        recipe (FastRecipe): The settings.
+        generator (torch.Generator): Draws batches and negatives.
+    """
+
+    def __init__(
+        self,
+        model: LinearC2F,
+        data: HeteroData,
+        recipe: FastRecipe,
+        generator: torch.Generator,
+    ) -> None:
+        self.model, self.recipe, self.generator = model, recipe, generator
+        self.edge_index = model.edge_index
+        # Linear propagation leaves the loop: Q E instead of A (S E).
+        self.mixtures = model.mixtures(CACHE_BYTES)
+        self.pairs = build_pairs(self.edge_index, model.num_users, model.num_items)
+        self.scale = model.item_scale()
+        self._normalise()
+        parameters = [model.coarse.codebook, model.bias]
+        if model.stage == 'fine':
+            parameters.append(model.fine.codebook)
+        self.optimizer = torch.optim.Adam(parameters, lr=recipe.lr)
+        self.sampler = None
+        if recipe.loss == 'bpr':
+            self.sampler = TripletSampler(
+                self.edge_index.cpu(), model.num_users, model.num_items, 5, generator
+            )
+
+    @torch.no_grad()
+    def _normalise(self) -> None:
+        # Features of the spectrum have the scale of the interactions' entries; losses
+        # want scores near one. Ranking does not mind: the scalars are still zero.
+        model, recipe = self.model, self.recipe
+        h_user, h_item = self.features()
+        user, item = self.edge_index[:, :: max(self.edge_index.size(1) // 100_000, 1)]
+        mean = (h_user[user] * h_item[item]).sum(dim=1).mean().clamp(min=1e-12)
+        gain = float(((0.5 if recipe.loss == 'whole' else 4.0) / mean).sqrt())
+        model.coarse.codebook.mul_(gain)
+        model.fine.codebook.mul_(gain)
+        model.soft_threshold.threshold *= gain
+        model.threshold = model.soft_threshold.threshold
+        model.diffusion *= gain**2
+
+    def features(self) -> tuple[Tensor, Tensor]:
+        """The propagated features, the items' with their scale."""
+        if self.mixtures is None:
+            h_user, h_item = self.model.propagate()
+        else:
+            codebook = self.model.codebook()
+            h_user, h_item = (q @ codebook for q in self.mixtures)
+        return h_user, h_item * self.scale.unsqueeze(1)
+
+    def epoch(self) -> float:
+        """One pass; the mean loss."""
+        if self.recipe.loss == 'whole':
+            return self._step(self._whole_loss())
+        batches = (
+            self._softmax_batches
+            if self.recipe.loss == 'softmax'
+            else (self._bpr_batches)
+        )
+        losses = [self._step(loss) for loss in batches()]
+        return sum(losses) / len(losses)
+
+    def _step(self, loss: Tensor) -> float:
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return float(loss.detach())
+
+    def _whole_loss(self) -> Tensor:
+        model, recipe = self.model, self.recipe
+        h_user, h_item = self.features()
+        offset = None
+        if model.users == 'inductive' and model.num_layers == 1:
+            # The user of a pair without the item itself, or the loss learns to copy.
+            row, col = self.edge_index
+            user_deg = degree(row, model.num_users, h_item.dtype).rsqrt()
+            item_deg = degree(col, model.num_items, h_item.dtype).rsqrt()
+            own = h_item.square().sum(dim=1) / self.scale * item_deg
+            offset = (user_deg[row] * own[col])[self.pairs.perm.long()]
+        criterion = WholeDataLoss(recipe.alpha, recipe.lambda_reg)
+        return criterion(h_user, h_item, self.pairs, model.bias, offset)
+
+    def _softmax_batches(self) -> Iterator[Tensor]:
+        model, recipe = self.model, self.recipe
+        deg = degree(self.edge_index[1], model.num_items).cpu() + 1
+        proposal = deg**0.75 / (deg**0.75).sum()
+        criterion = SampledSoftmaxLoss()
+        num_pairs = self.edge_index.size(1)
+        order = torch.randperm(num_pairs, generator=self.generator)
+        for batch in order.split(recipe.batch_size):
+            user, item = self.edge_index[:, batch.to(self.edge_index.device)]
+            negative = torch.multinomial(
+                proposal,
+                recipe.num_neg_samples,
+                replacement=True,
+                generator=self.generator,
+            ).to(user.device)
+            h_user, h_item = self.features()
+            rows = h_user[user]
+            positive = (rows * h_item[item]).sum(dim=1) + model.bias[item]
+            others = rows @ h_item[negative].T + model.bias[negative]
+            log_q = proposal.to(user.device)[negative].log()
+            yield criterion(positive, others, log_q, negative == item.unsqueeze(1))
+
+    def _bpr_batches(self) -> Iterator[Tensor]:
+        assert self.sampler is not None
+        device = self.edge_index.device
+        triples = [x.to(device) for x in self.sampler.sample_epoch()]
+        criterion = BPRLoss(self.recipe.lambda_reg)
+        batches = [x.split(8 * self.recipe.batch_size) for x in triples]
+        for user, *items in zip(*batches, strict=True):
+            h_user, h_item = self.features()
+            positive, negative = (
+                (h_user[user] * h_item[item]).sum(dim=1) + self.model.bias[item]
+                for item in items
+            )
+            yield criterion(positive, negative)
+
+
+def train_fast(
+    data: HeteroData,
+    recipe: FastRecipe,
+    seed: int,
+    stages: tuple[Stage, ...],
+    on_evaluation: Callable[[dict[str, Any]], None] | None = None,
+    keep: Callable[[LinearC2F, Stage], None] | None = None,
+    progress: bool = False,
+    fixed_epochs: int | None = None,
+) -> tuple[LinearC2F, dict[Stage, dict[int, dict[str, Any]]], dict[str, float]]:
+    """Builds the anchors, looks at each stage, and trains on where a loss is set.
+
+    Args:
+        data (HeteroData): The data set, on the device to train on.
+        recipe (FastRecipe): The settings.
+        seed (int): The seed.
+        stages (Tuple): The stages; the last one is the result.
+        on_evaluation (Callable, optional): Called with each line of the history.
+        keep (Callable, optional): Called with the best model of each stage.
+        progress (bool, optional): Whether to show progress bars. (default: ``False``)
+        fixed_epochs (int, optional): Trains so long without a look at validation.
+
+    Returns:
+        Tuple: The model, for each stage its phase with ``best_epoch``, ``last_epoch``
+        and ``val``, and the seconds spent.
+    """
+    clock = {'anchors': 0.0, 'train': 0.0, 'evaluate': 0.0}
+    start = time.perf_counter()
+    generator = torch.Generator().manual_seed(2 * seed)
+    model = build_fast(data, recipe, generator)
+    clock['anchors'] = time.perf_counter() - start
+    results: dict[Stage, dict[int, dict[str, Any]]] = {}
+
+    def look(stage: Stage, epoch: int, loss: float | None) -> dict[str, float]:
+        start = time.perf_counter()
+        val = evaluate_split(model.scorer(), data, 'val')
+        clock['evaluate'] += time.perf_counter() - start
+        if on_evaluation is not None:
+            on_evaluation(
+                {
+                    'stage': stage,
+                    'phase': 1,
+                    'epoch': epoch,
+                    'loss': loss,
+                    'val': val,
+                    'seconds': round(clock['anchors'] + clock['train'], 3),
+                    'anchors_in_use': model.anchors_in_use(),
+                }
+            )
+        return val
+
+    for stage in stages:
+        if stage == 'fine' and not recipe.fine_links:
+            continue
+        model.set_stage(stage)
+        if fixed_epochs is None:
+            val = look(stage, 0, None)
+            results[stage] = {1: {'best_epoch': 0, 'last_epoch': 0, 'val': val}}
+        if recipe.loss != 'none' and stage == stages[-1]:
+            result = results[stage][1] if fixed_epochs is None else None
+            _train_on(
+                model,
+                data,
+                recipe,
+                generator,
+                look,
+                clock,
+                result,
+                progress,
+                fixed_epochs,
+            )
+        model.round_()
+        if keep is not None:
+            keep(model, stage)
+    return model, results, clock
+
+
+def _train_on(
+    model: LinearC2F,
+    data: HeteroData,
+    recipe: FastRecipe,
+    generator: torch.Generator,
+    look: Callable[[Stage, int, float | None], dict[str, float]],
+    clock: dict[str, float],
+    result: dict[str, Any] | None,
+    progress: bool,
+    fixed_epochs: int | None,
+) -> None:
+    if fixed_epochs == 0:
+        return
+    start = {key: value.clone() for key, value in model.state_dict().items()}
+    best, scale = start, (model.threshold, model.diffusion)
+    trainer = FastTrainer(model, data, recipe, generator)
+    bad, stage = 0, model.stage
+    last = recipe.epochs if fixed_epochs is None else fixed_epochs
+    for epoch in tqdm(range(1, last + 1), 'train', leave=False, disable=not progress):
+        begin = time.perf_counter()
+        loss = trainer.epoch()
+        clock['train'] += time.perf_counter() - begin
+        if not loss < float('inf'):
+            raise InputError(
+                f'the loss became {loss} in epoch {epoch}: lower --set lr={recipe.lr}'
+            )
+        if result is None or (epoch % recipe.eval_every and epoch != last):
+            continue
+        val = look(stage, epoch, loss)
+        result['last_epoch'] = epoch
+        if val[SELECTION] > result['val'][SELECTION]:
+            result |= {'best_epoch': epoch, 'val': val}
+            best = {key: value.clone() for key, value in model.state_dict().items()}
+            scale, bad = (model.threshold, model.diffusion), 0
+        else:
+            bad += 1
+        if bad == recipe.patience:
+            break
+    if result is not None:
+        model.load_state_dict(best)
+        model.threshold, model.diffusion = scale
+        model.soft_threshold.threshold = model.threshold
