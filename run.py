@@ -21,8 +21,21 @@ from torch_geometric import seed_everything
 from torch_geometric.data import HeteroData
 
 import pyg_c2f
-from pyg_c2f.checkpoint import model_bytes, whole_file, write_json, write_text
-from pyg_c2f.config import DATASET_SETTINGS, RECIPES, Recipe, get_recipe
+from pyg_c2f.checkpoint import (
+    Model,
+    model_bytes,
+    phase_file,
+    whole_file,
+    write_json,
+    write_text,
+)
+from pyg_c2f.config import (
+    DATASET_SETTINGS,
+    RECIPES,
+    FastRecipe,
+    Recipe,
+    get_recipe,
+)
 from pyg_c2f.datasets import (
     DEFAULT_ROOT,
     describe,
@@ -30,18 +43,15 @@ from pyg_c2f.datasets import (
     with_validation_in_train,
 )
 from pyg_c2f.evaluate import evaluate_split, popularity_score
-from pyg_c2f.nn import C2F
 from pyg_c2f.report import results_table, size_table, write_report
 from pyg_c2f.train import (
     RESUME_FILE,
-    SELECTION,
     Run,
     check_run,
-    phase_file,
     reuse_freed_memory,
     train,
 )
-from pyg_c2f.typing import ITEM, RATES, USER, InputError, Stage
+from pyg_c2f.typing import ITEM, RATES, SELECTION, USER, InputError, Stage
 
 logger = logging.getLogger('pyg_c2f.run')
 
@@ -97,10 +107,15 @@ class Parser(argparse.ArgumentParser):
 
 def make_parser() -> Parser:
     """The calls and their options."""
-    settings = '\n'.join(
-        f'  {field.name:20} {getattr(RECIPES["paper"], field.name)}'
-        for field in fields(Recipe)
+    settings = '\n\n'.join(
+        f'what --set takes with recipe {name}, and its values:\n'
+        + '\n'.join(
+            f'  {field.name:20} {getattr(recipe, field.name)}'
+            for field in fields(recipe)
+        )
+        for name, recipe in RECIPES.items()
     )
+    differ = '; '.join(f'{name} with {data}' for name, data in DATASET_SETTINGS)
     parser = Parser(
         'python run.py',
         description=__doc__,
@@ -113,11 +128,14 @@ def make_parser() -> Parser:
         'train',
         help='train, print the table, write the report',
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog='what --set takes, with the values of recipe paper (some differ for '
-        f'{", ".join(DATASET_SETTINGS)}):\n{settings}',
+        epilog=f'{settings}\n\nsome values differ for {differ}',
     )
     add_data_options(call)
-    call.add_argument('--recipe', default='paper', help=f'one of {", ".join(RECIPES)}')
+    call.add_argument(
+        '--recipe',
+        default='fast',
+        help=f'one of {", ".join(RECIPES)} (default: fast)',
+    )
     call.add_argument('--stage', choices=STAGES, default='both', help='default: both')
     call.add_argument(
         '--init', metavar='DIR', help='a run with a coarse stage, for --stage fine'
@@ -228,7 +246,7 @@ def run_train(args: argparse.Namespace) -> int:
     out = Path(args.out or f'runs/{args.dataset}-{args.recipe}')
     check_out(out, args)
     config = resumed_config(out, args) if args.resume else make_config(args)
-    recipe = Recipe(**config['settings'])
+    recipe = read_recipe(config)
     init = None if config['init'] is None else load_init(config)
     device = pick_device(config['device'])
 
@@ -295,6 +313,11 @@ def make_config(args: argparse.Namespace) -> dict[str, Any]:
         raise InputError('--stage fine needs --init DIR, a trained coarse stage')
     if args.stage != 'fine' and args.init is not None:
         raise InputError('--init goes with --stage fine')
+    if args.recipe == 'fast' and args.stage == 'fine':
+        raise InputError(
+            '--stage fine starts from a trained coarse stage, recipe fast makes both '
+            'in seconds: use --stage both, or --recipe paper'
+        )
     if args.stage == 'fine' and args.refit:
         raise InputError(
             '--refit trains both stages with the validation items: use --stage both'
@@ -328,6 +351,11 @@ def kept_values(args: argparse.Namespace) -> dict[str, Any]:
         if values[key] is not None:
             values[key] = str(Path(values[key]).expanduser().absolute())
     return values | {'device': str(pick_device(args.device))}
+
+
+def read_recipe(config: dict[str, Any]) -> Recipe | FastRecipe:
+    """The recipe of a configuration."""
+    return type(RECIPES[config['recipe']])(**config['settings'])
 
 
 def parse_settings(texts: list[str]) -> dict[str, str]:
@@ -396,19 +424,19 @@ def describe_run(
     return metrics
 
 
-def test(model: C2F, data: HeteroData) -> dict[str, float]:
+def test(model: Model, data: HeteroData) -> dict[str, float]:
     """The figures on the test items."""
     return evaluate_split(model.scorer(), data, 'test')
 
 
 def refit(
     data: HeteroData,
-    recipe: Recipe,
+    recipe: Recipe | FastRecipe,
     config: dict[str, Any],
     phases: dict[Stage, dict[int, dict[str, Any]]],
-    init: C2F | None,
+    init: Model | None,
     progress: bool,
-) -> C2F:
+) -> Model:
     """Trains once more on train and validation items, for the epochs that were best."""
     epochs = {
         stage: (result[1]['last_epoch'], result[max(result)]['best_epoch'])
@@ -550,7 +578,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         wrong = {
             key for key, kind in kinds.items() if not isinstance(config[key], kind)
         }
-        Recipe(**config['settings'])
+        read_recipe(config)
     except (KeyError, TypeError) as error:
         wrong = {f'an entry ({error})'}
     if wrong:
@@ -560,7 +588,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def load_init(config: dict[str, Any]) -> C2F:
+def load_init(config: dict[str, Any]) -> Model:
     """The coarse model that a fine stage starts from."""
     folder = Path(config['init'])
     theirs = read_config(folder)
@@ -627,7 +655,7 @@ def run_recommend(args: argparse.Namespace) -> int:
     return 0
 
 
-def read_ids(folder: Path, model: C2F) -> dict[str, list[str]]:
+def read_ids(folder: Path, model: Model) -> dict[str, list[str]]:
     """The names of users and items, if they are not the numbers themselves."""
     path = folder / 'ids.json'
     if not path.exists():

@@ -235,8 +235,8 @@ def round_weights(weight: Tensor, num_bits: int) -> tuple[Tensor, tuple[float, f
     that of half a step, whatever the size.
 
     Returns:
-        Tuple: The codes of the links ``[num_links]`` in row order, int64, and the grid's
-        ends. :func:`weights_of` turns them into weights again.
+        Tuple: The codes of the links ``[num_links]`` in row order, int64, and the ends
+        of the grid. :func:`weights_of` turns them into weights again.
     """
     links = weight[weight != 0]
     if links.numel() == 0:

@@ -58,7 +58,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            _check(field.name, getattr(self, field.name), field.type)
+            _check(field.name, getattr(self, field.name), field.type, _RANGES)
         for few, many in (
             ('anchors_per_entity', 'num_coarse'),
             ('fine_per_coarse', 'num_fine'),
@@ -84,12 +84,12 @@ class FastRecipe:
         'spectral'
     )
     """coarse anchors: sparse rotated axes, codes, parts of a cut, or at random"""
-    num_coarse: int = 512
-    """coarse anchors (spectral: one for each column)"""
+    embedding_dim: int = 512
+    """width: the number of singular vectors (at most as many as there are)"""
+    num_coarse: int = 0
+    """coarse anchors; 0: one for each column, which spectral anchors are"""
     num_fine: int = 512
     """fine anchors, of all levels together"""
-    embedding_dim: int = 512
-    """width: the number of singular vectors"""
     coarse_links: float = 8.0
     """coarse anchors of an item, on average (codes: of every item)"""
     fine_links: int = 2
@@ -139,12 +139,20 @@ class FastRecipe:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            _check(field.name, getattr(self, field.name), field.type)
-        if self.anchors == 'spectral' and self.num_coarse != self.embedding_dim:
+            _check(
+                field.name,
+                getattr(self, field.name),
+                field.type,
+                _RANGES | _FAST_RANGES,
+            )
+        if self.anchors == 'spectral' and self.num_coarse:
             raise InputError(
-                f'anchors=spectral has one coarse anchor for each column: set '
-                f'num_coarse={self.num_coarse} and embedding_dim={self.embedding_dim} '
-                'alike, or choose other anchors'
+                f'num_coarse={self.num_coarse}: anchors=spectral has one for each '
+                'column; set num_coarse=0 and embedding_dim, or choose other anchors'
+            )
+        if self.anchors != 'spectral' and not self.num_coarse:
+            raise InputError(
+                f'anchors={self.anchors} needs their number: set num_coarse'
             )
         if self.anchors != 'spectral' and self.coarse_links != int(self.coarse_links):
             raise InputError(
@@ -199,6 +207,11 @@ _RANGES: dict[str, tuple[float, float]] = {
     'num_layers': (0, _MOST),
     'gate': (0, 1),
     'own_weight': (0, 1),
+}
+
+# Of recipe fast, beside these.
+_FAST_RANGES: dict[str, tuple[float, float]] = {
+    'num_coarse': (0, _MOST),
     'coarse_links': (1, 512),
     'user_links': (1, 512),
     'fine_links': (0, 64),
@@ -210,7 +223,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 }
 
 
-def _check(name: str, value: Any, kind: Any) -> None:
+def _check(name: str, value: Any, kind: Any, ranges: dict[str, Any]) -> None:
     if get_origin(kind) is Literal:
         if value not in get_args(kind):
             raise InputError(
@@ -218,7 +231,7 @@ def _check(name: str, value: Any, kind: Any) -> None:
             )
         return
     what, least = _KINDS[kind]
-    least, most = _RANGES.get(name, (least, _MOST))
+    least, most = ranges.get(name, (least, _MOST))
     fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
     # Written so that NaN is refused too.
     if not fits or not least <= value <= most:

@@ -30,7 +30,7 @@ from pyg_c2f.codes import (
 )
 from pyg_c2f.config import FastRecipe
 from pyg_c2f.evaluate import evaluate_split
-from pyg_c2f.graph import csr_matmul, unique_pairs
+from pyg_c2f.graph import csr_matmul, inverse_sqrt, unique_pairs
 from pyg_c2f.nn import (
     BPRLoss,
     LinearC2F,
@@ -41,7 +41,16 @@ from pyg_c2f.nn import (
 from pyg_c2f.nn.fused import weighted_sum
 from pyg_c2f.sampler import TripletSampler
 from pyg_c2f.spectral import normalized_interactions, randomized_svd, varimax
-from pyg_c2f.typing import ITEM, RATES, SELECTION, USER, Assignment, InputError, Stage
+from pyg_c2f.typing import (
+    ITEM,
+    RATES,
+    SELECTION,
+    USER,
+    Assignment,
+    InputError,
+    Stage,
+    Stored,
+)
 
 CACHE_BYTES = 1 << 30
 
@@ -73,11 +82,11 @@ def build_fast(
         coarse = _stack(links, coarse)
         x, importance = torch.cat([user_x, x]), torch.cat([ones, importance])
     for _ in range(recipe.refine):
-        codebook = _least_squares(x, coarse, importance)
+        codebook = _least_squares(x, coarse, importance, len(codebook))
         coarse = sparse_coding(x, codebook, coarse, recipe.coarse_links, importance)
-    if recipe.dtype == 'packed' and recipe.anchors == 'spectral':
+    if recipe.dtype != 'float32':
         # What the model computes is what is stored: the fine part sees the rounding.
-        coarse = _rounded(coarse)
+        coarse = _rounded(coarse, recipe.dtype)
     rest = x - weighted_sum(coarse, codebook)
     threshold, fine, fine_codebook = 0.0, None, None
     if recipe.fine_links:
@@ -90,7 +99,7 @@ def build_fast(
         num_users,
         num_items,
         num_coarse=len(codebook),
-        num_fine=recipe.num_fine,
+        num_fine=recipe.num_fine if fine_codebook is None else len(fine_codebook),
         embedding_dim=x.size(1),
         coarse_links=coarse.index.size(1),
         fine_links=max(recipe.fine_links, 1),
@@ -134,23 +143,18 @@ def check_fast(data: HeteroData, recipe: FastRecipe) -> None:
 
     Raises:
         ImportError: If METIS parts are wanted and pymetis is not installed.
-        InputError: If there are too few users or items for the settings.
+        InputError: If there are no train pairs, or more anchors than items.
     """
-    num_users, num_items = data[USER].num_nodes, data[ITEM].num_nodes
+    num_items = data[ITEM].num_nodes
     if not data[RATES].edge_index.numel():
         raise InputError('there are no train pairs')
     if recipe.anchors == 'metis':
         import_pymetis()
-    for name, least in (
-        ('embedding_dim', min(num_users, num_items)),
-        ('num_coarse', num_items),
-        ('num_fine', num_items * max(recipe.fine_links, 1)),
-    ):
-        if getattr(recipe, name) > least:
-            raise InputError(
-                f'--set {name}={getattr(recipe, name)}: more than {num_users} users '
-                f'and {num_items} items hold; lower it to at most {least}'
-            )
+    if recipe.num_coarse > num_items:
+        raise InputError(
+            f'--set num_coarse={recipe.num_coarse}: more anchors than the {num_items} '
+            'items; lower it'
+        )
 
 
 def spectral_features(
@@ -171,7 +175,8 @@ def spectral_features(
     where they are assigned, scaled to the mean length of an item's.
     """
     interactions = normalized_interactions(edge_index, num_users, num_items)
-    _, value, right = randomized_svd(interactions, recipe.embedding_dim, generator)
+    rank = min(recipe.embedding_dim, num_users, num_items)
+    _, value, right = randomized_svd(interactions, rank, generator)
     x = right * value**recipe.power
     if recipe.anchors == 'spectral':
         deg = degree(edge_index[1], num_items, x.dtype)
@@ -218,7 +223,7 @@ def _fine_anchors(
     rest: Tensor, importance: Tensor, recipe: FastRecipe, generator: torch.Generator
 ) -> tuple[float, Assignment, Tensor]:
     """Threshold, links and codebook of the levels behind the coarse anchors."""
-    per_level = recipe.num_fine // recipe.fine_links
+    per_level = min(recipe.num_fine // recipe.fine_links, len(rest))
     # One threshold for all levels, from a first look at the centroids.
     if recipe.density < 1:
         look, _ = kmeans(rest, per_level, importance, generator, num_iterations=4)
@@ -260,7 +265,9 @@ def _stack(first: Assignment, second: Assignment) -> Assignment:
     return Assignment(*(torch.cat(pair) for pair in zip(*padded, strict=True)))
 
 
-def _rounded(links: Assignment) -> Assignment:
+def _rounded(links: Assignment, dtype: Stored) -> Assignment:
+    if dtype == 'float16':
+        return Assignment(links.index, links.weight.half().float())
     codes, grid = round_weights(links.weight, WEIGHT_BITS)
     weight = torch.zeros_like(links.weight)
     weight[links.weight != 0] = weights_of(codes, WEIGHT_BITS, grid)
@@ -352,8 +359,8 @@ class FastTrainer:
         if model.users == 'inductive' and model.num_layers == 1:
             # The user of a pair without the item itself, or the loss learns to copy.
             row, col = self.edge_index
-            user_deg = degree(row, model.num_users, h_item.dtype).rsqrt()
-            item_deg = degree(col, model.num_items, h_item.dtype).rsqrt()
+            user_deg = inverse_sqrt(degree(row, model.num_users, h_item.dtype))
+            item_deg = inverse_sqrt(degree(col, model.num_items, h_item.dtype))
             own = h_item.square().sum(dim=1) / self.scale * item_deg
             offset = (user_deg[row] * own[col])[self.pairs.perm.long()]
         criterion = WholeDataLoss(recipe.alpha, recipe.lambda_reg)
@@ -447,9 +454,9 @@ def train_fast(
             )
         return val
 
+    if not recipe.fine_links:
+        stages = tuple(stage for stage in stages if stage == 'coarse')
     for stage in stages:
-        if stage == 'fine' and not recipe.fine_links:
-            continue
         model.set_stage(stage)
         if fixed_epochs is None:
             val = look(stage, 0, None)

@@ -26,10 +26,11 @@ _MISSING = '-'
 _PARTS = {
     'codebooks': 'the meta-embeddings as stored, the thresholded fine ones sparse',
     'assignments': 'anchor ids and weights of users, items and coarse anchors',
-    'scalars': 'one bias for each user and item, and the global one',
+    'scalars': 'biases, and the degrees of items where scores need them',
     'inference_extra': 'what inference needs besides these',
 }
 _COMPARED = {
+    'histories': 'what known users have rated, where that is all of the graph in use',
     'codebooks_dense': 'the codebooks with every entry stored',
     'propagated_table': 'all propagated user and item vectors, ready to serve',
     'full_table': 'one plain fp32 vector for each user and item',

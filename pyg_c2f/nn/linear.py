@@ -153,7 +153,15 @@ class LinearC2F(torch.nn.Module):
         return 'fine' if self.is_fine else 'coarse'
 
     def set_stage(self, stage: Stage) -> None:
-        """Lets the fine anchors take part, or not."""
+        """Lets the fine anchors take part, or not.
+
+        Raises:
+            ValueError: If there is no such stage.
+        """
+        if stage not in get_args(Stage):
+            raise ValueError(
+                f"'LinearC2F' expected a stage of {get_args(Stage)} (got {stage})"
+            )
         self.is_fine.fill_(stage == 'fine')
 
     def set_assignment(
@@ -174,7 +182,13 @@ class LinearC2F(torch.nn.Module):
 
     def needs_graph(self) -> bool:
         """Whether recommending needs more of the train graph than a user's history."""
-        return self.num_layers > 1 or self.diffusion != 0
+        return not self._items_are_mixtures() or self.diffusion != 0
+
+    def _items_are_mixtures(self) -> bool:
+        # With one layer items hear of users, who say nothing where they have no row.
+        return self.num_layers == 0 or (
+            self.num_layers == 1 and self.users == 'inductive'
+        )
 
     def interactions(self) -> Interactions:
         """The normalised train interactions (built once)."""
@@ -269,8 +283,8 @@ class LinearC2F(torch.nn.Module):
     def scorer(self) -> Callable[[Tensor], Tensor]:
         r"""A function from user ids ``[B]`` to the scores of all items.
 
-        Without a layer between items and their anchors (``num_layers <= 1``) a user
-        scores the anchors first, and an item's score is the mixture of its anchors'
+        Where items are mixtures of anchors still (one layer and inductive users, or no
+        layer) a user scores the anchors first, and an item's score is the mixture of its anchors'
         scores: :math:`\mathbf{S} (\mathbf{E} \mathbf{h}_u)`, a few sums an item instead
         of a dot product of full width.
         """
@@ -283,7 +297,7 @@ class LinearC2F(torch.nn.Module):
         scale, bias = self.item_scale().unsqueeze(1), self.bias.detach().unsqueeze(1)
         mix: CSR | None = None
         codebook = self.codebook().detach()
-        if self.num_layers <= 1:
+        if self._items_are_mixtures():
             mix = _links(self.assignment(), self.num_items)
             codebook = codebook / (self.num_layers + 1)
 
