@@ -313,11 +313,6 @@ def make_config(args: argparse.Namespace) -> dict[str, Any]:
         raise InputError('--stage fine needs --init DIR, a trained coarse stage')
     if args.stage != 'fine' and args.init is not None:
         raise InputError('--init goes with --stage fine')
-    if args.recipe == 'fast' and args.stage == 'fine':
-        raise InputError(
-            '--stage fine starts from a trained coarse stage, recipe fast makes both '
-            'in seconds: use --stage both, or --recipe paper'
-        )
     if args.stage == 'fine' and args.refit:
         raise InputError(
             '--refit trains both stages with the validation items: use --stage both'

@@ -24,6 +24,7 @@ from pyg_c2f.checkpoint import write_json
 from pyg_c2f.config import get_recipe
 from pyg_c2f.datasets import get_dataset
 from pyg_c2f.evaluate import evaluate_split
+from pyg_c2f.graph import csr_matmul
 from pyg_c2f.nn import C2F, BPRLoss
 from pyg_c2f.train import (
     build_model,

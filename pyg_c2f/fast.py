@@ -408,6 +408,7 @@ def train_fast(
     recipe: FastRecipe,
     seed: int,
     stages: tuple[Stage, ...],
+    init: torch.nn.Module | None = None,
     on_evaluation: Callable[[dict[str, Any]], None] | None = None,
     keep: Callable[[LinearC2F, Stage], None] | None = None,
     progress: bool = False,
@@ -420,6 +421,8 @@ def train_fast(
         recipe (FastRecipe): The settings.
         seed (int): The seed.
         stages (Tuple): The stages; the last one is the result.
+        init (LinearC2F, optional): The coarse model whose fine stage this is. Its
+            anchors are made again, and must be the same.
         on_evaluation (Callable, optional): Called with each line of the history.
         keep (Callable, optional): Called with the best model of each stage.
         progress (bool, optional): Whether to show progress bars. (default: ``False``)
@@ -434,6 +437,11 @@ def train_fast(
     generator = torch.Generator().manual_seed(2 * seed)
     model = build_fast(data, recipe, generator)
     clock['anchors'] = time.perf_counter() - start
+    if init is not None and not _same_anchors(model, init):
+        raise InputError(
+            'the coarse model has other anchors than these settings and this seed '
+            'give: repeat its --seed and --set'
+        )
     results: dict[Stage, dict[int, dict[str, Any]]] = {}
 
     def look(stage: Stage, epoch: int, loss: float | None) -> dict[str, float]:
@@ -478,6 +486,20 @@ def train_fast(
         if keep is not None:
             keep(model, stage)
     return model, results, clock
+
+
+def _same_anchors(model: LinearC2F, init: torch.nn.Module) -> bool:
+    if not isinstance(init, LinearC2F):
+        return False
+    ours, theirs = model.coarse.assignment, init.coarse.assignment
+    return all(
+        a.shape == b.shape and torch.allclose(a.to(b), b, rtol=1e-3)
+        for a, b in zip(
+            (ours.index * (ours.weight != 0), ours.weight),
+            (theirs.index * (theirs.weight != 0), theirs.weight),
+            strict=True,
+        )
+    )
 
 
 def _train_on(

@@ -48,8 +48,8 @@ def orthonormal(x: Tensor) -> Tensor:
 
     Through the eigenvectors of the Gram matrix, once more for the digits that the first
     pass loses: two products with a small matrix each, where a Householder QR runs
-    column by column. Directions that are not there (below 1e-6 of the largest) come out
-    as zeros.
+    column by column. Directions that are not there come out as zeros or, where single
+    precision has left something of them, as any others orthogonal to the rest.
     """
     for _ in range(2):
         value, vector = torch.linalg.eigh((x.T @ x).double())

@@ -512,13 +512,21 @@ def train(
             fit, or the checkpoint to resume from is damaged.
     """
     check_run(data, recipe, init)
-    if isinstance(recipe, FastRecipe):
-        return _run_fast(
-            data, recipe, seed, stages, out, on_evaluation, progress, fixed_epochs
-        )
     if stages[0] == 'fine' and init is None:
         raise InputError(
             'the fine stage starts from a coarse model: name it with --init'
+        )
+    if isinstance(recipe, FastRecipe):
+        return _run_fast(
+            data,
+            recipe,
+            seed,
+            stages,
+            init,
+            out,
+            on_evaluation,
+            progress,
+            fixed_epochs,
         )
     interrupted = read_resume(out) if resume and out is not None else None
     phases: dict[Stage, dict[int, dict[str, Any]]] = {}
@@ -577,6 +585,7 @@ def _run_fast(
     recipe: FastRecipe,
     seed: int,
     stages: tuple[Stage, ...],
+    init: Model | None,
     out: Path | None,
     on_evaluation: Callable[[dict[str, Any]], None] | None,
     progress: bool,
@@ -589,7 +598,7 @@ def _run_fast(
 
     epochs = None if fixed_epochs is None else fixed_epochs[stages[-1]][1]
     model, phases, seconds = train_fast(
-        data, recipe, seed, stages, on_evaluation, keep, progress, epochs
+        data, recipe, seed, stages, init, on_evaluation, keep, progress, epochs
     )
     return Run(model, phases, seconds)
 

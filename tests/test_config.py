@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 
-from pyg_c2f.config import DATASET_SETTINGS, RECIPES, Recipe, get_recipe
+from pyg_c2f.config import DATASET_SETTINGS, RECIPES, FastRecipe, Recipe, get_recipe
 from pyg_c2f.typing import InputError
 
 FIELDS = [field.name for field in fields(Recipe)]
@@ -13,8 +13,9 @@ WHOLE = [field.name for field in fields(Recipe) if field.type is int]
 NUMBERS = [field.name for field in fields(Recipe) if field.type in (int, float)]
 
 
-def test_paper_is_the_default():
-    assert get_recipe() == RECIPES['paper'] == Recipe()
+def test_defaults():
+    assert get_recipe() == RECIPES['fast'] == FastRecipe()
+    assert get_recipe('paper') == RECIPES['paper'] == Recipe()
 
 
 def test_recipes_are_fixed():
@@ -37,8 +38,8 @@ def test_every_field_can_be_set(name):
 
 
 def test_a_data_set_has_settings_of_its_own():
-    for dataset, settings in DATASET_SETTINGS.items():
-        assert get_recipe('paper', dataset) == replace(Recipe(), **settings)
+    for (name, dataset), settings in DATASET_SETTINGS.items():
+        assert get_recipe(name, dataset) == replace(RECIPES[name], **settings)
     assert get_recipe('paper', 'yelp2020').num_layers == 4
     assert get_recipe('paper', 'gowalla') == get_recipe('paper', 'unheard-of')
 

@@ -42,7 +42,8 @@ MEASURES = {f'{name}@{k}' for name in ('recall', 'ndcg') for k in KS}
 
 
 def settings(**changes):
-    return ['--set', *(f'{k}={v}' for k, v in (SETTINGS | changes).items())]
+    values = (f'{k}={v}' for k, v in (SETTINGS | changes).items())
+    return ['--recipe', 'paper', '--set', *values]
 
 
 def as_text(rows, part):

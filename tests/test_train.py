@@ -521,7 +521,7 @@ def test_a_recipe_by_name_has_the_settings_of_the_data_set(data, monkeypatch):
 
     monkeypatch.setattr(module, 'train', stop)
     with pytest.raises(KeyboardInterrupt):
-        fit(data)
+        fit(data, 'paper')
     assert seen == [get_recipe('paper', 'synthetic')]
 
 
