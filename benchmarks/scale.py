@@ -3,7 +3,7 @@ r"""What building the anchors costs as the interactions grow: is it linear?
     python benchmarks/scale.py --interactions 1e6 3e6 1e7 3e7
 
 The interactions are generated: a thirtieth as many users, a fortieth as many items, a
-skewed popularity, and users who stay in one of some hundred communities for seven of
+skewed popularity, and users who stay among a community of a thousand items for seven of
 ten interactions. Each size runs in a process of its own, for its peak memory; a size
 that is in the JSON with the same settings is not run again. The first stage is SVD and
 rotation, the second the anchors.
@@ -36,25 +36,27 @@ from pyg_c2f.typing import ITEM, RATES, USER
 RECIPE = FastRecipe(embedding_dim=64, coarse_links=6, fine_links=1, num_fine=256)
 USERS, ITEMS = 30, 40  # interactions for each
 EXPONENT = 0.8
-COMMUNITIES, LOYALTY = 100, 0.7
+COMMUNITY, LOYALTY = 1000, 0.7  # items of a community, draws that stay in it
+SURPLUS = 1.2  # draws, for repeated ones count once
 CHUNK = 1 << 21
 TOLERANCE = 1.2
 
 
 def generate(num_interactions: int, seed: int = 0) -> HeteroData:
-    """Random interactions, slightly fewer than asked for: repeated ones count once."""
+    """Random interactions, about as many as asked for."""
     rng = np.random.default_rng(seed)
+    num_draws = int(SURPLUS * num_interactions)
     num_users = max(num_interactions // USERS, 1)
-    num_groups = min(COMMUNITIES, max(num_interactions // ITEMS // 10, 1))
+    num_groups = max(num_interactions // ITEMS // COMMUNITY, 1)
     num_ranks = max(num_interactions // ITEMS // num_groups, 1)
     num_items = num_ranks * num_groups
     # The rank of an item in its community decides how popular it is.
     share = (1.0 + np.arange(num_ranks)) ** -EXPONENT
     below = np.cumsum(share / share.sum())
     place = rng.permutation(num_items)
-    keys = np.empty(num_interactions, dtype=np.int64)
-    for start in range(0, num_interactions, CHUNK):
-        size = min(CHUNK, num_interactions - start)
+    keys = np.empty(num_draws, dtype=np.int64)
+    for start in range(0, num_draws, CHUNK):
+        size = min(CHUNK, num_draws - start)
         user = rng.integers(num_users, size=size)
         rank = below.searchsorted(rng.random(size)).clip(max=num_ranks - 1)
         group = user % num_groups
@@ -64,6 +66,7 @@ def generate(num_interactions: int, seed: int = 0) -> HeteroData:
         keys[start : start + size] = user * num_items + item
     keys.sort()
     keys = keys[np.concatenate([[True], keys[1:] != keys[:-1]])]
+    keys = keys[rng.random(len(keys)) < num_interactions / len(keys)]
     data = HeteroData()
     data[USER].num_nodes, data[ITEM].num_nodes = num_users, num_items
     edges = np.stack([keys // num_items, keys % num_items])

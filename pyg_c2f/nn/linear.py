@@ -284,9 +284,9 @@ class LinearC2F(torch.nn.Module):
         r"""A function from user ids ``[B]`` to the scores of all items.
 
         Where items are mixtures of anchors still (one layer and inductive users, or no
-        layer) a user scores the anchors first, and an item's score is the mixture of its anchors'
-        scores: :math:`\mathbf{S} (\mathbf{E} \mathbf{h}_u)`, a few sums an item instead
-        of a dot product of full width.
+        layer) a user scores the anchors first, and an item's score is the mixture of
+        its anchors' scores: :math:`\mathbf{S} (\mathbf{E} \mathbf{h}_u)`, a few sums
+        an item instead of a dot product of full width.
         """
         h_user, h_item = self.propagate()
         return self._scorer(h_user, h_item, self._train_rows)
