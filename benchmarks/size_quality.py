@@ -111,6 +111,7 @@ def estimated_bytes(data: HeteroData, recipe: FastRecipe) -> float:
         size += rows * recipe.fine_links * num_bits(per_level) / 8
         entry = (1 if recipe.embedding_dim <= 256 else 2) + 2
         size += recipe.density * recipe.num_fine * recipe.embedding_dim * entry
+        size += 4 * (recipe.num_fine + 1)
     return size
 
 

@@ -14,18 +14,26 @@ import platform
 import resource
 import time
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 from statistics import median
 
 import torch
+from torch_geometric.data import HeteroData
+from torch_geometric.utils import degree
 
 from pyg_c2f.checkpoint import write_json
-from pyg_c2f.config import get_recipe
+from pyg_c2f.codes import residual_codes, threshold_assignment
+from pyg_c2f.config import FastRecipe, Recipe, get_recipe
 from pyg_c2f.datasets import get_dataset
 from pyg_c2f.evaluate import evaluate_split
+from pyg_c2f.fast import FastTrainer, build_fast
 from pyg_c2f.graph import csr_matmul
 from pyg_c2f.nn import C2F, BPRLoss
+from pyg_c2f.nn.fused import weighted_sum
+from pyg_c2f.spectral import randomized_svd, varimax
 from pyg_c2f.train import (
     build_model,
     make_optimizer,
@@ -62,6 +70,7 @@ def main() -> None:
 
     data = get_dataset(args.dataset, args.data_root, 'c2f').to(device)
     recipe = get_recipe('paper', args.dataset)
+    assert isinstance(recipe, Recipe)
     generator = torch.Generator().manual_seed(0)
     sampler = make_sampler(data, recipe, generator)
     triples = [x.to(device) for x in sampler.sample_epoch()]
@@ -102,6 +111,7 @@ def main() -> None:
         f'drawing {triples[0].numel():,} triples': sampler.sample_epoch,
         'ranking all users': lambda: evaluate_split(model.scorer(), data, 'test'),
         readable: lambda: model.convs[0](*messages),
+        **fast_pieces(data),
     }
     seconds: dict[str, list[float]] = {name: [] for name in pieces}
     for number in range(args.rounds + 1):
@@ -151,6 +161,44 @@ def device_name(device: torch.device) -> str:
         return platform.processor()
     names = (x.partition(':')[2].strip() for x in lines if x.startswith('model name'))
     return next(names, platform.processor())
+
+
+def fast_pieces(data: HeteroData) -> dict[str, Callable[[], object]]:
+    """The pieces of recipe fast."""
+    recipe = get_recipe('fast')
+    assert isinstance(recipe, FastRecipe)
+    model = build_fast(data, recipe, torch.Generator().manual_seed(0))
+    model.set_stage('fine')
+    interactions = model.interactions()
+    rank = model.embedding_dim
+    importance = degree(model.edge_index[1], model.num_items) ** recipe.popularity
+    _, value, right = randomized_svd(interactions, rank)
+    x = right * value**recipe.power
+    rotated = x @ varimax(x, importance.sqrt())
+    rest = rotated - weighted_sum(model.coarse.assignment, model.coarse.codebook)
+    levels = recipe.fine_links, recipe.num_fine // recipe.fine_links
+    trainer = FastTrainer(
+        deepcopy(model), data, replace(recipe, loss='whole'), torch.Generator()
+    )
+    h_user, h_item = (x.detach() for x in model.propagate())
+    h_item = h_item * model.item_scale().unsqueeze(1)
+    return {
+        f'fast: {rank} singular vectors': lambda: randomized_svd(interactions, rank),
+        'fast: rotating them (varimax)': lambda: varimax(x, importance.sqrt()),
+        'fast: tying items to coarse anchors': lambda: threshold_assignment(
+            rotated, recipe.coarse_links, importance
+        ),
+        f'fast: {levels[0]} levels of {levels[1]} fine anchors': lambda: residual_codes(
+            rest, *levels, importance
+        ),
+        'fast: one step of the whole-data loss': trainer.epoch,
+        'fast: ranking all users, through the anchors': lambda: evaluate_split(
+            model.scorer(), data, 'test'
+        ),
+        'fast: ranking all users, dot products': lambda: evaluate_split(
+            lambda users: h_user[users] @ h_item.T, data, 'test'
+        ),
+    }
 
 
 def message_arguments(model: C2F) -> tuple[dict, dict, dict]:

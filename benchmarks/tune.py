@@ -51,14 +51,15 @@ METRIC = METRICS[0]
 SLACK = 1.1  # of the size before the model is built, which is an estimate
 TOO_LARGE, WORSE = 'too large', 'coarse stage below the median'
 RANGES: dict[str, tuple[float, float, bool]] = {  # the last: on a logarithmic scale
-    'coarse_links': (1.0, 32.0, True),
-    'power': (0.0, 1.0, False),
-    'popularity': (0.0, 1.5, False),
-    'item_power': (0.0, 1.0, False),
-    'density': (0.02, 1.0, True),
+    'coarse_links': (1.5, 24.0, True),
+    'power': (0.0, 0.6, False),
+    'popularity': (0.2, 1.2, False),
+    'item_power': (0.1, 0.8, False),
+    'density': (0.05, 0.5, True),
     'diffusion': (0.0, 2.0, False),
 }
 MOST_LEVELS = 4
+NARROW = (32, 64, 96, 128)  # beside the widths of the sizes: for small sets
 
 
 def without_test(data: HeteroData) -> HeteroData:
@@ -90,7 +91,7 @@ def suggest(
 def widths(data: HeteroData) -> list[int]:
     """The widths that a data set has singular vectors for."""
     most = min(data[USER].num_nodes, data[ITEM].num_nodes)
-    return sorted({min(width, most) for width in (128, *WIDTHS)})
+    return sorted({min(width, most) for width in (*NARROW, *WIDTHS)})
 
 
 class Objective:
@@ -260,7 +261,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.seed,
     )
     with (
-        remembered('randomized_svd', lambda _, rank, __: rank, len(WIDTHS) + 1),
+        remembered('randomized_svd', lambda _, rank, __: rank, len(NARROW + WIDTHS)),
         remembered('spectral_features', spectrum_key),
     ):
         study.optimize(objective, left, args.seconds, show_progress_bar=True)

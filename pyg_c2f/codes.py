@@ -34,26 +34,25 @@ def threshold_assignment(
         max_links (int, optional): The most links of one row. (default: ``255``)
 
     Returns:
-        Assignment: As wide as the row with most links needs; zero is no link.
+        Assignment: As wide as the row with most links needs, the links of a row by
+        axis; zero is no link.
     """
-    max_links = min(max_links, x.size(1))
     size = (x * importance.sqrt().unsqueeze(1)).abs_()
     drop = max(x.numel() - round(num_links * len(x)), 0)
-    if drop:
-        flat = size.flatten()
-        least = torch.cat(
-            [
-                part.topk(min(part.numel(), flat.numel() - drop)).values
-                for part in flat.split(1 << 22)
-            ]
-        )
-        least = least.topk(flat.numel() - drop).values[-1]
-    else:
-        least = size.new_zeros(())
-    top = size.topk(max_links, dim=1)
-    weight = x.gather(1, top.indices) * (top.values >= least)
-    width = max(int((weight != 0).sum(dim=1).max()), 1)
-    return Assignment(top.indices[:, :width], weight[:, :width])
+    least = size.flatten().kthvalue(drop + 1).values if drop < x.numel() else torch.inf
+    alive = (size >= least) & (x != 0)
+    full = (alive.sum(dim=1) > max_links).nonzero().flatten()
+    if full.numel():
+        top = size[full].topk(max_links, dim=1).indices
+        alive[full] = torch.zeros_like(alive[full]).scatter_(1, top, True)
+    row, col = alive.nonzero(as_tuple=True)
+    count = alive.sum(dim=1)
+    slot = torch.arange(len(row), device=x.device) - (count.cumsum(0) - count)[row]
+    width = max(int(count.max()), 1)
+    index = torch.zeros(len(x), width, dtype=torch.long, device=x.device)
+    weight = x.new_zeros(len(x), width)
+    index[row, slot], weight[row, slot] = col, x[row, col]
+    return Assignment(index, weight)
 
 
 def kmeans(

@@ -243,8 +243,23 @@ def _check(name: str, value: Any, kind: Any, ranges: dict[str, Any]) -> None:
 RECIPES: dict[str, Recipe | FastRecipe] = {'fast': FastRecipe(), 'paper': Recipe()}
 
 DATASET_SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
+    # Chosen on valid.txt by benchmarks/tune.py, rounded.
+    ('fast', 'ml-1m'): {
+        'embedding_dim': 96,
+        'coarse_links': 20.0,
+        'fine_links': 1,
+        'num_fine': 256,
+        'power': 0.15,
+        'popularity': 1.2,
+        'item_power': 0.25,
+    },
     # What the published run sets apart from Gowalla (SPEC section 5).
     ('paper', 'yelp2020'): {'num_layers': 4, 'own_weight': 0.6},
+    ('fast', 'synthetic'): {
+        'embedding_dim': 64,
+        'coarse_links': 4.0,
+        'num_fine': 256,
+    },
     # The embedded data set is small: fewer and narrower anchors, and larger steps, for
     # an epoch has 40 batches only. Chosen on its validation items.
     ('paper', 'synthetic'): {

@@ -75,7 +75,9 @@ def build_fast(
     x, user_x = spectral_features(edge_index, num_users, num_items, recipe, generator)
     deg = degree(edge_index[1], num_items, x.dtype)
     importance = deg.clamp(min=0) ** recipe.popularity
-    coarse, codebook = _coarse_anchors(x, edge_index, importance, recipe, generator)
+    coarse, codebook = _coarse_anchors(
+        x, edge_index, num_users, importance, recipe, generator
+    )
     if user_x is not None:
         ones = torch.ones(num_users, dtype=x.dtype, device=x.device)
         links = threshold_assignment(user_x, recipe.user_links, ones)
@@ -191,6 +193,7 @@ def spectral_features(
 def _coarse_anchors(
     x: Tensor,
     edge_index: Tensor,
+    num_users: int,
     importance: Tensor,
     recipe: FastRecipe,
     generator: torch.Generator,
@@ -208,15 +211,14 @@ def _coarse_anchors(
             x, links, per_level, importance, generator, restarts, rounds
         )
     if recipe.anchors == 'metis':
-        num_users = int(edge_index[0].max()) + 1
         label = metis_partition(edge_index, num_users, len(x), recipe.num_coarse)
         label = label[num_users:]
     else:
         label = torch.randint(recipe.num_coarse, (len(x),), generator=generator)
         label = label.to(x.device)
     one = torch.ones(len(x), 1, dtype=x.dtype, device=x.device)
-    links_ = Assignment(label.unsqueeze(1), one)
-    return links_, _least_squares(x, links_, importance.clamp(min=1e-6), per_level)
+    part = Assignment(label.unsqueeze(1), one)
+    return part, _least_squares(x, part, importance, recipe.num_coarse)
 
 
 def _fine_anchors(
@@ -243,10 +245,9 @@ def _fine_anchors(
 
 
 def _least_squares(
-    x: Tensor, links: Assignment, importance: Tensor, num_anchors: int | None = None
+    x: Tensor, links: Assignment, importance: Tensor, num_anchors: int
 ) -> Tensor:
     """The codebook with the least weighted squared error for given links."""
-    num_anchors = num_anchors or x.size(1)
     dense = x.new_zeros(len(x), num_anchors).scatter_add_(1, *links)
     weighted = dense * importance.unsqueeze(1)
     gram = weighted.T @ dense

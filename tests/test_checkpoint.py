@@ -10,12 +10,16 @@ from pyg_c2f import load, save
 from pyg_c2f.checkpoint import (
     FORMAT,
     KINDS,
+    LINEAR_SIZES,
     SIZES,
     model_bytes,
     read_tensors,
     write_json,
     write_tensors,
 )
+from pyg_c2f.config import FastRecipe
+from pyg_c2f.datasets import SyntheticHierarchy
+from pyg_c2f.fast import train_fast
 from pyg_c2f.typing import InputError
 
 both_stages = pytest.mark.parametrize('stage', ['coarse', 'fine'])
@@ -218,3 +222,186 @@ def test_write_json(tmp_path):
         write_json(path, {'c': torch.ones(1)})
     assert json.loads(path.read_text()) == {'b': 'ä'}
     assert [p.name for p in tmp_path.iterdir()] == ['x.json']
+
+
+# Linear models ------------------------------------------------------------------------
+
+CODES = {'num_coarse': 12, 'coarse_links': 3.0}
+
+
+@pytest.fixture(scope='module')
+def data():
+    return SyntheticHierarchy(60, 80, 900, 4, 8)[0]
+
+
+def linear(data, stage='fine', **changes):
+    """A model of recipe fast in a stage, as training leaves it."""
+    sizes = {'embedding_dim': 18, 'num_fine': 16, 'coarse_links': 2.5}
+    recipe = FastRecipe(**(sizes | changes))
+    # Trained for a while, whatever that does to its lists.
+    stages = ('coarse', 'fine') if stage == 'fine' else ('coarse',)
+    return train_fast(data, recipe, 0, stages, fixed_epochs=3)[0]
+
+
+@both_stages
+@pytest.mark.parametrize('dtype', ['packed', 'float16', 'float32'])
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {},
+        {'users': 'assigned', 'user_links': 4.0},
+        {'users': 'assigned', 'num_layers': 0},
+        {'num_layers': 2, 'diffusion': 0.3},
+        {'diffusion': 0.3, 'fine_links': 1},
+        {'anchors': 'product'} | CODES,
+        {'anchors': 'residual', 'fine_links': 4} | CODES,
+        {'refine': 1},
+        {'refine': 1, 'anchors': 'product'} | CODES,
+        {'loss': 'whole'},
+        {'loss': 'whole', 'users': 'assigned'},
+        {'loss': 'whole', 'anchors': 'product'} | CODES,
+    ],
+    ids=str,
+)
+def test_linear_round_trip(data, stage, dtype, changes, tmp_path):
+    model = linear(data, stage, dtype=dtype, **changes)
+    assert bool(model.bias.any()) == ('loss' in changes)
+    save(model, tmp_path)
+    again = load(tmp_path)
+    assert again.stage == stage and not again.training
+    for key in LINEAR_SIZES:
+        assert getattr(again, key) == getattr(model, key)
+    users = torch.arange(60)
+    # The very numbers; of packed weights the last digit may differ.
+    digits = {'atol': 1e-6, 'rtol': 1e-6} if dtype == 'packed' else {}
+    scores = again.scorer()(users)
+    if dtype == 'packed':
+        torch.testing.assert_close(scores, model.scorer()(users), **digits)
+    else:
+        assert scores.equal(model.scorer()(users))
+    ours, theirs = (m.recommend(history=[0, 7], k=9) for m in (again, model))
+    assert ours[0].equal(theirs[0])
+    torch.testing.assert_close(ours[1], theirs[1], atol=1e-6, rtol=1e-6)
+
+    tensors, size = stored(tmp_path / 'model.safetensors')
+    assert set(tensors) <= {key for keys in KINDS.values() for key in keys}
+    given = model_bytes(model)
+    assert model_bytes(again) == given
+    for kind in ('codebooks', 'assignments', 'scalars'):
+        assert given[kind] == sum(size.get(key, 0) for key in KINDS[kind])
+    graph = sum(size[key] for key in KINDS['inference_extra'])
+    needed = model.needs_graph()
+    assert given['inference_extra'] == (graph if needed else 0)
+    assert given['histories'] == (0 if needed else graph)
+    assert sum(size.values()) == graph + sum(
+        given[kind] for kind in ('codebooks', 'assignments', 'scalars')
+    )
+    # Saved once more, nothing changes.
+    save(again, tmp_path / 'twice.safetensors')
+    twice, _ = stored(tmp_path / 'twice.safetensors')
+    assert all(twice[key].equal(x) for key, x in tensors.items())
+
+
+def test_what_needs_the_graph(data):
+    def extra(**changes):
+        given = model_bytes(linear(data, **changes))
+        return given['inference_extra'] > 0, given['histories'] > 0
+
+    assert extra() == (False, True)
+    assert extra(diffusion=0.2) == (True, False)
+    assert extra(num_layers=2) == (True, False)
+    assert extra(users='assigned') == (True, False)
+    assert extra(users='assigned', num_layers=0) == (False, True)
+
+
+def test_axes_and_zeros_are_not_stored(data, tmp_path):
+    path = tmp_path / 'model.safetensors'
+
+    def names(**changes):
+        save(linear(data, **changes), path)
+        return set(stored(path)[0])
+
+    coarse = {'coarse.count', 'coarse.index', 'coarse.weight', 'degree'}
+    graph = {'graph.rowptr', 'graph.col'}
+    fine = {'fine.rowptr', 'fine.col', 'fine.value', 'fine.index'}
+    learned = {'coarse.codebook', 'bias'}
+    assert names(stage='coarse') == coarse | graph
+    assert names() == coarse | graph | fine
+    assert names(loss='whole') == coarse | graph | fine | learned
+    assert names(anchors='residual', **CODES) == coarse | graph | fine | {
+        'coarse.codebook'
+    }
+
+
+def test_packed_is_smaller(data):
+    packed, half, whole = (
+        model_bytes(linear(data, dtype=dtype))
+        for dtype in ('packed', 'float16', 'float32')
+    )
+    # 18 anchors need five bits, eight of a level three, weights six, counts a byte.
+    num_links, num_items = 200, 80
+    assert packed['assignments'] == (
+        num_items + num_links * 5 // 8 + num_links * 6 // 8 + 2 * num_items * 3 // 8
+    )
+    assert half['assignments'] == num_items + num_links * (1 + 2) + 2 * num_items
+    assert whole['assignments'] == num_items + num_links * (1 + 4) + 2 * num_items
+    assert packed['codebooks'] < whole['codebooks']
+
+
+def cut(name, by=1):
+    return other_tensor(name, lambda x: x[:-by])
+
+
+@pytest.mark.parametrize('dtype', ['packed', 'float32'])
+@pytest.mark.parametrize(
+    'spoil',
+    [
+        without('coarse.count'),
+        without('coarse.index'),
+        without('coarse.weight'),
+        without('fine.index'),
+        without('fine.value'),
+        without('graph.col'),
+        cut('coarse.count'),
+        cut('coarse.index'),
+        cut('coarse.weight'),
+        cut('fine.index', by=3),
+        cut('fine.value'),
+        cut('graph.rowptr'),
+        other_tensor('coarse.codebook', lambda x: x[:, :-1]),
+        other_tensor('bias', lambda x: x[1:]),
+        other_tensor('fine.col', lambda x: x + 18),
+        other_meta(num_users='5'),
+        other_meta(num_items='"all"'),
+        other_meta(num_fine='4'),
+        other_meta(fine_links='0'),
+        other_meta(coarse_links='1'),
+        other_meta(embedding_dim='7'),
+        other_meta(users='"none"'),
+        other_meta(num_layers='0'),
+        other_meta(threshold='nothing'),
+        other_meta(model='cubic'),
+        lambda tensors, meta: meta.pop('item_power'),
+        lambda tensors, meta: meta.pop('stage'),
+    ],
+)
+def test_linear_tensors_that_do_not_fit_together(data, tmp_path, dtype, spoil):
+    path = tmp_path / 'model.safetensors'
+    save(linear(data, dtype=dtype, loss='whole'), path)
+    tensors, meta = read_tensors(path)
+    spoil(tensors, meta)
+    write_tensors(path, tensors, meta)
+    with pytest.raises(InputError, match='does not fit together') as error:
+        load(path)
+    assert_names(error, path)
+
+
+@pytest.mark.parametrize('share', [0, 0.01, 0.5, 0.99])
+def test_truncated_linear_file(data, tmp_path, share):
+    path = tmp_path / 'model.safetensors'
+    save(linear(data), path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(InputError, match='damaged or no safetensors file') as error:
+        load(path)
+    assert_names(error, path)

@@ -1,0 +1,397 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from pyg_c2f.nn import LinearC2F
+from pyg_c2f.nn.linear import _Pass
+from pyg_c2f.typing import Assignment
+
+both_stages = pytest.mark.parametrize('stage', ['coarse', 'fine'])
+# Every number of layers with the kinds of users that allow it.
+layered_users = pytest.mark.parametrize(
+    ('users', 'num_layers'),
+    [
+        ('inductive', 1),
+        ('inductive', 2),
+        ('inductive', 3),
+        ('assigned', 0),
+        ('assigned', 1),
+        ('assigned', 2),
+        ('assigned', 3),
+    ],
+)
+diffusions = pytest.mark.parametrize('diffusion', [0.0, 0.7])
+THRESHOLD, POWER = 0.4, 0.6
+NUM_COARSE, NUM_FINE, DIM = 5, 4, 6
+
+
+def make_model(toy, stage='fine', **kwargs):
+    """A model on the graph of ``toy`` with random tables, links and biases."""
+    settings = {
+        'coarse_links': 3,
+        'fine_links': 2,
+        'threshold': THRESHOLD,
+        'item_power': POWER,
+    } | kwargs
+    model = LinearC2F(
+        toy.edge_index,
+        toy.num_users,
+        toy.num_items,
+        NUM_COARSE,
+        NUM_FINE,
+        DIM,
+        **settings,
+    )
+    weight = torch.randn(model.coarse.index.shape)
+    weight[torch.rand(weight.shape) < 0.2] = 0
+    model.set_assignment(Assignment(model.coarse.index, weight))
+    with torch.no_grad():
+        model.bias.normal_()
+    model.set_stage(stage)
+    return model
+
+
+def adjacency(toy):
+    """The normalised interactions in both directions, users first."""
+    rated = toy.rated
+    scale = np.sqrt(
+        rated.sum(axis=1, keepdims=True).clip(min=1) * rated.sum(axis=0).clip(min=1)
+    )
+    out = np.zeros((toy.num_entities, toy.num_entities))
+    out[: toy.num_users, toy.num_users :] = rated / scale
+    return out + out.T
+
+
+def features(toy, model, dense):
+    """The propagated features, the definition written out."""
+    x = dense(model.coarse.assignment, NUM_COARSE) @ as_double(model.coarse.codebook)
+    if model.stage == 'fine':
+        fine = as_double(model.fine.codebook)
+        fine = np.sign(fine) * np.clip(np.abs(fine) - model.threshold, 0, None)
+        x += dense(model.fine.assignment, NUM_FINE) @ fine
+    if model.users == 'inductive':
+        x = np.concatenate([np.zeros((toy.num_users, DIM)), x])
+    a = adjacency(toy)
+    layers = [np.linalg.matrix_power(a, i) @ x for i in range(model.num_layers + 1)]
+    return np.mean(layers, axis=0)
+
+
+def as_double(x):
+    return x.detach().double().numpy()
+
+
+def all_scores(toy, model, dense):
+    h = features(toy, model, dense)
+    out = h[: toy.num_users] @ h[toy.num_users :].T
+    cube = np.linalg.matrix_power(adjacency(toy), 3)
+    out += model.diffusion * cube[: toy.num_users, toy.num_users :]
+    degree = toy.rated.sum(axis=0).clip(min=1)
+    return out * degree**model.item_power + as_double(model.bias)
+
+
+@both_stages
+@layered_users
+def test_propagate(toy, stage, users, num_layers, dense):
+    model = make_model(toy, stage, users=users, num_layers=num_layers)
+    ours = torch.cat(model.propagate()).detach()
+    np.testing.assert_allclose(ours, features(toy, model, dense), atol=1e-5)
+
+
+@both_stages
+@layered_users
+@diffusions
+def test_scores(toy, stage, users, num_layers, diffusion, dense):
+    model = make_model(
+        toy, stage, users=users, num_layers=num_layers, diffusion=diffusion
+    )
+    expected = all_scores(toy, model, dense)
+    ids = torch.tensor([5, 0, 1, 0])
+    scores = model.scorer()(ids)
+    assert not scores.requires_grad
+    np.testing.assert_allclose(scores, expected[ids], atol=1e-5)
+    items = torch.tensor([7, 3, 2, 0])
+    pairs = model(ids, items)
+    assert pairs.requires_grad
+    np.testing.assert_allclose(pairs.detach(), expected[ids, items], atol=1e-5)
+
+
+@pytest.mark.parametrize('num_layers', [1, 2])
+def test_scorer_in_blocks(toy, num_layers, monkeypatch):
+    model = make_model(toy, num_layers=num_layers, diffusion=0.5)
+    users = torch.arange(6).repeat(3)
+    whole = model.scorer()(users)
+    monkeypatch.setattr('pyg_c2f.nn.linear.SCORE_BLOCK', 4)
+    torch.testing.assert_close(model.scorer()(users), whole)
+    torch.testing.assert_close(whole[6:12], whole[:6])
+
+
+@both_stages
+@layered_users
+def test_mixtures(toy, stage, users, num_layers):
+    model = make_model(toy, stage, users=users, num_layers=num_layers)
+    q = model.mixtures()
+    num_anchors = NUM_COARSE + (NUM_FINE if stage == 'fine' else 0)
+    for ours, expected in zip(q, model.propagate(), strict=True):
+        assert ours.size(1) == num_anchors and not ours.requires_grad
+        torch.testing.assert_close(
+            ours @ model.codebook(), expected, atol=1e-6, rtol=1e-6
+        )
+    size = sum(x.nbytes for x in q)
+    assert model.mixtures(size) is not None and model.mixtures(size - 1) is None
+
+
+@both_stages
+@diffusions
+def test_the_history_of_a_known_user(toy, stage, diffusion):
+    model = make_model(toy, stage, diffusion=diffusion)
+    for user in set(toy.edge_index[0].tolist()):
+        history = toy.edge_index[1, toy.edge_index[0] == user]
+        expected = model.scorer()(torch.tensor([user]))
+        scores = model._score_history(history)
+        torch.testing.assert_close(scores, expected, atol=1e-6, rtol=1e-6)
+        ids, scores = model.recommend(user, k=8)
+        # Order and repetition of the history do not matter.
+        again = model.recommend(history=history.flip(0).repeat(2), k=8)
+        assert again[0].equal(ids)
+        torch.testing.assert_close(again[1], scores, atol=1e-6, rtol=1e-6)
+        assert not set(history.tolist()) & set(ids.tolist())
+
+
+@both_stages
+@diffusions
+@pytest.mark.parametrize(
+    ('users', 'num_layers'), [('inductive', 2), ('inductive', 3), ('assigned', 2)]
+)
+@pytest.mark.parametrize('history', [[0], [7, 0], [4, 2, 5]])
+def test_a_history_through_layers(
+    toy, stage, users, num_layers, diffusion, history, dense
+):
+    model = make_model(
+        toy, stage, users=users, num_layers=num_layers, diffusion=diffusion
+    )
+    a = adjacency(toy)
+    degree = toy.rated.sum(axis=0).clip(min=1)
+    row = np.zeros(toy.num_items)
+    row[history] = 1 / np.sqrt(len(history) * degree[history])
+    # The layers below the last, for what the items know.
+    model.num_layers -= 1
+    below = features(toy, model, dense)[toy.num_users :]
+    model.num_layers += 1
+    h_user = row @ below * num_layers / (num_layers + 1)
+    out = features(toy, model, dense)[toy.num_users :] @ h_user
+    two_steps = (
+        a[toy.num_users :, : toy.num_users] @ a[: toy.num_users, toy.num_users :]
+    )
+    out = (out + diffusion * two_steps @ row) * degree**POWER + as_double(model.bias)
+    out[history] = -np.inf
+    ids, scores = model.recommend(history=history, k=4)
+    np.testing.assert_allclose(scores, np.sort(out)[::-1][:4], atol=1e-5)
+    np.testing.assert_allclose(out[ids], scores, atol=1e-5)
+
+
+@both_stages
+@layered_users
+def test_recommend(toy, stage, users, num_layers, dense):
+    model = make_model(toy, stage, users=users, num_layers=num_layers, diffusion=0.3)
+    expected = np.where(toy.rated, -np.inf, all_scores(toy, model, dense))
+    ids, scores = model.recommend(range(toy.num_users), k=3)
+    np.testing.assert_array_equal(ids, np.argsort(-expected, axis=1)[:, :3])
+    np.testing.assert_allclose(scores, -np.sort(-expected, axis=1)[:, :3], atol=1e-5)
+    one, _ = model.recommend(4, k=3)
+    assert one.equal(ids[4])
+    everything = model.recommend(history=range(toy.num_items))
+    assert (everything[0] == -1).all() and (everything[1] == -torch.inf).all()
+
+
+def test_only_histories_are_needed_where_items_are_mixtures(toy):
+    def needs(**kwargs):
+        return make_model(toy, **kwargs).needs_graph()
+
+    assert not needs() and not needs(users='assigned', num_layers=0)
+    assert needs(num_layers=2) and needs(diffusion=0.1)
+    # With one layer items hear of users, who have something to say if assigned.
+    assert needs(users='assigned', num_layers=1)
+
+
+@pytest.mark.parametrize('only', ['both', 'user', 'item'])
+def test_gradient_of_a_pass(toy, only):
+    interactions = make_model(toy).interactions()
+    a = torch.from_numpy(adjacency(toy)).float()
+    x = torch.randn(toy.num_entities, 4)
+    pull = torch.randn(toy.num_entities, 4)
+    sizes = [toy.num_users, toy.num_items]
+    if only != 'both':
+        # The other half of what comes out is not used.
+        pull[slice(6, None) if only == 'user' else slice(6)] = 0
+    grads = []
+    for product in (
+        lambda user, item: _Pass.apply(user, item, interactions),
+        lambda user, item: (a @ torch.cat([user, item])).split(sizes),
+    ):
+        leaves = [part.clone().requires_grad_() for part in x.split(sizes)]
+        out = product(*leaves)
+        parts = pull.split(sizes)
+        loss = sum(
+            (o * p).sum() for o, p in zip(out, parts, strict=True) if bool(p.any())
+        )
+        loss.backward()
+        grads.append([torch.zeros(6, 4) if x.grad is None else x.grad for x in leaves])
+    torch.testing.assert_close(*grads)
+    # A plain sum: its gradient is one number, expanded.
+    leaves = [part.clone().requires_grad_() for part in x.split(sizes)]
+    sum(o.sum() for o in _Pass.apply(*leaves, interactions)).backward()
+    expected = (a.sum(dim=0).unsqueeze(1)).expand(-1, 4).split(sizes)
+    torch.testing.assert_close([x.grad for x in leaves], list(expected))
+
+
+@both_stages
+@layered_users
+def test_gradients_of_scores(toy, stage, users, num_layers):
+    model = make_model(toy, stage, users=users, num_layers=num_layers, diffusion=0.2)
+    ids, items = torch.tensor([5, 0, 1, 0]), torch.tensor([7, 3, 2, 0])
+    pull = torch.randn(4)
+    (model(ids, items) * pull).sum().backward()
+    ours = [p.grad for p in model.parameters()]
+    model.zero_grad()
+    h_user, h_item = (q @ model.codebook() for q in model.mixtures())
+    score = (h_user[ids] * h_item[items]).sum(dim=1) * model.item_scale()[items]
+    ((score + model.bias[items]) * pull).sum().backward()
+    theirs = [p.grad for p in model.parameters()]
+    assert sum(grad is None for grad in theirs) == (stage == 'coarse')
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5, check_stride=False)
+
+
+@both_stages
+@pytest.mark.parametrize('users', ['inductive', 'assigned'])
+def test_hetero_data(toy, stage, users, dense):
+    model = make_model(toy, stage, users=users)
+    data = model.to_hetero_data()
+    assert data.validate()
+    assert data['coarse'].x.equal(model.coarse.codebook)
+    assert ('fine' in data.node_types) == (stage == 'fine')
+    if stage == 'fine':
+        assert data['fine'].x.equal(model.soft_threshold(model.fine.codebook))
+    assert (('user', 'assigned_to', 'coarse') in data.edge_types) == (
+        users == 'assigned'
+    )
+    # Its relations make up the features: links, then one pass.
+    num = {'user': toy.num_users, 'item': toy.num_items}
+    x = {side: torch.zeros(size, DIM) for side, size in num.items()}
+    for (source, name, target), store in data.edge_items():
+        src, dst = store.edge_index
+        other = data[target, 'anchors', source] if name == 'assigned_to' else None
+        if name == 'anchors':
+            values = data[source].x[src] * store.edge_weight.unsqueeze(1)
+            x[target].index_add_(0, dst, values)
+        if other is not None:
+            assert other.edge_index.equal(store.edge_index.flip(0))
+            assert (store.edge_weight != 0).all()
+    h = {side: features.clone() for side, features in x.items()}
+    for relation in (('user', 'rates', 'item'), ('item', 'rated_by', 'user')):
+        src, dst = data[relation].edge_index
+        weight = data[relation].edge_weight.unsqueeze(1)
+        h[relation[2]].index_add_(0, dst, x[relation[0]][src] * weight)
+    ours = torch.cat([h['user'], h['item']]) / 2
+    np.testing.assert_allclose(ours.detach(), features(toy, model, dense), atol=1e-5)
+
+
+@both_stages
+@pytest.mark.parametrize('users', ['inductive', 'assigned'])
+def test_copies_and_states(toy, stage, users):
+    model = make_model(toy, stage, users=users, diffusion=0.4)
+    ids = torch.arange(toy.num_users)
+    scores = model.scorer()(ids)
+    twin = copy.deepcopy(model)
+    assert twin.scorer()(ids).equal(scores)
+    assert twin.to(torch.device('cpu')).scorer()(ids).equal(scores)
+    with torch.no_grad():
+        twin.coarse.codebook.zero_()
+    assert model.scorer()(ids).equal(scores)
+
+    other = make_model(toy, 'coarse', users=users, diffusion=0.4)
+    with torch.no_grad():
+        # Another graph of as many edges: each item numbered from the other end.
+        other.edge_index[1] = toy.num_items - 1 - other.edge_index[1]
+    assert not other.scorer()(ids).allclose(scores)
+    other.load_state_dict(model.state_dict())
+    assert other.stage == stage
+    assert other.scorer()(ids).equal(scores)
+
+
+@both_stages
+def test_stages_and_anchors_in_use(toy, stage):
+    model = make_model(toy, stage)
+    assert model.stage == stage
+    weight = torch.zeros(toy.num_items, 3)
+    weight[:, 0] = 1
+    index = torch.tensor([1, 2, 3]).repeat(toy.num_items, 1)
+    fine = Assignment(torch.tensor([[0, 3]]).repeat(8, 1), torch.ones(8, 2))
+    model.set_assignment(Assignment(index, weight), fine)
+    assert model.anchors_in_use() == (1 if stage == 'coarse' else 3)
+    with pytest.raises(ValueError, match='corse'):
+        model.set_stage('corse')
+    assert model.stage == stage
+
+
+@pytest.mark.parametrize('dtype', ['packed', 'float16', 'float32'])
+def test_round(toy, dtype):
+    model = make_model(toy, dtype=dtype)
+    before = copy.deepcopy(model)
+    model.round_()
+    for name, parameter in model.named_parameters():
+        old = before.get_parameter(name)
+        if dtype == 'float32':
+            assert parameter.equal(old)
+        else:
+            assert parameter.equal(old.half().float()) and not parameter.equal(old)
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'match'),
+    [
+        ({'num_users': 0}, "'LinearC2F'.*num_users=0"),
+        ({'num_layers': -1}, 'num_layers=-1'),
+        ({'num_layers': 0}, 'inductive users needs num_layers >= 1'),
+        ({'users': 'both'}, r"users of \('inductive', 'assigned'\) \(got both\)"),
+        ({'num_users': 2}, 'users below 2 and items below 4'),
+        ({'num_items': 3}, 'users below 3 and items below 3'),
+        ({'num_coarse': 1}, 'at least anchors_per_entity anchors'),
+        ({'num_fine': 1}, 'at least anchors_per_entity anchors'),
+        ({'embedding_dim': 0}, 'positive sizes'),
+        ({'threshold': -1.0}, 'threshold >= 0'),
+    ],
+)
+def test_arguments(kwargs, match):
+    edge_index = torch.tensor([[0, 1, 2], [0, 1, 3]])
+    sizes = {'num_users': 3, 'num_items': 4, 'num_coarse': 5, 'num_fine': 4}
+    sizes |= {'embedding_dim': 4, 'coarse_links': 2}
+    LinearC2F(edge_index, **sizes)
+    with pytest.raises(ValueError, match=match):
+        LinearC2F(edge_index, **(sizes | kwargs))
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'match'),
+    [
+        ({}, 'either users or a history'),
+        ({'users': 0, 'history': [0]}, 'either users or a history'),
+        ({'users': 0, 'k': 0}, r'k >= 1 \(got 0\)'),
+        ({'users': 6}, r'user ids in \[0, 6\) \(got 6\)'),
+        ({'users': []}, 'at least one user id'),
+        ({'history': []}, 'at least one item id'),
+        ({'history': [8]}, r'item ids in \[0, 8\) \(got \[8\]\)'),
+    ],
+)
+def test_recommend_errors(toy, kwargs, match):
+    with pytest.raises(ValueError, match=match):
+        make_model(toy).recommend(**kwargs)
+
+
+def test_without_interactions():
+    edge_index = torch.empty(2, 0, dtype=torch.long)
+    model = LinearC2F(edge_index, 3, 4, 4, 4, 4, 2, diffusion=0.5)
+    ids, scores = model.recommend([0, 2], k=2)
+    assert ids.shape == (2, 2) and not scores.any()
+    assert model.recommend(history=[0], k=2)[1].isfinite().all()
