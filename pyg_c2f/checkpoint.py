@@ -180,32 +180,56 @@ def _is_axes(codebook: Tensor) -> bool:
     )
 
 
+def _pack(model: LinearC2F, index: Tensor, num: int) -> Tensor:
+    if model.dtype == 'packed':
+        return pack_bits(index, num_bits(num))
+    return _small_int(index, num)
+
+
+def _unpack(model: LinearC2F, index: Tensor, num: int, num_values: int) -> Tensor:
+    if model.dtype == 'packed':
+        return unpack_bits(index, num_bits(num), num_values)
+    return index.long()
+
+
+def _levels(model: LinearC2F, local: Tensor, num: int, num_links: int) -> Assignment:
+    """The assignment of codes, one anchor of each level with weight one."""
+    per_level = num // num_links
+    rows = len(model.coarse.index)
+    index = _unpack(model, local, per_level, rows * num_links).view(rows, num_links)
+    index = index + per_level * torch.arange(num_links)
+    return Assignment(index, torch.ones(index.shape))
+
+
 def _linear_tensors(model: LinearC2F) -> dict[str, Tensor]:
     """The tensors of a linear model, in the stored form that its ``dtype`` names.
 
     Links of weight zero are left out, and the number of links of a row kept instead.
     ``'packed'`` keeps indices in as few bits as number the anchors, and the weights of
-    coarse links as 6-bit codes (:func:`~pyg_c2f.codes.round_weights`); the levels of
-    the fine codes say their weight (one) and the range of their indices. Axes as coarse
-    anchors are no codebook. The scale of an item's scores comes from its degree.
+    coarse links as 6-bit codes (:func:`~pyg_c2f.codes.round_weights`). Codes, one
+    anchor of each level with weight one, are stored by their number in the level. Axes
+    as coarse anchors are no codebook. The scale of an item's scores comes from its
+    degree.
     """
     wide = torch.float32 if model.dtype == 'float32' else torch.float16
     links = model.coarse.assignment_weight.cpu()
     alive = links != 0
     index, weight = model.coarse.index.cpu()[alive], links[alive]
-    if model.dtype == 'packed':
-        codes, _ = round_weights(links, WEIGHT_BITS)
-        index = pack_bits(index, num_bits(model.num_coarse))
-        weight = pack_bits(codes, WEIGHT_BITS)
+    tensors = _graph_tensors(model)
+    if bool((links == 1).all()):
+        # Codes: one anchor of each level.
+        per_level = model.num_coarse // model.coarse_links
+        tensors['coarse.index'] = _pack(model, index % per_level, per_level)
     else:
-        index, weight = _small_int(index, model.num_coarse), weight.to(wide)
+        tensors['coarse.index'] = _pack(model, index, model.num_coarse)
+        tensors['coarse.count'] = _small_int(alive.sum(dim=1), model.coarse_links + 1)
+        if model.dtype == 'packed':
+            codes, _ = round_weights(links, WEIGHT_BITS)
+            tensors['coarse.weight'] = pack_bits(codes, WEIGHT_BITS)
+        else:
+            tensors['coarse.weight'] = weight.to(wide)
     degree = torch.bincount(model.edge_index[1].cpu(), minlength=model.num_items)
-    tensors = {
-        'coarse.count': _small_int(alive.sum(dim=1), model.coarse_links + 1),
-        'coarse.index': index,
-        'coarse.weight': weight,
-        'degree': _small_int(degree, int(degree.max()) + 1),
-    } | _graph_tensors(model)
+    tensors['degree'] = _small_int(degree, int(degree.max()) + 1)
     if not _is_axes(model.coarse.codebook.detach()):
         tensors['coarse.codebook'] = model.coarse.codebook.detach().to(wide)
     if model.bias.any():
@@ -215,10 +239,7 @@ def _linear_tensors(model: LinearC2F) -> dict[str, Tensor]:
         local = model.fine.index.cpu() % per_level
         fine = _fine_tensors(model)
         fine['fine.value'] = fine['fine.value'].to(wide)
-        if model.dtype == 'packed':
-            index = pack_bits(local.flatten(), num_bits(per_level))
-        else:
-            index = _small_int(local, per_level)
+        index = _pack(model, local.flatten(), per_level)
         tensors |= fine | {'fine.index': index}
     return tensors
 
@@ -334,19 +355,22 @@ def _load_linear(tensors: dict[str, Tensor], meta: dict[str, str]) -> LinearC2F:
         _edges(tensors), **{key: json.loads(meta[key]) for key in LINEAR_SIZES}
     )
     model.set_stage('fine' if meta['stage'] == 'fine' else 'coarse')
-    count = tensors['coarse.count'].long()
-    num_links, packed = int(count.sum()), model.dtype == 'packed'
-    index, weight = tensors['coarse.index'], tensors['coarse.weight']
-    if packed:
-        low, high = json.loads(meta['weight_grid'])
-        index = unpack_bits(index, num_bits(model.num_coarse), num_links)
-        codes = unpack_bits(weight, WEIGHT_BITS, num_links)
-        weight = weights_of(codes, WEIGHT_BITS, (low, high))
-    place = torch.arange(model.coarse_links) < count.unsqueeze(1)
-    links = Assignment(
-        torch.zeros(place.shape, dtype=torch.long), torch.zeros(place.shape)
-    )
-    links.index[place], links.weight[place] = index.long(), weight.float()
+    index, weight = tensors['coarse.index'], tensors.get('coarse.weight')
+    if weight is None:
+        links = _levels(model, index, model.num_coarse, model.coarse_links)
+    else:
+        count = tensors['coarse.count'].long()
+        num_links = int(count.sum())
+        if model.dtype == 'packed':
+            low, high = json.loads(meta['weight_grid'])
+            codes = unpack_bits(weight, WEIGHT_BITS, num_links)
+            weight = weights_of(codes, WEIGHT_BITS, (low, high))
+        place = torch.arange(model.coarse_links) < count.unsqueeze(1)
+        links = Assignment(
+            torch.zeros(place.shape, dtype=torch.long), torch.zeros(place.shape)
+        )
+        links.index[place] = _unpack(model, index, model.num_coarse, num_links)
+        links.weight[place] = weight.float()
     model.set_assignment(links)
     with torch.no_grad():
         axes = torch.eye(model.num_coarse, model.embedding_dim)
@@ -356,12 +380,9 @@ def _load_linear(tensors: dict[str, Tensor], meta: dict[str, str]) -> LinearC2F:
         if model.stage == 'fine':
             model.fine.codebook.copy_(_fine_codebook(tensors, model))
     if model.stage == 'fine':
-        per_level, levels = model.num_fine // model.fine_links, model.fine_links
-        local = tensors['fine.index']
-        if packed:
-            local = unpack_bits(local, num_bits(per_level), len(count) * levels)
-        index = local.long().view(-1, levels) + per_level * torch.arange(levels)
-        model.set_assignment(fine=Assignment(index, torch.ones(index.shape)))
+        model.set_assignment(
+            fine=_levels(model, tensors['fine.index'], model.num_fine, model.fine_links)
+        )
     return model
 
 

@@ -244,6 +244,15 @@ RECIPES: dict[str, Recipe | FastRecipe] = {'fast': FastRecipe(), 'paper': Recipe
 
 DATASET_SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     # Chosen on valid.txt by benchmarks/tune.py, rounded.
+    ('fast', 'lastfm'): {
+        'embedding_dim': 384,
+        'fine_links': 1,
+        'num_fine': 256,
+        'power': 0.125,
+        'popularity': 1.1,
+        'item_power': 0.4,
+        'density': 0.25,
+    },
     ('fast', 'ml-1m'): {
         'embedding_dim': 96,
         'coarse_links': 20.0,

@@ -30,6 +30,7 @@ LAZY = (
     'tensorboard',
     'torch.utils.tensorboard',
     'pymetis',
+    'optuna',
 )
 MODULES = sorted(PACKAGE.rglob('*.py'))
 IDS = [str(path.relative_to(PACKAGE)) for path in MODULES]
