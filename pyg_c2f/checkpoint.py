@@ -180,6 +180,11 @@ def _is_axes(codebook: Tensor) -> bool:
     )
 
 
+def _are_codes(model: LinearC2F) -> bool:
+    """Whether every row has one coarse anchor of each level, with weight one."""
+    return bool((model.coarse.assignment_weight == 1).all())
+
+
 def _pack(model: LinearC2F, index: Tensor, num: int) -> Tensor:
     if model.dtype == 'packed':
         return pack_bits(index, num_bits(num))
@@ -216,8 +221,7 @@ def _linear_tensors(model: LinearC2F) -> dict[str, Tensor]:
     alive = links != 0
     index, weight = model.coarse.index.cpu()[alive], links[alive]
     tensors = _graph_tensors(model)
-    if bool((links == 1).all()):
-        # Codes: one anchor of each level.
+    if _are_codes(model):
         per_level = model.num_coarse // model.coarse_links
         tensors['coarse.index'] = _pack(model, index % per_level, per_level)
     else:
@@ -309,7 +313,11 @@ def save(model: Model, path: str | Path) -> None:
     meta |= {'format': FORMAT, 'stage': model.stage}
     if linear:
         _, grid = round_weights(model.coarse.assignment_weight, WEIGHT_BITS)
-        meta |= {'model': 'linear', 'weight_grid': json.dumps(grid)}
+        meta |= {
+            'model': 'linear',
+            'weight_grid': json.dumps(grid),
+            'codes': json.dumps(_are_codes(model)),
+        }
     write_tensors(path, model_tensors(model), meta)
 
 
@@ -355,11 +363,11 @@ def _load_linear(tensors: dict[str, Tensor], meta: dict[str, str]) -> LinearC2F:
         _edges(tensors), **{key: json.loads(meta[key]) for key in LINEAR_SIZES}
     )
     model.set_stage('fine' if meta['stage'] == 'fine' else 'coarse')
-    index, weight = tensors['coarse.index'], tensors.get('coarse.weight')
-    if weight is None:
+    index = tensors['coarse.index']
+    if json.loads(meta['codes']):
         links = _levels(model, index, model.num_coarse, model.coarse_links)
     else:
-        count = tensors['coarse.count'].long()
+        count, weight = tensors['coarse.count'].long(), tensors['coarse.weight']
         num_links = int(count.sum())
         if model.dtype == 'packed':
             low, high = json.loads(meta['weight_grid'])

@@ -328,9 +328,8 @@ def test_axes_and_zeros_are_not_stored(data, tmp_path):
     assert names(stage='coarse') == coarse | graph
     assert names() == coarse | graph | fine
     assert names(loss='whole') == coarse | graph | fine | learned
-    assert names(anchors='residual', **CODES) == coarse | graph | fine | {
-        'coarse.codebook'
-    }
+    codes = {'coarse.codebook', 'coarse.index', 'degree'}
+    assert names(anchors='residual', **CODES) == codes | graph | fine
 
 
 def test_packed_is_smaller(data):
