@@ -307,11 +307,10 @@ def save(model: Model, path: str | Path) -> None:
     """
     path = Path(path)
     path = path / 'model.safetensors' if path.is_dir() else path
-    linear = isinstance(model, LinearC2F)
-    names = LINEAR_SIZES if linear else SIZES
+    names = LINEAR_SIZES if isinstance(model, LinearC2F) else SIZES
     meta = {key: json.dumps(getattr(model, key)) for key in names}
     meta |= {'format': FORMAT, 'stage': model.stage}
-    if linear:
+    if isinstance(model, LinearC2F):
         _, grid = round_weights(model.coarse.assignment_weight, WEIGHT_BITS)
         meta |= {
             'model': 'linear',

@@ -145,7 +145,8 @@ def check_fast(data: HeteroData, recipe: FastRecipe) -> None:
 
     Raises:
         ImportError: If METIS parts are wanted and pymetis is not installed.
-        InputError: If there are no train pairs, or more anchors than items.
+        InputError: If there are no train pairs, more anchors than items, or fewer
+            columns than blocks share out.
     """
     num_items = data[ITEM].num_nodes
     if not data[RATES].edge_index.numel():
@@ -156,6 +157,13 @@ def check_fast(data: HeteroData, recipe: FastRecipe) -> None:
         raise InputError(
             f'--set num_coarse={recipe.num_coarse}: more anchors than the {num_items} '
             'items; lower it'
+        )
+    rank = min(recipe.embedding_dim, data[USER].num_nodes, num_items)
+    blocks = int(recipe.coarse_links)
+    if recipe.anchors in ('product', 'opq') and rank % blocks:
+        raise InputError(
+            f'the data hold {rank} columns only, which do not share out over '
+            f'coarse_links={blocks} blocks: set embedding_dim to a lower multiple'
         )
 
 

@@ -9,17 +9,13 @@ import torch
 
 from pyg_c2f import fast as module
 from pyg_c2f.checkpoint import model_tensors
-from pyg_c2f.config import FastRecipe, get_recipe
+from pyg_c2f.config import FastRecipe
 from pyg_c2f.datasets import SyntheticHierarchy
 from pyg_c2f.evaluate import evaluate_split
 from pyg_c2f.fast import FastTrainer, build_fast, check_data, check_fast, train_fast
 from pyg_c2f.typing import ITEM, RATED_BY, RATES, SELECTION, USER, InputError
 
-SMALL = get_recipe(
-    'fast',
-    'synthetic',
-    {'embedding_dim': '24', 'num_fine': '32', 'coarse_links': '4', 'user_links': '4'},
-)
+SMALL = FastRecipe(embedding_dim=24, num_fine=32, coarse_links=4.0, user_links=4.0)
 BOTH = ('coarse', 'fine')
 CODES = {'num_coarse': 16}
 PARTS = {'num_coarse': 16, 'coarse_links': 1.0}
@@ -341,6 +337,10 @@ def test_check_fast(data, monkeypatch):
     check_fast(data, small(anchors='residual', num_coarse=148))
     with pytest.raises(InputError, match='num_coarse=152: more anchors than the 150'):
         check_fast(data, small(anchors='residual', num_coarse=152))
+    for anchors in ('product', 'opq'):
+        recipe = small(anchors=anchors, embedding_dim=160, **CODES)
+        with pytest.raises(InputError, match='hold 150 columns only.*coarse_links=4'):
+            check_fast(data, recipe)
     other = copy.deepcopy(data)
     other[RATES].edge_index = other[RATES].edge_index[:, :0]
     for check in (check_fast, lambda *args: train_fast(*args, 0, BOTH)):

@@ -964,3 +964,78 @@ def test_unknown_names(refused, table_run):
     assert "unknown user '7'" in line and 'u00, u01, u02' in line
     line = refused('recommend', '--checkpoint', table_run, '--history', 'i03,x')
     assert "unknown item 'x'" in line
+
+
+FAST = ['--set', 'embedding_dim=16', 'coarse_links=3', 'num_fine=16']
+
+
+@pytest.fixture(scope='session')
+def fast_run(root, tmp_path_factory):
+    """A complete run of the default recipe."""
+    out = tmp_path_factory.mktemp('runs') / 'fast'
+    call = ['train', *data_options(root, 'table'), *FAST, '--out', str(out)]
+    assert run.main(call) == 0
+    return out
+
+
+def test_fast_is_the_default(fast_run):
+    metrics = json.loads((fast_run / 'metrics.json').read_text())
+    assert metrics['recipe'] == 'fast' and set(metrics['test']) == MEASURES
+    assert metrics['fine']['phase1']['best_epoch'] == 0
+    assert metrics['bytes']['inference_extra'] == 0 < metrics['bytes']['histories']
+    assert (fast_run / 'report.html').exists()
+    model = pyg_c2f.load(fast_run)
+    sizes = model_bytes(model)
+    assert sizes == metrics['bytes']
+    assert sum(x.nbytes for x in model_tensors(model).values()) == sum(
+        sizes[key] for key in ('codebooks', 'assignments', 'scalars', 'histories')
+    )
+
+
+def test_fast_evaluates_and_recommends(fast_run, capsys):
+    metrics = json.loads((fast_run / 'metrics.json').read_text())
+    assert run.main(['evaluate', '--checkpoint', str(fast_run)]) == 0
+    assert f'{metrics["test"]["ndcg@20"]:.4f}' in capsys.readouterr().out
+    call = ['recommend', '--checkpoint', str(fast_run), '-k', '3']
+    assert run.main([*call, '--user', 'u03']) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    assert run.main([*call, '--history', 'i01,i02']) == 0
+    assert 'The item' in capsys.readouterr().out
+
+
+def test_fast_in_two_commands(root, tmp_path, no_report):
+    call = ['train', *data_options(root, 'text'), *FAST]
+    both, coarse, fine = (tmp_path / x for x in ('both', 'coarse', 'fine'))
+    assert run.main([*call, '--out', str(both)]) == 0
+    assert run.main([*call, '--stage', 'coarse', '--out', str(coarse)]) == 0
+    start = ['--stage', 'fine', '--init', str(coarse)]
+    assert run.main([*call, *start, '--out', str(fine)]) == 0
+    a, b = (pyg_c2f.load(x).state_dict() for x in (both, fine))
+    assert all(a[key].equal(b[key]) for key in a)
+    assert run.main([*call, *start, '--seed', '1', '--out', str(tmp_path / 'x')]) == 2
+
+
+def test_fast_refit(root, tmp_path, no_report):
+    call = ['train', *data_options(root, 'text'), *FAST, '--protocol', 'standard']
+    assert run.main([*call, '--refit', '--out', str(tmp_path / 'a')]) == 0
+    data = get_dataset('text', str(root), 'standard')
+    num_train = data[RATES].edge_index.size(1)
+    assert pyg_c2f.load(tmp_path / 'a').edge_index.size(1) > num_train
+
+
+@pytest.mark.parametrize(
+    ('settings', 'says'),
+    [
+        ('num_coarse=8', 'num_coarse=0'),
+        ('anchors=residual', 'set num_coarse'),
+        ('anchors=metis num_coarse=4', 'coarse_links=1'),
+        ('num_layers=0', 'users=assigned'),
+        ('users=assigned anchors=random num_coarse=4 coarse_links=1', 'spectral'),
+        ('loss=softmax diffusion=1', 'diffusion=0'),
+        ('density=0', 'density=0'),
+        ('gate=0.2', "unknown setting 'gate'"),
+    ],
+)
+def test_fast_refuses(root, tmp_path, refused, settings, says):
+    call = ['train', *data_options(root, 'text'), '--out', tmp_path / 'out']
+    assert says in refused(*call, '--set', *settings.split())
