@@ -543,8 +543,10 @@ def write_ids(data: HeteroData, out: Path) -> None:
 
 def leave_best(out: Path, history: list[dict[str, Any]]) -> None:
     """Makes the best model so far the result of an interrupted run."""
-    if history:
-        best = max(history, key=lambda line: line['val'][SELECTION])
+    # Recipe fast keeps a stage's model at its end.
+    kept = [x for x in history if phase_file(out, x['stage'], x['phase']).exists()]
+    if kept:
+        best = max(kept, key=lambda line: line['val'][SELECTION])
         with whole_file(out / 'model.safetensors') as part:
             shutil.copyfile(phase_file(out, best['stage'], best['phase']), part)
 

@@ -1039,3 +1039,23 @@ def test_fast_refit(root, tmp_path, no_report):
 def test_fast_refuses(root, tmp_path, refused, settings, says):
     call = ['train', *data_options(root, 'text'), '--out', tmp_path / 'out']
     assert says in refused(*call, '--set', *settings.split())
+
+
+def test_fast_interrupted(root, tmp_path, monkeypatch, capsys, no_report):
+    call = ['train', *data_options(root, 'text'), *FAST, 'loss=whole', 'epochs=10']
+    add = run.History.add
+
+    def stop(self, line):
+        add(self, line)
+        if line['epoch'] == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(run.History, 'add', stop)
+    assert run.main([*call, '--out', str(tmp_path / 'a')]) == 130
+    assert '--resume' in capsys.readouterr().err
+    assert pyg_c2f.load(tmp_path / 'a').stage == 'coarse'
+    monkeypatch.setattr(run.History, 'add', add)
+    assert run.main(['train', '--resume', '--out', str(tmp_path / 'a')]) == 0
+    assert run.main([*call, '--out', str(tmp_path / 'b')]) == 0
+    a, b = (pyg_c2f.load(tmp_path / x).state_dict() for x in 'ab')
+    assert all(a[key].equal(b[key]) for key in a)
