@@ -302,19 +302,16 @@ class LinearC2F(torch.nn.Module):
             codebook = codebook / (self.num_layers + 1)
 
         def score(users: Tensor) -> Tensor:
-            out = h_user.new_empty(self.num_items, len(users))
-            for at, block in zip(
-                torch.arange(len(users)).split(SCORE_BLOCK),
-                users.split(SCORE_BLOCK),
-                strict=True,
-            ):
-                part = slice(int(at[0]), int(at[-1]) + 1)
+            parts = []
+            for block in users.split(SCORE_BLOCK):
                 if mix is None:
-                    torch.mm(h_item, h_user[block].T, out=out[:, part])
+                    part = h_item @ h_user[block].T
                 else:
-                    out[:, part] = csr_matmul(mix, codebook @ h_user[block].T)
-            if self.diffusion:
-                out.add_(self._diffuse(rows(users)), alpha=self.diffusion)
+                    part = csr_matmul(mix, codebook @ h_user[block].T)
+                if self.diffusion:
+                    part.add_(self._diffuse(rows(block)), alpha=self.diffusion)
+                parts.append(part)
+            out = torch.cat(parts, dim=1)
             return out.mul_(scale).add_(bias).T
 
         return score
