@@ -76,8 +76,9 @@ class FastRecipe:
 
     It differs from the published schedule in everything but the graph: spectral anchors
     instead of METIS, users who live from their items, no sampled training. That bought
-    seconds instead of hours, and better lists (README). The values are chosen on
-    validation items (``benchmarks/tune.py``).
+    seconds instead of hours, and better lists (README). The values were chosen on
+    Gowalla's validation items of protocol c2f; ``benchmarks/tune.py`` finds those of
+    other data sets.
     """
 
     anchors: Literal['spectral', 'residual', 'product', 'opq', 'metis', 'random'] = (
@@ -135,7 +136,7 @@ class FastRecipe:
     num_neg_samples: int = 1024
     """shared negative items of a batch (softmax)"""
     dtype: Literal['packed', 'float16', 'float32'] = 'packed'
-    """stored form: half precision and 6-bit weights in packed bits, or whole numbers"""
+    """stored form: packed bits with 6-bit weights, or plain numbers"""
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -449,7 +449,7 @@ def train_fast(
     if init is not None and not _same_anchors(model, init):
         raise InputError(
             'the coarse model has other anchors than these settings and this seed '
-            'give: repeat its --seed and --set'
+            'give, or was trained on: repeat its --seed and --set, or use --stage both'
         )
     results: dict[Stage, dict[int, dict[str, Any]]] = {}
 
@@ -503,10 +503,11 @@ def _same_anchors(model: LinearC2F, init: torch.nn.Module) -> bool:
     ours, theirs = model.coarse.assignment, init.coarse.assignment
     return all(
         a.shape == b.shape and torch.allclose(a.to(b), b, rtol=1e-3)
-        for a, b in zip(
-            (ours.index * (ours.weight != 0), ours.weight),
-            (theirs.index * (theirs.weight != 0), theirs.weight),
-            strict=True,
+        for a, b in (
+            (ours.index * (ours.weight != 0), theirs.index * (theirs.weight != 0)),
+            (ours.weight, theirs.weight),
+            (model.coarse.codebook, init.coarse.codebook),
+            (model.bias, init.bias),
         )
     )
 

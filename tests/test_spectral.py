@@ -1,5 +1,7 @@
 """The basis of recipe fast against dense linear algebra, and what rotating it does."""
 
+import math
+
 import pytest
 import torch
 
@@ -182,6 +184,22 @@ def test_varimax_is_a_rotation_of_larger_criterion(num_rows):
             value = criterion(rows, weight, rotation)
             assert value > last
             last = value
+
+
+def test_varimax_ends_at_its_own_criterion():
+    # One direction that all rows share: fourth powers alone would put an axis there.
+    rows = torch.rand(300, 4, generator=generator()) ** 2 + 0.2
+    rows = rows.double() * torch.tensor([1.0, 1.0, 2.0, 3.0])
+    weight = torch.rand(300, generator=generator(1)).double() + 0.5
+    rotation = varimax(rows, weight, num_iterations=500)
+    best = criterion(rows, weight, rotation)
+    for one in range(4):
+        for other in range(one):
+            for angle in (-0.01, 0.01):
+                turn = torch.eye(4, dtype=torch.double)
+                turn[one, one] = turn[other, other] = math.cos(angle)
+                turn[one, other], turn[other, one] = math.sin(angle), -math.sin(angle)
+                assert criterion(rows, weight, rotation @ turn) < best
 
 
 def test_varimax_looks_at_some_rows_only():
