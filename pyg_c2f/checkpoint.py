@@ -333,11 +333,8 @@ def load(path: str | Path) -> Model:
     path = path / 'model.safetensors' if path.is_dir() else path
     tensors, meta = read_tensors(path)
     try:
-        model = (
-            _load_linear(tensors, meta)
-            if meta.get('model') == 'linear'
-            else (_load_c2f(tensors, meta))
-        )
+        load_it = _load_linear if meta.get('model') == 'linear' else _load_c2f
+        model = load_it(tensors, meta)
     except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
         raise InputError(
             f'{path}: the checkpoint does not fit together ({error}); train again'

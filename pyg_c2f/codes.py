@@ -149,9 +149,7 @@ def residual_codes(
     """
     labels, codebook, rest = [], [], x.clone()
     for level in range(num_levels):
-        centroids, label = kmeans(
-            rest, num_centroids, importance, generator, num_restarts
-        )
+        centroids, _ = kmeans(rest, num_centroids, importance, generator, num_restarts)
         kept = shrink(centroids)
         label, _ = _nearest(rest, kept)
         rest -= kept[label]

@@ -30,7 +30,7 @@ from pyg_c2f.codes import (
 )
 from pyg_c2f.config import FastRecipe
 from pyg_c2f.evaluate import evaluate_split
-from pyg_c2f.graph import csr_matmul, inverse_sqrt, unique_pairs
+from pyg_c2f.graph import csr_matmul, unique_pairs
 from pyg_c2f.nn import (
     BPRLoss,
     LinearC2F,
@@ -74,7 +74,7 @@ def build_fast(
     check_fast(data, recipe)
     x, user_x = spectral_features(edge_index, num_users, num_items, recipe, generator)
     deg = degree(edge_index[1], num_items, x.dtype)
-    importance = deg.clamp(min=0) ** recipe.popularity
+    importance = deg**recipe.popularity
     coarse, codebook = _coarse_anchors(
         x, edge_index, num_users, importance, recipe, generator
     )
@@ -350,7 +350,7 @@ class FastTrainer:
         batches = (
             self._softmax_batches
             if self.recipe.loss == 'softmax'
-            else (self._bpr_batches)
+            else self._bpr_batches
         )
         losses = [self._step(loss) for loss in batches()]
         return sum(losses) / len(losses)
@@ -367,11 +367,10 @@ class FastTrainer:
         offset = None
         if model.users == 'inductive' and model.num_layers == 1:
             # The user of a pair without the item itself, or the loss learns to copy.
-            row, col = self.edge_index
-            user_deg = inverse_sqrt(degree(row, model.num_users, h_item.dtype))
-            item_deg = inverse_sqrt(degree(col, model.num_items, h_item.dtype))
-            own = h_item.square().sum(dim=1) / self.scale * item_deg
-            offset = (user_deg[row] * own[col])[self.pairs.perm.long()]
+            # The interactions are in the order of the pairs.
+            own = h_item.square().sum(dim=1) / self.scale
+            weight = model.interactions().by_user.weight
+            offset = weight * own.index_select(0, self.pairs.col)
         criterion = WholeDataLoss(recipe.alpha, recipe.lambda_reg)
         return criterion(h_user, h_item, self.pairs, model.bias, offset)
 

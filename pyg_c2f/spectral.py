@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch_geometric.utils import cumsum
 
 from pyg_c2f.graph import CSR, csr_matmul, interaction_weight
 
@@ -34,9 +35,8 @@ def normalized_interactions(
 
     def csr(row: Tensor, col: Tensor, num_rows: int, num_cols: int) -> CSR:
         perm = (row * num_cols + col).argsort()
-        rowptr = torch.zeros(num_rows + 1, dtype=torch.int32, device=row.device)
-        rowptr[1:] = torch.bincount(row, minlength=num_rows).cumsum(0)
-        return CSR(rowptr, col[perm].int(), weight[perm])
+        rowptr = cumsum(torch.bincount(row, minlength=num_rows))
+        return CSR(rowptr.int(), col[perm].int(), weight[perm])
 
     return Interactions(
         csr(user, item, num_users, num_items), csr(item, user, num_items, num_users)

@@ -4,7 +4,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
-from torch_geometric.utils import degree
+from torch_geometric.utils import cumsum, degree
 
 from pyg_c2f.graph import (
     CSR,
@@ -447,6 +447,5 @@ def _links(assignment: Assignment, num_items: int) -> CSR:
     """The items' links as CSR, those of weight zero left out."""
     index, weight = (x[-num_items:] for x in assignment)
     row, slot = weight.nonzero(as_tuple=True)
-    rowptr = torch.zeros(num_items + 1, dtype=torch.int32, device=row.device)
-    rowptr[1:] = torch.bincount(row, minlength=num_items).cumsum(0)
-    return CSR(rowptr, index[row, slot].int(), weight[row, slot])
+    rowptr = cumsum(torch.bincount(row, minlength=num_items))
+    return CSR(rowptr.int(), index[row, slot].int(), weight[row, slot])
