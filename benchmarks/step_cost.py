@@ -178,7 +178,7 @@ def fast_pieces(data: HeteroData) -> dict[str, Callable[[], object]]:
     rest = rotated - weighted_sum(model.coarse.assignment, model.coarse.codebook)
     levels = recipe.fine_links, recipe.num_fine // recipe.fine_links
     trainer = FastTrainer(
-        deepcopy(model), data, replace(recipe, loss='whole'), torch.Generator()
+        deepcopy(model), replace(recipe, loss='whole'), torch.Generator()
     )
     h_user, h_item = (x.detach() for x in model.propagate())
     h_item = h_item * model.item_scale().unsqueeze(1)

@@ -290,7 +290,6 @@ class FastTrainer:
 
     Args:
         model (LinearC2F): The model, its anchors in place.
-        data (HeteroData): The data set, on the model's device.
         recipe (FastRecipe): The settings.
         generator (torch.Generator): Draws batches and negatives.
     """
@@ -298,7 +297,6 @@ class FastTrainer:
     def __init__(
         self,
         model: LinearC2F,
-        data: HeteroData,
         recipe: FastRecipe,
         generator: torch.Generator,
     ) -> None:
@@ -481,7 +479,6 @@ def train_fast(
             result = results[stage][1] if fixed_epochs is None else None
             _train_on(
                 model,
-                data,
                 recipe,
                 generator,
                 look,
@@ -513,7 +510,6 @@ def _same_anchors(model: LinearC2F, init: torch.nn.Module) -> bool:
 
 def _train_on(
     model: LinearC2F,
-    data: HeteroData,
     recipe: FastRecipe,
     generator: torch.Generator,
     look: Callable[[Stage, int, float | None], dict[str, float]],
@@ -526,7 +522,7 @@ def _train_on(
         return
     start = {key: value.clone() for key, value in model.state_dict().items()}
     best, scale = start, (model.threshold, model.diffusion)
-    trainer = FastTrainer(model, data, recipe, generator)
+    trainer = FastTrainer(model, recipe, generator)
     bad, stage = 0, model.stage
     last = recipe.epochs if fixed_epochs is None else fixed_epochs
     for epoch in tqdm(range(1, last + 1), 'train', leave=False, disable=not progress):

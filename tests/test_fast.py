@@ -251,7 +251,7 @@ def test_the_cache_changes_nothing(data, loss, monkeypatch):
         monkeypatch.setattr(module, 'CACHE_BYTES', cache)
         model = build_fast(data, recipe, torch.Generator().manual_seed(0))
         model.set_stage('fine')
-        trainer = FastTrainer(model, data, recipe, torch.Generator().manual_seed(0))
+        trainer = FastTrainer(model, recipe, torch.Generator().manual_seed(0))
         assert (trainer.mixtures is None) == (cache == 0)
         runs.append([trainer.epoch() for _ in range(3)])
     assert runs[0] == pytest.approx(runs[1], rel=1e-3)
@@ -265,7 +265,7 @@ def test_the_trainer_changes_no_list_at_its_start(data):
         model.diffusion = 0.5
         users = torch.arange(200)
         before = model.scorer()(users)
-        FastTrainer(model, data, recipe, torch.Generator().manual_seed(0))
+        FastTrainer(model, recipe, torch.Generator().manual_seed(0))
         after = model.scorer()(users)
         gain = (after / before)[before > 1e-3]
         torch.testing.assert_close(gain, gain[:1].expand_as(gain), rtol=1e-3, atol=0)
