@@ -306,3 +306,36 @@ def sparse_coding(
         dense += step * (x - dense @ codebook) @ codebook.T
         links = threshold_assignment(dense, num_links, importance)
     return links
+
+
+def pack_sorted(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Rising whole numbers in little more room than their entropy (Elias-Fano).
+
+    The low bits of each number are packed as they are, the high ones written in unary:
+    number :math:`n` with high part :math:`h` sets bit :math:`h + n`. With :math:`N`
+    numbers below :math:`M` that takes about :math:`2 + \log_2 (M / N)` bits a number;
+    for pairs of users and items as ``user * num_items + item`` no row pointers are
+    needed. `"Efficient storage and retrieval by content and address of static files"
+    <https://doi.org/10.1145/321812.321820>`_.
+
+    Args:
+        values (Tensor): Distinct numbers from 0 up, rising, int64.
+
+    Returns:
+        Tuple: The low bits and the high bits, uint8, and how many bits are low, uint8.
+    """
+    most = int(values[-1]) + 1 if values.numel() else 1
+    width = max(int(log2(max(most // max(values.numel(), 1), 1))), 0)
+    place = torch.arange(values.numel(), device=values.device)
+    high = torch.zeros((most >> width) + values.numel() + 1, dtype=torch.long)
+    high[(values >> width) + place] = 1
+    low = pack_bits(values & ((1 << width) - 1), width) if width else values[:0].byte()
+    return low, pack_bits(high, 1), torch.tensor([width], dtype=torch.uint8)
+
+
+def unpack_sorted(low: Tensor, high: Tensor, width: Tensor) -> Tensor:
+    """The numbers that :func:`pack_sorted` packed, int64."""
+    bits = unpack_bits(high, 1, 8 * high.numel())
+    values = bits.nonzero().flatten()
+    values = (values - torch.arange(values.numel())) << int(width)
+    return values | unpack_bits(low, int(width), values.numel()) if width else values

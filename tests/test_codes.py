@@ -9,12 +9,14 @@ from pyg_c2f.codes import (
     kmeans,
     num_bits,
     pack_bits,
+    pack_sorted,
     product_codes,
     residual_codes,
     round_weights,
     sparse_coding,
     threshold_assignment,
     unpack_bits,
+    unpack_sorted,
     weights_of,
 )
 from pyg_c2f.nn.fused import weighted_sum
@@ -290,3 +292,70 @@ def test_sparse_coding_against_axes_is_the_threshold():
     start = threshold_assignment(-x, 1, importance)
     links = sparse_coding(x, torch.eye(8), start, 3, importance, 1)
     torch.testing.assert_close(links, threshold_assignment(x, 3, importance))
+
+
+def bits_of(packed):
+    return unpack_bits(packed, 1, 8 * packed.numel())
+
+
+@pytest.mark.parametrize(
+    'values',
+    [
+        [],
+        [0],
+        [1],
+        [7],
+        [2**20],
+        [2**40 + 5],
+        [0, 1],
+        [0, 2**33],
+        [2**33, 2**33 + 1],
+        list(range(100)),
+        list(range(1000, 1100)),
+        list(range(0, 4096, 64)),
+        [x * x for x in range(200)],
+        [2**x for x in range(45)],
+    ],
+    ids=lambda values: f'{len(values)} to {max(values, default=0)}',
+)
+def test_pack_sorted(values):
+    values = torch.tensor(values, dtype=torch.long)
+    packed = pack_sorted(values)
+    assert all(x.dtype == torch.uint8 for x in packed)
+    assert packed[2].shape == (1,)
+    got = unpack_sorted(*packed)
+    assert got.dtype == torch.long and got.equal(values)
+
+
+@pytest.mark.parametrize('most', [1, 5, 64, 1000, 10**6, 3 * 10**9])
+@pytest.mark.parametrize('share', [1e-9, 0.01, 0.1, 0.4, 0.5, 0.9, 1.0])
+def test_pack_sorted_numbers_at_random(most, share):
+    num = max(min(round(share * most), 800), 1)
+    values = torch.randint(most, (num,), generator=generator()).unique()
+    if share == 1 and most <= 1000:
+        values = torch.arange(most)
+    low, high, width = pack_sorted(values)
+    assert unpack_sorted(low, high, width).equal(values)
+
+    # Below the bound of Elias and Fano, and of any plain list of such numbers.
+    size, top = len(values), int(values[-1]) + 1
+    bits = 8 * (low.numel() + high.numel())
+    assert bits <= size * (2 + max(math.log2(top / size), 0)) + 16
+    assert low.numel() == math.ceil(size * int(width) / 8)
+    assert bits >= math.log2(math.comb(top, size)) - 1
+
+
+def test_pack_sorted_by_definition():
+    values = torch.tensor([3, 4, 7, 13, 14, 15, 21, 43])
+    low, high, width = pack_sorted(values)
+    assert int(width) == 2  # of 44 numbers 8, so that log2(5.5) goes down to 2
+    assert unpack_bits(low, 2, 8).tolist() == [x % 4 for x in values.tolist()]
+    ones = bits_of(high).nonzero().flatten()
+    assert ones.tolist() == [x // 4 + n for n, x in enumerate(values.tolist())]
+
+
+def test_pack_sorted_dense_numbers_have_no_low_bits():
+    values = torch.tensor([0, 1, 3, 4, 6])
+    low, high, width = pack_sorted(values)
+    assert low.numel() == 0 and int(width) == 0
+    assert int(bits_of(high).sum()) == 5
