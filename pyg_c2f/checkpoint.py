@@ -51,6 +51,8 @@ LINEAR_SIZES = (
     'threshold',
     'item_power',
     'diffusion',
+    'user_norm',
+    'item_norm',
     'users',
     'dtype',
 )
@@ -264,6 +266,33 @@ def _c2f_tensors(model: C2F) -> dict[str, Tensor]:
     return tensors
 
 
+def model_meta(model: Model) -> dict[str, str]:
+    """What :func:`build_model` has to know beside the tensors of a model."""
+    names = LINEAR_SIZES if isinstance(model, LinearC2F) else SIZES
+    meta = {key: json.dumps(getattr(model, key)) for key in names}
+    meta['stage'] = model.stage
+    if isinstance(model, LinearC2F):
+        _, grid = round_weights(model.coarse.assignment_weight, WEIGHT_BITS)
+        meta |= {
+            'model': 'linear',
+            'weight_grid': json.dumps(grid),
+            'codes': json.dumps(_are_codes(model)),
+        }
+    return meta
+
+
+def build_model(tensors: dict[str, Tensor], meta: dict[str, str]) -> Model:
+    """The model of :func:`model_tensors` and :func:`model_meta`.
+
+    Raises:
+        KeyError or TypeError or ValueError or RuntimeError or IndexError: If they do
+            not fit together.
+    """
+    if meta.get('model') == 'linear':
+        return _load_linear(tensors, meta)
+    return _load_c2f(tensors, meta)
+
+
 def model_bytes(model: Model) -> dict[str, int]:
     """The bytes of SPEC section 6, of the tensors as they are stored.
 
@@ -307,16 +336,7 @@ def save(model: Model, path: str | Path) -> None:
     """
     path = Path(path)
     path = path / 'model.safetensors' if path.is_dir() else path
-    names = LINEAR_SIZES if isinstance(model, LinearC2F) else SIZES
-    meta = {key: json.dumps(getattr(model, key)) for key in names}
-    meta |= {'format': FORMAT, 'stage': model.stage}
-    if isinstance(model, LinearC2F):
-        _, grid = round_weights(model.coarse.assignment_weight, WEIGHT_BITS)
-        meta |= {
-            'model': 'linear',
-            'weight_grid': json.dumps(grid),
-            'codes': json.dumps(_are_codes(model)),
-        }
+    meta = {'format': FORMAT} | model_meta(model)
     write_tensors(path, model_tensors(model), meta)
 
 
@@ -333,8 +353,7 @@ def load(path: str | Path) -> Model:
     path = path / 'model.safetensors' if path.is_dir() else path
     tensors, meta = read_tensors(path)
     try:
-        load_it = _load_linear if meta.get('model') == 'linear' else _load_c2f
-        model = load_it(tensors, meta)
+        model = build_model(tensors, meta)
     except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
         raise InputError(
             f'{path}: the checkpoint does not fit together ({error}); train again'
@@ -356,7 +375,7 @@ def _fine_codebook(tensors: dict[str, Tensor], model: Model) -> Tensor:
 
 def _load_linear(tensors: dict[str, Tensor], meta: dict[str, str]) -> LinearC2F:
     model = LinearC2F(
-        _edges(tensors), **{key: json.loads(meta[key]) for key in LINEAR_SIZES}
+        _edges(tensors), **{k: json.loads(meta[k]) for k in LINEAR_SIZES if k in meta}
     )
     model.set_stage('fine' if meta['stage'] == 'fine' else 'coarse')
     index = tensors['coarse.index']

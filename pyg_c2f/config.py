@@ -99,6 +99,10 @@ class FastRecipe:
     """coarse anchors of a user, on average, where users are assigned"""
     num_layers: int = 1
     """layers of propagation"""
+    user_norm: float = 0.4
+    """exponent of a user's degree in the normalisation of the interactions"""
+    item_norm: float = 0.4
+    """exponent of an item's degree in it, and in what a history adds to a user"""
     power: float = 0.25
     """exponent of the singular values in the items' features"""
     popularity: float = 0.75
@@ -219,6 +223,8 @@ _FAST_RANGES: dict[str, tuple[float, float]] = {
     'refine': (0, 100),
     'density': (1e-3, 1),
     'popularity': (0, 4),
+    'user_norm': (0, 2),
+    'item_norm': (0, 2),
     'power': (0, 4),
     'item_power': (0, 4),
 }

@@ -109,6 +109,8 @@ def build_fast(
         threshold=threshold,
         item_power=recipe.item_power,
         diffusion=recipe.diffusion,
+        user_norm=recipe.user_norm,
+        item_norm=recipe.item_norm,
         users=recipe.users,
         dtype=recipe.dtype,
     ).to(x.device)
@@ -184,7 +186,8 @@ def spectral_features(
     spectral anchors, the varimax rotation :math:`\mathbf{Q}`. Users have theirs only
     where they are assigned, scaled to the mean length of an item's.
     """
-    interactions = normalized_interactions(edge_index, num_users, num_items)
+    norms = recipe.user_norm, recipe.item_norm
+    interactions = normalized_interactions(edge_index, num_users, num_items, *norms)
     rank = min(recipe.embedding_dim, num_users, num_items)
     _, value, right = randomized_svd(interactions, rank, generator)
     x = right * value**recipe.power

@@ -81,11 +81,17 @@ def ranges(start: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     return row, torch.arange(row.numel(), device=row.device) + first[row]
 
 
-def interaction_weight(edge_index: Tensor, num_users: int, num_items: int) -> Tensor:
-    r"""The non-zeros of the symmetrically normalised interactions.
+def interaction_weight(
+    edge_index: Tensor,
+    num_users: int,
+    num_items: int,
+    user_norm: float = 0.5,
+    item_norm: float = 0.5,
+) -> Tensor:
+    r"""The non-zeros of the degree-normalised interactions.
 
     .. math::
-        a_{ui} = (d_u d_i)^{-1/2}
+        a_{ui} = d_u^{-a} d_i^{-b}
 
     where :math:`d` counts the train interactions of a user or an item.
 
@@ -93,14 +99,17 @@ def interaction_weight(edge_index: Tensor, num_users: int, num_items: int) -> Te
         edge_index (Tensor): The unique train pairs, users in row 0, items in row 1.
         num_users (int): The number of users.
         num_items (int): The number of items.
+        user_norm (float, optional): The exponent :math:`a`. (default: ``0.5``)
+        item_norm (float, optional): The exponent :math:`b`. (default: ``0.5``)
 
     Returns:
         Tensor: The weights of the pairs, shape ``[num_edges]``.
     """
     dtype = torch.get_default_dtype()
-    user_scale = inverse_sqrt(degree(edge_index[0], num_users, dtype))
-    item_scale = inverse_sqrt(degree(edge_index[1], num_items, dtype))
-    return user_scale[edge_index[0]] * item_scale[edge_index[1]]
+    user, item = edge_index
+    user_scale = degree(user, num_users, dtype).clamp(min=1) ** -user_norm
+    item_scale = degree(item, num_items, dtype).clamp(min=1) ** -item_norm
+    return user_scale[user] * item_scale[item]
 
 
 def assignment_to_edges(assignment: Assignment) -> tuple[Tensor, Tensor]:

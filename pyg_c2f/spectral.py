@@ -19,7 +19,7 @@ class Interactions(NamedTuple):
     r"""The degree-normalised interactions and their transpose, as CSR matrices.
 
     .. math::
-        \tilde{R}_{ui} = R_{ui} / \sqrt{d_u d_i}
+        \tilde{R}_{ui} = d_u^{-a} d_i^{-b} R_{ui}
     """
 
     by_user: CSR  # [num_users, num_items]
@@ -27,11 +27,18 @@ class Interactions(NamedTuple):
 
 
 def normalized_interactions(
-    edge_index: Tensor, num_users: int, num_items: int
+    edge_index: Tensor,
+    num_users: int,
+    num_items: int,
+    user_norm: float = 0.5,
+    item_norm: float = 0.5,
 ) -> Interactions:
-    """Both CSR forms of the unique train pairs ``[2, num_edges]``, in any order."""
+    """Both CSR forms of the unique train pairs ``[2, num_edges]``, in any order.
+
+    The exponents are those of :func:`~pyg_c2f.graph.interaction_weight`.
+    """
     user, item = edge_index
-    weight = interaction_weight(edge_index, num_users, num_items)
+    weight = interaction_weight(edge_index, num_users, num_items, user_norm, item_norm)
 
     def csr(row: Tensor, col: Tensor, num_rows: int, num_cols: int) -> CSR:
         perm = (row * num_cols + col).argsort()

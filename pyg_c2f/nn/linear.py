@@ -82,6 +82,9 @@ class LinearC2F(torch.nn.Module):
         threshold (float, optional): The soft threshold of the fine codebook.
         item_power (float, optional): The exponent :math:`p`. (default: ``0.5``)
         diffusion (float, optional): The weight :math:`\beta`. (default: ``0.0``)
+        user_norm (float, optional): The exponent :math:`a` of :math:`\mathbf{A}_{ui} =
+            d_u^{-a} d_i^{-b}`. (default: ``0.5``)
+        item_norm (float, optional): The exponent :math:`b`. (default: ``0.5``)
         users (str, optional): ``'inductive'`` (the default) or ``'assigned'``.
         dtype (str, optional): How a checkpoint stores numbers, ``'float32'`` (the
             default), ``'float16'`` or ``'packed'``; see :meth:`round_`.
@@ -116,6 +119,8 @@ class LinearC2F(torch.nn.Module):
         threshold: float = 0.0,
         item_power: float = 0.5,
         diffusion: float = 0.0,
+        user_norm: float = 0.5,
+        item_norm: float = 0.5,
         users: Users = 'inductive',
         dtype: Stored = 'float32',
     ) -> None:
@@ -134,6 +139,7 @@ class LinearC2F(torch.nn.Module):
         self.num_layers = int(num_layers)
         self.threshold = float(threshold)
         self.item_power, self.diffusion = float(item_power), float(diffusion)
+        self.user_norm, self.item_norm = float(user_norm), float(item_norm)
         self.users: Users = users
         self.dtype: Stored = dtype
 
@@ -180,6 +186,9 @@ class LinearC2F(torch.nn.Module):
             for table in (self.coarse.codebook, self.fine.codebook, self.bias):
                 table.copy_(table.half().float())
 
+    def _norms(self) -> tuple[float, float]:
+        return self.user_norm, self.item_norm
+
     def needs_graph(self) -> bool:
         """Whether recommending needs more of the train graph than a user's history."""
         return not self._items_are_mixtures() or self.diffusion != 0
@@ -193,8 +202,9 @@ class LinearC2F(torch.nn.Module):
     def interactions(self) -> Interactions:
         """The normalised train interactions (built once)."""
         if self._interactions is None:
+            sizes, norms = (self.num_users, self.num_items), self._norms()
             self._interactions = normalized_interactions(
-                self.edge_index, self.num_users, self.num_items
+                self.edge_index, *sizes, *norms
             )
         return self._interactions
 
@@ -341,7 +351,7 @@ class LinearC2F(torch.nn.Module):
 
         Somebody new enters by a history of items, as a user node without a row,
         :math:`\mathbf{h}_u = \frac{1}{L + 1} \sum_i \hat{a}_{ui} \sum_{l<L}
-        \mathbf{h}_i^{(l)}` with :math:`\hat{a}_{ui} = (n d_i)^{-1/2}`: what an
+        \mathbf{h}_i^{(l)}` with :math:`\hat{a}_{ui} = n^{-a} d_i^{-b}`: what an
         inductive user with these train items has (with one layer the same numbers, with
         more the items do not hear of the new user).
 
@@ -373,7 +383,8 @@ class LinearC2F(torch.nn.Module):
 
     def _score_history(self, items: Tensor) -> Tensor:
         deg = degree(self.edge_index[1], self.num_items, self.bias.dtype)[items]
-        weight = (items.numel() * deg.clamp(min=1)).rsqrt()
+        user_norm, item_norm = self._norms()
+        weight = items.numel() ** -user_norm * deg.clamp(min=1) ** -item_norm
         num_layers = max(self.num_layers, 1)
         _, below = self._mean(*self.ego(), num_layers - 1)
         _, h_item = self.propagate()
@@ -396,7 +407,9 @@ class LinearC2F(torch.nn.Module):
         """The model's graph, the anchors' features as their ``x``."""
         data = HeteroData()
         data[USER].num_nodes, data[ITEM].num_nodes = self.num_users, self.num_items
-        weight = interaction_weight(self.edge_index, self.num_users, self.num_items)
+        weight = interaction_weight(
+            self.edge_index, self.num_users, self.num_items, *self._norms()
+        )
         data[RATES].edge_index, data[RATES].edge_weight = self.edge_index, weight
         data[RATED_BY].edge_index = self.edge_index.flip(0)
         data[RATED_BY].edge_weight = weight
