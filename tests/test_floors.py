@@ -18,6 +18,7 @@ FLOORS = (
     ('config',),
     ('checkpoint', 'fast'),
     ('train', 'report'),
+    ('baselines',),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 OUTSIDE = ('run', 'benchmarks', 'tests')
@@ -31,6 +32,8 @@ LAZY = (
     'torch.utils.tensorboard',
     'pymetis',
     'optuna',
+    'implicit',
+    'faiss',
 )
 MODULES = sorted(PACKAGE.rglob('*.py'))
 IDS = [str(path.relative_to(PACKAGE)) for path in MODULES]
@@ -112,6 +115,7 @@ def test_optional_packages_are_imported_late(path: Path) -> None:
         ('report', 'pyg_c2f.train.fit'),
         ('train', 'pyg_c2f.C2F'),
         ('train', 'pyg_c2f'),
+        ('train', 'pyg_c2f.baselines.GFCF'),
         ('train', 'run.main'),
         ('__init__', 'benchmarks.speed'),
     ],
