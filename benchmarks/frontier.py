@@ -21,7 +21,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -39,6 +39,7 @@ from ablation import (
 from frontier_methods import METHODS, SIZES, SLOW, Data, Known, sizes_of_ours
 from frontier_report import OURS, draw, tables
 from safetensors.torch import load
+from size_quality import remembered, spectrum_key
 from torch import Tensor
 from torch_geometric.data import HeteroData
 from tqdm import tqdm
@@ -209,9 +210,16 @@ def on_test(method: Baseline, data: Data, store: Store, seed: int) -> dict[str, 
 
 def starts(name: str, data: Data) -> Iterator[dict[str, Any]]:
     """Parameters of the first trials; what they leave open is drawn."""
+    num_users, num_items = data.tune.num_users, data.tune.num_items
+    width = 512 if num_items > 30_000 else 256 if num_items > 10_000 else 96
     for params in METHODS[name].starts:
         if name in OURS:
-            yield from (params | {'size': size} for size in sizes_of_ours(data))
+            for size in sizes_of_ours(data):
+                yield params | {'size': size, 'embedding_dim': width}
+        elif params.get('loss') == 'whole':
+            # All pairs together weigh ten times what the positives do.
+            density = data.tune.col.numel() / (num_users * num_items)
+            yield params | {'alpha': 10 * density}
         else:
             yield params
 
@@ -338,11 +346,14 @@ def run_method(
     if base and not bases:
         raise InputError(f'{name} starts from {base}: run that first')
     bar.set_description(f'{name}: trials')
-    for _ in tune(name, data, store, entry, bases, args.trials, args.seconds):
-        write()
+    # Where last fits are others than the trials', no seconds that count are saved.
+    apart = data.tune.col.numel() != data.final.col.numel()
+    with remembered('spectral_features', spectrum_key, 2) if apart else nullcontext():
+        for _ in tune(name, data, store, entry, bases, args.trials, args.seconds):
+            write()
     done = {json.dumps(x['params'], sort_keys=True): x for x in entry['finals']}
     entry['finals'] = []
-    chosen = choose(entry['trials'], SIZES)
+    chosen = choose(entry['trials'], args.sizes)
     for place, best in enumerate(chosen):
         bar.set_description(f'{name}: {place + 1} of {len(chosen)} sizes')
         method = METHODS[name].suggest(Known(best['params']), data, bases)
@@ -373,6 +384,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--only', nargs='+', choices=list(METHODS), metavar='NAME')
     parser.add_argument('--quick', action='store_true', help='a look in minutes')
     parser.add_argument('--runs', type=Path, default='runs/frontier')
+    parser.add_argument(
+        '--sizes', nargs='+', type=int, default=SIZES, help='in bytes, to choose for'
+    )
     args = parser.parse_args(argv)
     if args.quick:
         args.trials, args.seconds, args.seeds = 4, 5.0, 1

@@ -172,7 +172,7 @@ def training(trial: Any, data: Data) -> dict[str, Any]:
     }
     if loss == 'softmax':
         settings['temperature'] = number(trial, 'temperature', 0.06, 0.3)
-        settings['epochs'] = trial.suggest_categorical('softmax_epochs', [3, 6, 12])
+        settings['epochs'] = trial.suggest_categorical('softmax_epochs', [2, 4, 8])
         settings['num_neg_samples'] = 256
     if loss == 'bpr':
         settings['lambda_reg'] = number(trial, 'bpr_lambda', 1e-4, 1e-1)
@@ -295,7 +295,7 @@ def ours(graph: bool) -> Callable[..., Baseline]:
     """Recipe fast, as many links as fill a size."""
 
     def suggest(trial: Any, data: Data, bases: Any) -> Baseline:
-        narrow = [] if data.name == 'gowalla' else [64, 96]
+        narrow = [] if data.name == 'gowalla' else [96]
         wide = [1024] if data.name == 'gowalla' else []
         num_items = data.final.num_items
         sizes = sizes_of_ours(data)
@@ -328,13 +328,13 @@ def ours(graph: bool) -> Callable[..., Baseline]:
 NORMS = tuple(
     {'user_norm': a, 'item_norm': b, 'item_power': q, 'power': p}
     for a, b, q, p in (
-        (0.7, 0.4, 0.2, 0.15),
         (0.4, 0.4, 0.3, 0.1),
+        (0.7, 0.4, 0.2, 0.15),
         (0.5, 0.3, 0.2, 0.1),
     )
 )
-START = {'loss': 'whole', 'num_layers': 1, 'lr': 0.01, 'alpha': 0.01, 'epochs': 80}
-LIGHTGCN = tuple(START | {'embedding_dim': x} for x in (64, 16, 4))
+START = {'loss': 'whole', 'num_layers': 1, 'lr': 0.01, 'epochs': 80}
+LIGHTGCN = tuple(START | {'embedding_dim': x} for x in (64, 16, 32, 4))
 COMPRESSED = tuple(START | {'embedding_dim': x, 'lr': 0.03} for x in (64, 16))
 METHODS: dict[str, Method] = {
     'ours': Method(ours(graph=False), 'published C2F .1441 R@20 (c2f)', starts=NORMS),

@@ -88,9 +88,15 @@ def remembered(name: str, key: Callable[..., Any], num_kept: int = 1) -> Iterato
 
 def spectrum_key(*args: Any) -> tuple[Any, ...]:
     """What the features of the spectrum depend on."""
-    recipe = args[3]
+    edge_index, recipe = args[0], args[3]
     names = ('embedding_dim', 'power', 'popularity', 'anchors', 'users')
-    return tuple(getattr(recipe, name) for name in names)
+    names += ('user_norm', 'item_norm')
+    return edge_index.size(1), *(getattr(recipe, name) for name in names)
+
+
+def svd_key(*args: Any) -> tuple[Any, ...]:
+    """What the singular vectors depend on."""
+    return args[1], float(args[0].by_user.weight.double().sum())
 
 
 def link_bytes(recipe: FastRecipe, num_rows: int) -> float:

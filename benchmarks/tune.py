@@ -37,6 +37,7 @@ from size_quality import (
     estimated_bytes,
     remembered,
     spectrum_key,
+    svd_key,
 )
 from torch_geometric.data import HeteroData
 
@@ -52,6 +53,8 @@ SLACK = 1.1  # of the size before the model is built, which is an estimate
 TOO_LARGE, WORSE = 'too large', 'coarse stage below the median'
 RANGES: dict[str, tuple[float, float, bool]] = {  # the last: on a logarithmic scale
     'coarse_links': (1.5, 24.0, True),
+    'user_norm': (0.3, 0.8, False),
+    'item_norm': (0.25, 0.55, False),
     'power': (0.0, 0.6, False),
     'popularity': (0.2, 1.2, False),
     'item_power': (0.1, 0.8, False),
@@ -261,7 +264,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.seed,
     )
     with (
-        remembered('randomized_svd', lambda _, rank, __: rank, len(NARROW + WIDTHS)),
+        remembered('randomized_svd', svd_key, len(NARROW + WIDTHS)),
         remembered('spectral_features', spectrum_key),
     ):
         study.optimize(objective, left, args.seconds, show_progress_bar=True)

@@ -374,8 +374,10 @@ def _fine_codebook(tensors: dict[str, Tensor], model: Model) -> Tensor:
 
 
 def _load_linear(tensors: dict[str, Tensor], meta: dict[str, str]) -> LinearC2F:
+    # Files of before these were settings do not have them.
+    meta = {'user_norm': '0.5', 'item_norm': '0.5'} | meta
     model = LinearC2F(
-        _edges(tensors), **{k: json.loads(meta[k]) for k in LINEAR_SIZES if k in meta}
+        _edges(tensors), **{key: json.loads(meta[key]) for key in LINEAR_SIZES}
     )
     model.set_stage('fine' if meta['stage'] == 'fine' else 'coarse')
     index = tensors['coarse.index']

@@ -70,6 +70,14 @@ def test_interaction_weight(toy):
     np.testing.assert_allclose(weight, a[tuple(toy.edge_index)], rtol=1e-6)
 
 
+def test_interaction_weight_with_other_exponents(toy):
+    sizes = toy.num_users, toy.num_items
+    weight = interaction_weight(toy.edge_index, *sizes, user_norm=0.3, item_norm=1)
+    user, item = toy.edge_index
+    scale = toy.rated.sum(axis=1)[user] ** 0.3 * toy.rated.sum(axis=0)[item]
+    np.testing.assert_allclose(weight, 1 / scale, rtol=1e-6)
+
+
 def test_assignment_to_edges_leaves_zero_weights_out(toy, dense):
     edge_index, weight = assignment_to_edges(toy.coarse)
     assert (weight != 0).all()

@@ -24,6 +24,7 @@ layered_users = pytest.mark.parametrize(
 )
 diffusions = pytest.mark.parametrize('diffusion', [0.0, 0.7])
 THRESHOLD, POWER = 0.4, 0.6
+USER_NORM, ITEM_NORM = 0.3, 0.6
 NUM_COARSE, NUM_FINE, DIM = 5, 4, 6
 
 
@@ -34,6 +35,8 @@ def make_model(toy, stage='fine', **kwargs):
         'fine_links': 2,
         'threshold': THRESHOLD,
         'item_power': POWER,
+        'user_norm': USER_NORM,
+        'item_norm': ITEM_NORM,
     } | kwargs
     model = LinearC2F(
         toy.edge_index,
@@ -56,9 +59,8 @@ def make_model(toy, stage='fine', **kwargs):
 def adjacency(toy):
     """The normalised interactions in both directions, users first."""
     rated = toy.rated
-    scale = np.sqrt(
-        rated.sum(axis=1, keepdims=True).clip(min=1) * rated.sum(axis=0).clip(min=1)
-    )
+    scale = rated.sum(axis=1, keepdims=True).clip(min=1) ** USER_NORM
+    scale = scale * rated.sum(axis=0).clip(min=1) ** ITEM_NORM
     out = np.zeros((toy.num_entities, toy.num_entities))
     out[: toy.num_users, toy.num_users :] = rated / scale
     return out + out.T
@@ -174,7 +176,7 @@ def test_a_history_through_layers(
     a = adjacency(toy)
     degree = toy.rated.sum(axis=0).clip(min=1)
     row = np.zeros(toy.num_items)
-    row[history] = 1 / np.sqrt(len(history) * degree[history])
+    row[history] = len(history) ** -USER_NORM * degree[history] ** -ITEM_NORM
     # The layers below the last, for what the items know.
     model.num_layers -= 1
     below = features(toy, model, dense)[toy.num_users :]
