@@ -187,7 +187,7 @@ def training(trial: Any, data: Data) -> dict[str, Any]:
 
 
 def _lightgcn(trial: Any, data: Data, bases: Any) -> Baseline:
-    widths = [1, 2, 4, 8, 16, 32, 64, 128]
+    widths = [1, 2, 4, 8, 16, 32, 64, 128, 256]
     return LightGCN(
         embedding_dim=trial.suggest_categorical('embedding_dim', widths),
         **training(trial, data),
@@ -334,7 +334,7 @@ NORMS = tuple(
     )
 )
 START = {'loss': 'whole', 'num_layers': 1, 'lr': 0.01, 'epochs': 80}
-LIGHTGCN = tuple(START | {'embedding_dim': x} for x in (64, 16, 32, 4))
+LIGHTGCN = tuple(START | {'embedding_dim': x} for x in (64, 16, 32, 4, 256))
 COMPRESSED = tuple(START | {'embedding_dim': x, 'lr': 0.03} for x in (64, 16))
 METHODS: dict[str, Method] = {
     'ours': Method(ours(graph=False), 'published C2F .1441 R@20 (c2f)', starts=NORMS),
