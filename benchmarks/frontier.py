@@ -20,6 +20,7 @@ import hashlib
 import json
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -230,8 +231,7 @@ def tune(
     store: Store,
     entry: dict[str, Any],
     bases: list[dict[str, Any]],
-    trials: int,
-    seconds: float | None,
+    args: Namespace,
 ) -> Iterator[None]:
     """Fills an entry with trials, and tells after each of them.
 
@@ -240,16 +240,19 @@ def tune(
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sampler = optuna.samplers.TPESampler(seed=0, n_startup_trials=max(trials // 2, 1))
+    sampler = optuna.samplers.TPESampler(
+        seed=0, n_startup_trials=max(args.trials // 2, 1)
+    )
     study = optuna.create_study(directions=['minimize', 'maximize'], sampler=sampler)
     for params in starts(name, data):
         study.enqueue_trial(params)
     known = {json.dumps(x['params'], sort_keys=True): x for x in entry['trials']}
-    start = time.perf_counter()
-    for place in range(trials):
-        spent = time.perf_counter() - start
-        if place >= FEWEST_TRIALS and seconds and spent > seconds:
+    fewest = 1 if args.quick else FEWEST_TRIALS
+    for place in range(args.trials):
+        fresh = place >= len(entry['trials'])
+        if fresh and place >= fewest and args.seconds and entry['spent'] > args.seconds:
             break
+        start = time.perf_counter()
         trial = study.ask()
         try:
             method = METHODS[name].suggest(trial, data, bases)
@@ -261,8 +264,9 @@ def tune(
             key = json.dumps(trial.params, sort_keys=True)
             known[key] = {'params': trial.params, 'refused': str(error)}
         result = known[key]
-        if len(entry['trials']) <= place:
+        if fresh:
             entry['trials'].append(result)
+            entry['spent'] += time.perf_counter() - start
             yield
         if 'refused' in result:
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
@@ -324,7 +328,7 @@ def result_file(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def run_method(
-    name: str, data: Data, store: Store, path: Path, args: Any, bar: tqdm
+    name: str, data: Data, store: Store, path: Path, args: Namespace, bar: tqdm
 ) -> None:
     """Tunes a method and fits what was chosen, writing everything down."""
 
@@ -334,7 +338,7 @@ def run_method(
 
     with result_file(path) as result:
         known = entries(result)
-        entry = known.get(name, {'trials': [], 'finals': []})
+        entry = known.get(name, {'trials': [], 'spent': 0.0, 'finals': []})
         base = METHODS[name].base
         bases = [x['params'] for x in known.get(base, {}).get('finals', [])]
 
@@ -349,7 +353,7 @@ def run_method(
     # Where last fits are others than the trials', no seconds that count are saved.
     apart = data.tune.col.numel() != data.final.col.numel()
     with remembered('spectral_features', spectrum_key, 2) if apart else nullcontext():
-        for _ in tune(name, data, store, entry, bases, args.trials, args.seconds):
+        for _ in tune(name, data, store, entry, bases, args):
             write()
     done = {json.dumps(x['params'], sort_keys=True): x for x in entry['finals']}
     entry['finals'] = []

@@ -133,7 +133,7 @@ def tables(result: dict[str, Any]) -> str:
                     [
                         f'{mark}{method}{mark}',
                         f'{point.size:,}',
-                        'anyone' if point.final['serves_anyone'] else 'known users',
+                        f'{point.size:,}' if point.final['serves_anyone'] else 'cannot',
                         figures(point, 'standard'),
                         figures(point, 'c2f'),
                         str(s['seeds']),
@@ -143,8 +143,10 @@ def tables(result: dict[str, Any]) -> str:
                         entry['published'],
                     ]
                 )
-        columns = 'method|bytes|serves|standard|c2f|seeds|seconds|ms a list|settings|'
-        columns += 'to compare with (published, Gowalla, standard)'
+        columns = 'method|bytes, known users|bytes, anyone|standard|c2f|seeds|'
+        columns += (
+            'seconds|ms a list|settings|to compare with (published, Gowalla, standard)'
+        )
         out.append(markdown_table(columns.split('|'), rows))
         spent = [
             f'{method} {len(entry["trials"])}'
