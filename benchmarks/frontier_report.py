@@ -1,5 +1,6 @@
 """The tables and pictures of frontier.py."""
 
+import ast
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,8 @@ OURS = ('ours', 'ours with graph')
 PUBLISHED = {
     'gowalla': {'LightGCN': 0.1554, 'GF-CF': 0.1518, 'BSPM': 0.1597, 'EASE': 0.1467}
 }
+SHOWN = ('embedding_dim', 'coarse_links', 'fine_links', 'user_norm', 'item_norm')
+SHOWN += ('power', 'item_power', 'diffusion')
 MARKERS = 'osD^v<>PX*hpd'
 
 
@@ -63,13 +66,15 @@ def figures(point: Point, protocol: str) -> str:
 
 
 def size_rows(found: Sequence[Point], protocol: str) -> Iterator[list[str]]:
-    """Ours against the best other method, size by size."""
+    """Ours against the best other method, at each size at which either is another."""
     ours = [x for x in found if x.method in OURS]
     others = [x for x in found if x.method not in OURS]
+    last: tuple[Point | None, Point | None] = (None, None)
     for size in SIZES[:-1]:
         left, right = (best(x, size, protocol) for x in (ours, others))
-        if right is None:
+        if right is None or (left, right) == last:
             continue
+        last = left, right
         cells = [f'{size / 1e6:g} MB']
         for point in (left, right):
             cells += (
@@ -81,10 +86,17 @@ def size_rows(found: Sequence[Point], protocol: str) -> Iterator[list[str]]:
         yield [*cells, f'{100 * (gain - 1):+.1f} %' if gain else '']
 
 
-def readable(params: dict[str, Any]) -> str:
+def readable(final: dict[str, Any]) -> str:
     """What a trial chose, in short."""
+    if 'FastRecipe(' in final['settings']:
+        # The links, and as many levels as there was room for, come from the size.
+        settings = ast.parse(final['settings'], mode='eval').body
+        recipe = {
+            x.arg: ast.unparse(x.value) for x in settings.keywords[0].value.keywords
+        }
+        return ', '.join(f'{name} {recipe[name]}' for name in SHOWN)
     parts = []
-    for name, value in params.items():
+    for name, value in final['params'].items():
         text = f'{value:.3g}' if isinstance(value, float) else str(value)
         parts.append(f'{name} {text}'.replace('"', '').replace('|', ' '))
     return ', '.join(parts)
@@ -139,7 +151,7 @@ def tables(result: dict[str, Any]) -> str:
                         str(s['seeds']),
                         f'{s["seconds"]:.1f}',
                         f'{s["milliseconds"]:.2f}',
-                        readable(point.final['params']),
+                        readable(point.final),
                         entry['published'],
                     ]
                 )
@@ -161,6 +173,8 @@ def draw(name: str, methods: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
     found = points(methods)
+    if not found:
+        return
     figure = Figure(figsize=(10, 6.5), layout='constrained')
     ax = figure.subplots()
     others = [x for x in methods if x not in OURS]
