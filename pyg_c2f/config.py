@@ -107,7 +107,7 @@ class FastRecipe:
     """exponent of the singular values in the items' features"""
     popularity: float = 0.75
     """exponent of an item's degree in its importance to the anchors"""
-    item_power: float = 0.6
+    item_power: float = 0.5
     """exponent of an item's degree in its scores"""
     density: float = 0.125
     """share of the fine codebook that the soft threshold lets through"""
