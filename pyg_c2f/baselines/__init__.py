@@ -27,8 +27,7 @@ from pyg_c2f.baselines.lightgcn import (
     LightGCNFromItems,
 )
 from pyg_c2f.baselines.neighbors import ItemKNN
-from pyg_c2f.baselines.ours import Fast
-from pyg_c2f.baselines.paper import Paper
+from pyg_c2f.baselines.ours import Fast, Paper
 from pyg_c2f.baselines.popularity import Popularity
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Recipe fast behind the interface of the other methods."""
+"""Both recipes behind the interface of the other methods."""
 
 import json
 from dataclasses import dataclass
@@ -24,12 +24,13 @@ from pyg_c2f.baselines.filters import (
     item_graph,
     low_pass_scorer,
 )
-from pyg_c2f.checkpoint import build_model, model_meta, model_tensors
-from pyg_c2f.config import FastRecipe
+from pyg_c2f.checkpoint import Model, build_model, model_meta, model_tensors
+from pyg_c2f.config import FastRecipe, Recipe
 from pyg_c2f.evaluate import Score
 from pyg_c2f.fast import build_fast
 from pyg_c2f.nn import LinearC2F
-from pyg_c2f.typing import ITEM, RATES, USER, InputError
+from pyg_c2f.train import train
+from pyg_c2f.typing import ITEM, RATES, USER, InputError, Stage
 
 
 @dataclass(frozen=True)
@@ -70,26 +71,24 @@ class Fast(Baseline):
         generator: torch.Generator | None = None,
         watch: Watch | None = None,
     ) -> Tensors:
-        data = HeteroData()
-        data[USER].num_nodes = histories.num_users
-        data[ITEM].num_nodes = histories.num_items
-        data[RATES].edge_index = histories.edge_index
         generator = torch.Generator().manual_seed(0) if generator is None else generator
-        model = build_fast(data, self.recipe, generator)
+        model = build_fast(_data(histories), self.recipe, generator)
         model.set_stage('fine' if self.recipe.fine_links else 'coarse')
-        meta = json.dumps(model_meta(model)).encode()
-        stored = {
-            name: x
-            for name, x in model_tensors(model).items()
-            if not name.startswith('graph.')
-        }
+        stored = _stored(model)
         if self.recipe.diffusion:
             del stored['degree']
             stored |= prefixed('graph', pack_graph(histories))
-        return stored | {'meta': torch.frombuffer(bytearray(meta), dtype=torch.uint8)}
+        return stored
 
+    @torch.no_grad()
     def scorer(self, stored: Tensors, histories: Histories) -> Score:
-        x, recipe = _items(stored), self.recipe
+        # A model without interactions: what users have comes with the request.
+        model = _model(
+            stored,
+            histories._replace(rowptr=histories.rowptr * 0, col=histories.col[:0]),
+        )
+        assert isinstance(model, LinearC2F)
+        x, recipe = model.ego()[1], self.recipe
         exponents = recipe.item_power, histories, recipe.item_norm
         if not recipe.diffusion:
             return low_pass_scorer(x, stored['degree'], *exponents)
@@ -107,13 +106,67 @@ class Fast(Baseline):
         return score
 
 
-@torch.no_grad()
-def _items(stored: Tensors) -> Tensor:
-    """The features of the items, ``[num_items, embedding_dim]``."""
+@dataclass(frozen=True)
+class Paper(Baseline):
+    """C2F as published, for a fixed number of epochs; LEGCF is its coarse stage alone.
+
+    What is stored are the codebooks (the fine one sparse), assignments and scalars of a
+    checkpoint, and the train graph in compact form.
+
+    Args:
+        recipe (Recipe, optional): The settings.
+        coarse_epochs (Tuple, optional): The epoch that re-assignment starts from and
+            the last one of the coarse stage. (default: ``(65, 195)``, the published
+            run's on Gowalla)
+        fine_epochs (Tuple, optional): Those of the fine stage; without them there is
+            none. (default: :obj:`None`)
+    """
+
+    recipe: Recipe = Recipe()
+    coarse_epochs: tuple[int, int] = (65, 195)
+    fine_epochs: tuple[int, int] | None = None
+    serves_anyone: ClassVar[bool] = False
+
+    def fit(
+        self,
+        histories: Histories,
+        generator: torch.Generator | None = None,
+        watch: Watch | None = None,
+    ) -> Tensors:
+        epochs: dict[Stage, tuple[int, int]] = {'coarse': self.coarse_epochs}
+        if self.fine_epochs is not None:
+            epochs['fine'] = self.fine_epochs
+        seed = int(torch.randint(2**31 - 1, (), generator=generator))
+        data, stages = _data(histories), tuple(epochs)
+        model = train(data, self.recipe, seed, stages, fixed_epochs=epochs).model
+        return _stored(model) | prefixed('graph', pack_graph(histories))
+
+    @torch.no_grad()
+    def scorer(self, stored: Tensors, histories: Histories) -> Score:
+        graph = without_prefix('graph', stored)
+        known = unpack_graph(graph, histories.num_items, histories.num_users)
+        return _model(stored, known).scorer()
+
+
+def _data(histories: Histories) -> HeteroData:
+    data = HeteroData()
+    data[USER].num_nodes = histories.num_users
+    data[ITEM].num_nodes = histories.num_items
+    data[RATES].edge_index = histories.edge_index
+    return data
+
+
+def _stored(model: Model) -> Tensors:
+    """The tensors of a checkpoint without the graph, its header among them."""
+    tensors = model_tensors(model)
+    stored = {name: x for name, x in tensors.items() if not name.startswith('graph.')}
+    meta = bytearray(json.dumps(model_meta(model)).encode())
+    return stored | {'meta': torch.frombuffer(meta, dtype=torch.uint8)}
+
+
+def _model(stored: Tensors, train: Histories) -> Model:
+    """The model that was stored, on train interactions."""
     meta = json.loads(bytes(stored['meta'].tolist()))
-    # A model without interactions: what users have comes with the request.
-    none = torch.zeros(int(meta['num_users']) + 1, dtype=torch.int)
-    graph = {'graph.rowptr': none, 'graph.col': none[:0]}
-    model = build_model(stored | graph, meta)
-    assert isinstance(model, LinearC2F)
-    return model.ego()[1].detach()
+    meta['num_users'] = str(train.num_users)
+    graph = {'graph.rowptr': train.rowptr, 'graph.col': train.col}
+    return build_model(stored | graph, meta)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from pyg_c2f.baselines import Paper, file_bytes, histories_of, paper
+from pyg_c2f.baselines import Paper, file_bytes, histories_of, ours
 from pyg_c2f.baselines.base import pack_graph
 from pyg_c2f.checkpoint import KINDS, SIZES
 from pyg_c2f.config import Recipe
@@ -43,13 +43,13 @@ def make(stages, **settings):
 @pytest.fixture
 def runs(monkeypatch):
     """The runs of the training and how they were called, in order."""
-    seen, train = [], paper.train
+    seen, train = [], ours.train
 
     def watched(*args, **kwargs):
         seen.append((train(*args, **kwargs), args, kwargs))
         return seen[-1][0]
 
-    monkeypatch.setattr(paper, 'train', watched)
+    monkeypatch.setattr(ours, 'train', watched)
     return seen
 
 
