@@ -7,8 +7,8 @@ standard; nothing is ever chosen on test items), over what sets its size and wha
 its quality together. For each of a row of sizes the best trial that is not larger goes
 on to be fitted to train.txt with several seeds and looked at on test items of both
 protocols. Its bytes are those of the file with its tensors, from which it is read again
-before it is looked at. What is compressed after training starts from the tables that
-its uncompressed method chose.
+before it is looked at. What is compressed after training starts from the best
+tables of each width of its uncompressed method.
 
 What is done is kept in frontier.json, so that a second call goes on where the first
 one stopped; ``--only`` runs some methods, and several such calls may run beside each
@@ -276,16 +276,28 @@ def tune(
             break  # nothing to choose
 
 
+def _quality(trial: dict[str, Any]) -> float:
+    return trial['val'][METRICS[0]]
+
+
 def choose(trials: Sequence[dict[str, Any]], sizes: Sequence[int]) -> list[dict]:
     """For each size the best trial that fits, by validation NDCG@20; each once."""
     chosen: list[dict[str, Any]] = []
     for size in sizes:
         fits = [x for x in trials if 'val' in x and x['bytes'] <= FULL * size]
         if fits:
-            best = max(fits, key=lambda x: (x['val'][METRICS[0]], -x['bytes']))
+            best = max(fits, key=lambda x: (_quality(x), -x['bytes']))
             if best not in chosen:
                 chosen.append(best)
     return chosen
+
+
+def sources(trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What is compressed after training: of each width the best trial."""
+    best: dict[Any, dict[str, Any]] = {}
+    for trial in sorted((x for x in trials if 'val' in x), key=_quality):
+        best[trial['params'].get('embedding_dim')] = trial['params']
+    return list(best.values())
 
 
 def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -340,7 +352,7 @@ def run_method(
         known = entries(result)
         entry = known.get(name, {'trials': [], 'spent': 0.0, 'finals': []})
         base = METHODS[name].base
-        bases = [x['params'] for x in known.get(base, {}).get('finals', [])]
+        bases = sources(known.get(base, {}).get('trials', []))
 
     def write() -> None:
         with result_file(path) as result:

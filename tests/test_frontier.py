@@ -45,7 +45,7 @@ def test_a_quick_look(tmp_path):
                 for mean, deviation in final['summary'][protocol].values():
                     assert 0 < mean < 1 and deviation == 0
     # What is rounded starts from the tables that were chosen, and is smaller.
-    plain = [x['params'] for x in methods['low-pass']['finals']]
+    plain = [x['params'] for x in methods['low-pass']['trials']]
     for trial in methods['low-pass rounded']['trials']:
         assert json.loads(trial['params']['source']) in plain
     text = (tmp_path / 'frontier-quick.md').read_text()
