@@ -3,12 +3,12 @@ r"""Every serious way to make a recommender small: quality against bytes.
     python benchmarks/frontier.py --dataset lastfm --data-root ../shared/data
 
 Each method gets the same number of trials (Optuna; validation items of protocol
-standard; nothing is ever chosen on test items), over what sets its size and what sets
-its quality together. For each of a row of sizes the best trial that is not larger goes
-on to be fitted to train.txt with several seeds and looked at on test items of both
-protocols. Its bytes are those of the file with its tensors, from which it is read again
-before it is looked at. What is compressed after training starts from the best
-tables of each width of its uncompressed method.
+standard), fewer where it has used up ``--seconds``, over what sets its size and what
+sets its quality together; no settings are chosen on test items. For each of a row of
+sizes the best trial that is not larger goes on to be fitted to train.txt with several
+seeds and looked at on test items of both protocols. Its bytes are those of the file
+with its tensors, from which it is read again before it is looked at. What is compressed
+after training starts from the best tables of each width of its uncompressed method.
 
 What is done is kept in frontier.json, so that a second call goes on where the first
 one stopped; ``--only`` runs some methods, and several such calls may run beside each
@@ -20,7 +20,7 @@ import hashlib
 import json
 import sys
 import time
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -31,7 +31,6 @@ from typing import Any
 import torch
 from ablation import (
     METRICS,
-    data_arguments,
     header,
     read_result,
     spread,
@@ -45,7 +44,15 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 from tqdm import tqdm
 
-from pyg_c2f.baselines import EASE, GFCF, Baseline, Histories, file_bytes, histories_of
+from pyg_c2f.baselines import (
+    EASE,
+    GFCF,
+    Baseline,
+    CompressedLightGCN,
+    Histories,
+    file_bytes,
+    histories_of,
+)
 from pyg_c2f.baselines.base import Tensors
 from pyg_c2f.baselines.codec import Plain
 from pyg_c2f.checkpoint import whole_file, write_json, write_text
@@ -55,10 +62,12 @@ from pyg_c2f.evaluate import Score, evaluate, exclude_edges, rank_items
 from pyg_c2f.train import reuse_freed_memory
 from pyg_c2f.typing import ITEM, RATES, USER, InputError
 
-FULL = 0.985  # of a size: the last fit has a few interactions more than the trials
+# Of a size: the last fit has more interactions than the trials, and its seeds differ.
+FULL = 0.985
 TUNE_USERS = 6_000  # whose validation items trials look at, of a large data set
 TIMED_LISTS = 30
 FEWEST_TRIALS = 3
+RANDOM_TRIALS = 20
 K = 20
 
 
@@ -91,16 +100,19 @@ class Store:
         if isinstance(method, EASE) and method.num_neighbors is not None:
             whole = replace(method, num_neighbors=None, weight_bits=8)
             plain, seconds, random = self._fit(whole, histories, seed)
-            return method.stored(plain['weight'].float()), seconds, random
+            start = time.perf_counter()
+            stored = method.stored(plain['weight'].float())
+            return stored, seconds + time.perf_counter() - start, random
         codec = getattr(method, 'codec', None)
-        if codec is None or isinstance(method, GFCF):
+        # These put their codecs to tables of other names, or to none.
+        if codec is None or isinstance(method, GFCF | CompressedLightGCN):
             return self._fit(method, histories, seed)
         plain, seconds, random = self._fit(
             replace(method, codec=Plain()), histories, seed
         )
         start = time.perf_counter()
         generator = torch.Generator().manual_seed(seed)
-        stored: Tensors = {}
+        stored = {}
         for name, x in plain.items():
             prefix, _, kind = name.partition('.')
             coded = codec.encode(x, generator) if kind == 'table' else None
@@ -197,12 +209,17 @@ def on_test(method: Baseline, data: Data, store: Store, seed: int) -> dict[str, 
     out: dict[str, Any] = {'bytes': len(file), 'seconds': round(seconds, 3)}
     out['random'] = random
     out['milliseconds'] = round(milliseconds(score, data.final), 3)
-    known: tuple[Tensor, Score] | None = None
+    known: tuple[Tensor, Tensor, Score] | None = None
     for name, graph in (('standard', data.standard), ('c2f', data.c2f)):
         pairs, exclude = label_index(graph, 'test'), exclude_edges(graph, 'test')
-        if known is None or not torch.equal(known[0], exclude):
-            known = exclude, ranked(score, pairs[0].unique(), exclude, data.final)
-        out[name] = look(known[1], pairs, exclude, data.final)
+        users = pairs[0].unique()
+        if (
+            known is None
+            or not torch.equal(known[0], exclude)
+            or not torch.isin(users, known[1]).all()
+        ):
+            known = exclude, users, ranked(score, users, exclude, data.final)
+        out[name] = look(known[2], pairs, exclude, data.final)
     return out | stamp()
 
 
@@ -240,9 +257,7 @@ def tune(
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sampler = optuna.samplers.TPESampler(
-        seed=0, n_startup_trials=max(args.trials // 2, 1)
-    )
+    sampler = optuna.samplers.TPESampler(seed=0, n_startup_trials=RANDOM_TRIALS)
     study = optuna.create_study(directions=['minimize', 'maximize'], sampler=sampler)
     for params in starts(name, data):
         study.enqueue_trial(params)
@@ -250,14 +265,15 @@ def tune(
     fewest = 1 if args.quick else FEWEST_TRIALS
     for place in range(args.trials):
         fresh = place >= len(entry['trials'])
-        if fresh and place >= fewest and args.seconds and entry['spent'] > args.seconds:
+        over = args.seconds and entry['spent'] > args.seconds
+        if fresh and place >= fewest and over:
             break
         start = time.perf_counter()
         trial = study.ask()
         try:
             method = METHODS[name].suggest(trial, data, bases)
             key = json.dumps(trial.params, sort_keys=True)
-            if key not in known:
+            if known.get(key, {}).get('settings') != str(method):
                 result = {'params': trial.params, 'settings': str(method)}
                 known[key] = result | on_validation(method, data, store)
         except InputError as error:
@@ -293,10 +309,11 @@ def choose(trials: Sequence[dict[str, Any]], sizes: Sequence[int]) -> list[dict]
 
 
 def sources(trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What is compressed after training: of each width the best trial."""
+    """What is compressed after training: of each width (or penalty) the best trial."""
     best: dict[Any, dict[str, Any]] = {}
     for trial in sorted((x for x in trials if 'val' in x), key=_quality):
-        best[trial['params'].get('embedding_dim')] = trial['params']
+        params = trial['params']
+        best[params.get('embedding_dim', params.get('l2'))] = params
     return list(best.values())
 
 
@@ -368,16 +385,19 @@ def run_method(
         for _ in tune(name, data, store, entry, bases, args):
             write()
     done = {json.dumps(x['params'], sort_keys=True): x for x in entry['finals']}
-    entry['finals'] = []
     chosen = choose(entry['trials'], args.sizes)
     for place, best in enumerate(chosen):
         bar.set_description(f'{name}: {place + 1} of {len(chosen)} sizes')
         method = METHODS[name].suggest(Known(best['params']), data, bases)
         key = json.dumps(best['params'], sort_keys=True)
-        final = done.get(key, best | {'runs': {}})
-        entry['finals'].append(final)
+        final = done.get(key, {})
+        if final.get('settings') != str(method):
+            final = done[key] = best | {'runs': {}}
         for _ in finish(method, data, store, args.seeds, final):
+            entry['finals'] = list(done.values())
             write()
+    keys = [json.dumps(best['params'], sort_keys=True) for best in chosen]
+    entry['finals'] = [done[key] for key in keys]
     write()
 
 
@@ -391,7 +411,12 @@ def order_of(names: Sequence[str]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs what is not done yet, then draws."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = data_arguments(__doc__)
+    parser = ArgumentParser(
+        description=__doc__, formatter_class=RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--dataset', default='lastfm')
+    parser.add_argument('--data-root')
+    parser.add_argument('--out', default='benchmarks/results', type=Path)
     parser.add_argument('--trials', type=int, default=40)
     parser.add_argument(
         '--seconds', type=float, help='no new trial of a method after so many'
@@ -419,6 +444,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             tqdm.write(f'{name}: {error}')
     with result_file(path) as result:
         result |= header('frontier', args, argv)
+        result |= {'dataset': ', '.join(result['datasets']), 'protocol': 'both'}
         for name, found in result['datasets'].items():
             draw(name, found['methods'], path.with_name(f'{path.stem}-{name}.png'))
         write_text(path.with_suffix('.md'), tables(result))

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -101,7 +101,9 @@ def _item_knn(trial: Any, data: Data, bases: Any) -> Baseline:
 
 
 def _ease(trial: Any, data: Data, bases: Any) -> Baseline:
-    return EASE(l2=trial.suggest_categorical('l2', [50.0, 100.0, 200.0, 500.0, 1000.0]))
+    return EASE(
+        l2=trial.suggest_categorical('l2', [100.0, 200.0, 500.0, 1000.0, 2000.0])
+    )
 
 
 def _ease_pruned(trial: Any, data: Data, bases: list[dict[str, Any]]) -> Baseline:
@@ -181,7 +183,7 @@ def training(trial: Any, data: Data) -> dict[str, Any]:
         settings['alpha'] = number(trial, 'alpha', 0.003, 1)
         settings['lambda_reg'] = number(trial, 'lambda_reg', 3e-4, 3e-2)
         settings['epochs'] = trial.suggest_categorical('epochs', [20, 40, 80])
-    if data.final.num_items < 20_000 and loss != 'whole':
+    else:
         settings['batch_size'] = 4096
     return settings
 
@@ -194,14 +196,14 @@ def _lightgcn(trial: Any, data: Data, bases: Any) -> Baseline:
     )
 
 
-def compressed(make: Callable[[Any, Data, int], Any]) -> Callable[..., Baseline]:
+def compressed(make: Callable[[Any, Data], Any]) -> Callable[..., Baseline]:
     """A method that trains a compressed table."""
 
     def suggest(trial: Any, data: Data, bases: Any) -> Baseline:
         width = trial.suggest_categorical('embedding_dim', [8, 16, 32, 64])
         return CompressedLightGCN(
             embedding_dim=width,
-            embedding=make(trial, data, width),
+            embedding=make(trial, data),
             start='random',
             **training(trial, data),
         )
@@ -209,34 +211,34 @@ def compressed(make: Callable[[Any, Data, int], Any]) -> Callable[..., Baseline]
     return suggest
 
 
-def _hashing(trial: Any, data: Data, width: int) -> Any:
+def _hashing(trial: Any, data: Data) -> Any:
     share = number(trial, 'share', 0.003, 0.3)
     return partial(HashEmbedding, num_buckets=round(share * data.num_entities))
 
 
-def _quotients(trial: Any, data: Data, width: int) -> Any:
+def _quotients(trial: Any, data: Data) -> Any:
     # From both tables of about the same size on to few rows in one of them.
     least = number(trial, 'share', 0.003, 0.3)
     num = max(round(data.num_entities**0.5), round(least * data.num_entities))
     return partial(QREmbedding, num_remainders=num)
 
 
-def _tensor_train(trial: Any, data: Data, width: int) -> Any:
+def _tensor_train(trial: Any, data: Data) -> Any:
     return partial(TTEmbedding, rank=trial.suggest_categorical('rank', [4, 8, 16, 32]))
 
 
-def _deep_hash(trial: Any, data: Data, width: int) -> Any:
+def _deep_hash(trial: Any, data: Data) -> Any:
     hidden = trial.suggest_categorical('hidden', [32, 64, 128])
     hashes = trial.suggest_categorical('hashes', [64, 128, 256])
     return partial(DHEmbedding, num_hashes=hashes, hidden=(hidden,))
 
 
-def _pep(trial: Any, data: Data, width: int) -> Any:
+def _pep(trial: Any, data: Data) -> Any:
     threshold = number(trial, 'threshold', -4, 0, log=False)
     return partial(PEPEmbedding, init_threshold=threshold)
 
 
-def rounding(trial: Any) -> Codec:
+def rounding(trial: Any, width: int = 0) -> Codec:
     """Fewer bits a number, row by row or column by column."""
     codecs: dict[str, Codec] = {
         'fp16': Half(),
@@ -249,16 +251,17 @@ def rounding(trial: Any) -> Codec:
     return codecs[trial.suggest_categorical('codec', list(codecs))]
 
 
-def product_codes(trial: Any) -> Codec:
+def product_codes(trial: Any, width: int) -> Codec:
     """Codes of blocks of columns, rotated or not."""
+    columns = trial.suggest_categorical('columns', [1, 2, 4, 8, 16, 32])
     return ProductCodes(
-        num_blocks=trial.suggest_categorical('num_blocks', [2, 4, 8, 16, 32]),
+        num_blocks=max(width // columns, 1),
         bits=trial.suggest_categorical('bits', [6, 8]),
         optimised=trial.suggest_categorical('optimised', [False, True]),
     )
 
 
-def pruning(trial: Any) -> Codec:
+def pruning(trial: Any, width: int) -> Codec:
     """The largest entries alone."""
     return Pruned(keep=number(trial, 'keep', 0.02, 0.5))
 
@@ -270,7 +273,7 @@ def _legcf(trial: Any, data: Data, bases: Any) -> Baseline:
 
 
 def post_training(
-    base: str, codec: Callable[[Any], Codec], cls: Any = None
+    base: str, codec: Callable[[Any, int], Codec], cls: Any = None
 ) -> Callable[..., Baseline]:
     """A method on the tables that another one chose."""
 
@@ -279,9 +282,8 @@ def post_training(
         source = json.loads(trial.suggest_categorical('source', sources))
         method: Any = METHODS[base].suggest(Known(source), data, [])
         if cls is not None:
-            names = {x for x in method.__dataclass_fields__ if x != 'serves_anyone'}
-            method = cls(**{name: getattr(method, name) for name in names})
-        return replace(method, codec=codec(trial))
+            method = cls(**{x.name: getattr(method, x.name) for x in fields(method)})
+        return replace(method, codec=codec(trial, method.embedding_dim))
 
     return suggest
 
@@ -385,6 +387,9 @@ METHODS: dict[str, Method] = {
     ),
     'LightGCN items rounded': Method(
         post_training('LightGCN', rounding, LightGCNFromItems), 'none', 'LightGCN'
+    ),
+    'LightGCN items PQ': Method(
+        post_training('LightGCN', product_codes, LightGCNFromItems), 'none', 'LightGCN'
     ),
     'hashing': Method(compressed(_hashing), 'none', starts=COMPRESSED),
     'QR hashing': Method(

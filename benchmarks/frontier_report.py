@@ -53,7 +53,7 @@ def front(found: Sequence[Point]) -> list[Point]:
 
 
 def best(found: Sequence[Point], size: int, protocol: str) -> Point | None:
-    """The best of what fits a size."""
+    """The best on test items of the points, chosen on validation, that fit a size."""
     fits = [x for x in found if x.size <= size]
     return max(fits, key=lambda x: x.quality(protocol), default=None)
 

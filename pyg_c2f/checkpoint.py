@@ -267,7 +267,7 @@ def _c2f_tensors(model: C2F) -> dict[str, Tensor]:
 
 
 def model_meta(model: Model) -> dict[str, str]:
-    """What :func:`build_model` has to know beside the tensors of a model."""
+    """What :func:`restore_model` has to know beside the tensors of a model."""
     names = LINEAR_SIZES if isinstance(model, LinearC2F) else SIZES
     meta = {key: json.dumps(getattr(model, key)) for key in names}
     meta['stage'] = model.stage
@@ -281,7 +281,7 @@ def model_meta(model: Model) -> dict[str, str]:
     return meta
 
 
-def build_model(tensors: dict[str, Tensor], meta: dict[str, str]) -> Model:
+def restore_model(tensors: dict[str, Tensor], meta: dict[str, str]) -> Model:
     """The model of :func:`model_tensors` and :func:`model_meta`.
 
     Raises:
@@ -353,7 +353,7 @@ def load(path: str | Path) -> Model:
     path = path / 'model.safetensors' if path.is_dir() else path
     tensors, meta = read_tensors(path)
     try:
-        model = build_model(tensors, meta)
+        model = restore_model(tensors, meta)
     except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
         raise InputError(
             f'{path}: the checkpoint does not fit together ({error}); train again'

@@ -319,13 +319,14 @@ def pack_sorted(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     <https://doi.org/10.1145/321812.321820>`_.
 
     Args:
-        values (Tensor): Distinct numbers from 0 up, rising, int64.
+        values (Tensor): Distinct numbers from 0 up, rising, int64, ``[N]``, on the CPU.
 
     Returns:
-        Tuple: The low bits and the high bits, uint8, and how many bits are low, uint8.
+        Tuple: The low bits and the high bits, uint8, and how many bits of a number are
+        low, uint8, ``[1]``.
     """
     most = int(values[-1]) + 1 if values.numel() else 1
-    width = max(int(log2(max(most // max(values.numel(), 1), 1))), 0)
+    width = max((most // max(values.numel(), 1)).bit_length() - 1, 0)
     place = torch.arange(values.numel(), device=values.device)
     high = torch.zeros((most >> width) + values.numel() + 1, dtype=torch.long)
     high[(values >> width) + place] = 1

@@ -24,6 +24,7 @@ from pyg_c2f.codes import (
 )
 from pyg_c2f.evaluate import Score
 from pyg_c2f.graph import CSR, check_pairs, ranges, unique_pairs
+from pyg_c2f.typing import InputError
 
 Tensors = dict[str, Tensor]
 Watch = Callable[[int, Score], bool]
@@ -68,8 +69,13 @@ def histories_of(edge_index: Tensor, num_users: int, num_items: int) -> Historie
     """Sorts pairs of users and items, each pair once.
 
     Raises:
-        InputError: If an id does not fit.
+        InputError: If these are no pairs of whole numbers, or an id does not fit.
     """
+    if edge_index.shape[:-1] != (2,) or edge_index.is_floating_point():
+        raise InputError(
+            "'histories_of' expected pairs of shape [2, num_edges], whole numbers "
+            f'(got shape {list(edge_index.shape)}, {edge_index.dtype})'
+        )
     check_pairs(edge_index, num_users, num_items, 'histories_of', 'edge_index')
     user, item = unique_pairs(edge_index, num_items)
     return Histories(cumsum(torch.bincount(user, minlength=num_users)), item, num_items)
@@ -175,6 +181,7 @@ def pack_matrix(
         weight (Tensor): Weights; zeros are left out.
         num_cols (int): The number of columns.
         num_bits (int, optional): Bits of a weight, its sign among them.
+            (default: ``8``)
     """
     alive = weight != 0
     codes, grid = round_weights(weight[alive], num_bits)
@@ -184,6 +191,23 @@ def pack_matrix(
         'grid': torch.tensor(grid),
         'bits': torch.tensor([num_bits], dtype=torch.uint8),
     }
+
+
+def check_kept(name: str, num_neighbors: float, weight_bits: int) -> None:
+    """Checks what is kept of a matrix of items: how many entries, in how many bits.
+
+    Raises:
+        InputError: If nothing is, or a weight has no bit beside its sign.
+    """
+    if num_neighbors <= 0:
+        raise InputError(
+            f"'{name}' expected num_neighbors above 0 (got {num_neighbors})"
+        )
+    if weight_bits < 2:
+        raise InputError(
+            f"'{name}' expected at least 2 weight_bits, the sign among them "
+            f'(got {weight_bits})'
+        )
 
 
 def unpack_matrix(stored: Tensors, num_rows: int, num_cols: int) -> CSR:

@@ -90,7 +90,7 @@ class RowWise(Codec):
         # Two codes share a byte; a column said twice leaves the rows' ranges alone.
         pad = table.size(1) % 2
         table = torch.cat([table, table[:, :pad]], dim=1)
-        _half(self, table)
+        _half(self, table)  # a check: the scale and the zero will be float16
         return {
             'rows': ops.embedding_bag_4bit_prepack(table),
             'pad': torch.tensor([pad], dtype=torch.uint8),

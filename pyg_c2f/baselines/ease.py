@@ -11,6 +11,7 @@ from pyg_c2f.baselines.base import (
     Histories,
     Tensors,
     Watch,
+    check_kept,
     pack_matrix,
     unpack_matrix,
 )
@@ -18,6 +19,7 @@ from pyg_c2f.baselines.filters import as_scipy, check_dense, history_rows
 from pyg_c2f.baselines.neighbors import sparse_scorer
 from pyg_c2f.evaluate import Score
 from pyg_c2f.graph import csr_matmul
+from pyg_c2f.typing import InputError
 
 MAX_DOUBLE_ITEMS = 8_000
 
@@ -40,12 +42,21 @@ class EASE(Baseline):
             without it all. (default: :obj:`None`)
         weight_bits (int, optional): Bits of a stored entry, where not all are.
             (default: ``8``)
+
+    Raises:
+        InputError: If the penalty is not above 0, or nothing is kept.
     """
 
     l2: float = 100.0
     num_neighbors: float | None = None
     weight_bits: int = 8
     serves_anyone: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.l2 <= 0:
+            raise InputError(f"'EASE' expected l2 above 0 (got {self.l2})")
+        if self.num_neighbors is not None:
+            check_kept('EASE', self.num_neighbors, self.weight_bits)
 
     def fit(
         self,
@@ -59,7 +70,7 @@ class EASE(Baseline):
         """What is kept of the matrix B."""
         if self.num_neighbors is None:
             return {'weight': weight.half()}
-        kept = largest(weight, round(self.num_neighbors * len(weight)))
+        kept = largest(weight, max(round(self.num_neighbors * len(weight)), 1))
         row, col = kept.nonzero(as_tuple=True)
         return pack_matrix(row, col, weight[row, col], len(weight), self.weight_bits)
 

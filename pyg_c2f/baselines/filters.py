@@ -169,8 +169,8 @@ class TurboCF(Baseline):
         \bar{P} = (\tilde{R}^{\top} \tilde{R})^{\circ s}, \quad
         \tilde{R} = D_U^{-\alpha} R D_I^{\alpha - 1}
 
-    with the binary row :math:`\mathbf{r}_u` of the user and the entries of :math:`P`
-    raised to the power :math:`s` (`Park et al., 2024
+    with the binary row :math:`\mathbf{r}_u` of the user and the entries of the item
+    graph raised to the power :math:`s` (`Park et al., 2024
     <https://arxiv.org/abs/2404.14243>`_). The filters are
 
     .. math::

@@ -125,7 +125,7 @@ class LightGCN(Baseline):
         codec (Codec, optional): The stored form of a table. (default: float32)
 
     Raises:
-        InputError: If there is no such loss or start.
+        InputError: If there is no such loss or start, or a size is too small.
     """
 
     embedding_dim: int = 64
@@ -150,6 +150,13 @@ class LightGCN(Baseline):
                 raise InputError(
                     f"'{type(self).__name__}' expected a {name} of {choices} "
                     f'(got {getattr(self, name)!r})'
+                )
+        sizes = ('embedding_dim', 'num_neg_samples', 'batch_size', 'eval_every')
+        for name, least in {'num_layers': 0, **dict.fromkeys(sizes, 1)}.items():
+            if getattr(self, name) < least:
+                raise InputError(
+                    f"'{type(self).__name__}' expected {name} of at least {least} "
+                    f'(got {getattr(self, name)})'
                 )
 
     def fit(
@@ -178,6 +185,12 @@ class LightGCN(Baseline):
     def scorer(self, stored: Tensors, histories: Histories) -> Score:
         user = self.codec.decode(without_prefix('user', stored))
         item = self.codec.decode(without_prefix('item', stored))
+        if len(user) != histories.num_users:
+            raise InputError(
+                f"'{type(self).__name__}' expected the {len(user)} users of the "
+                f'training (got {histories.num_users}); for others take a method that '
+                'serves anyone'
+            )
         return self._table_scorer(user, item, histories)
 
     def _stored(
@@ -306,7 +319,7 @@ class LightGCN(Baseline):
 
 @dataclass(frozen=True)
 class LightGCNFromItems(LightGCN):
-    r"""LightGCN whose users are made of their items' propagated rows, half the bytes.
+    r"""LightGCN without a table of users, who are made of their items' rows.
 
     .. math::
         s_{uj} = \Big\langle \sum_{i \in N(u)} d_i^{-1/2} \mathbf{h}_i, \, \mathbf{h}_j
@@ -342,14 +355,27 @@ class CompressedLightGCN(LightGCN):
     """LightGCN on a table that is never whole, not in training either.
 
     What is stored are the parameters of the table and, with layers, the train graph,
-    since the propagated table would be whole again. It starts at random.
+    since the propagated table would be whole again. It starts at random, and the table
+    has a stored form of its own in place of a codec.
 
     Args:
         embedding (Callable): Makes the table of a number of rows and a width, such as
             ``partial(HashEmbedding, num_buckets=1000)``.
+
+    Raises:
+        InputError: If it is to start otherwise, or has a codec.
     """
 
+    start: Start = 'random'
     embedding: Callable[[int, int], CompressedEmbedding] = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.start != 'random' or self.codec != Plain():
+            raise InputError(
+                "'CompressedLightGCN' expected a random start and no codec "
+                f'(got start={self.start!r}, codec={self.codec})'
+            )
 
     def _model(
         self, histories: Histories, generator: torch.Generator | None

@@ -12,6 +12,7 @@ from pyg_c2f.baselines.base import (
     Histories,
     Tensors,
     Watch,
+    check_kept,
     pack_matrix,
     unpack_matrix,
 )
@@ -40,6 +41,9 @@ class ItemKNN(Baseline):
             (default: ``'cosine'``)
         item_power (float, optional): The exponent :math:`q`. (default: ``0.0``)
         weight_bits (int, optional): Bits of a stored weight. (default: ``8``)
+
+    Raises:
+        InputError: If there is no such measure, or nothing is kept.
     """
 
     num_neighbors: int = 20
@@ -54,6 +58,7 @@ class ItemKNN(Baseline):
                 "'ItemKNN' expected a measure 'cosine', 'tfidf' or 'bm25' "
                 f'(got {self.measure!r})'
             )
+        check_kept('ItemKNN', self.num_neighbors, self.weight_bits)
 
     def fit(
         self,

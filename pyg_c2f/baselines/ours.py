@@ -24,7 +24,7 @@ from pyg_c2f.baselines.filters import (
     item_graph,
     low_pass_scorer,
 )
-from pyg_c2f.checkpoint import Model, build_model, model_meta, model_tensors
+from pyg_c2f.checkpoint import Model, model_meta, model_tensors, restore_model
 from pyg_c2f.config import FastRecipe, Recipe
 from pyg_c2f.evaluate import Score
 from pyg_c2f.fast import build_fast
@@ -169,4 +169,4 @@ def _model(stored: Tensors, train: Histories) -> Model:
     meta = json.loads(bytes(stored['meta'].tolist()))
     meta['num_users'] = str(train.num_users)
     graph = {'graph.rowptr': train.rowptr, 'graph.col': train.col}
-    return build_model(stored | graph, meta)
+    return restore_model(stored | graph, meta)

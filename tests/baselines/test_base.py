@@ -213,3 +213,9 @@ def test_ids_that_do_not_fit(pair, name):
     pairs = torch.tensor([[0, pair[0]], [1, pair[1]]])
     with pytest.raises(InputError, match=f'histories_of: {name} ids'):
         histories_of(pairs, 5, 6)
+
+
+@pytest.mark.parametrize('pairs', [torch.zeros(3, 4).long(), torch.zeros(2, 4)])
+def test_histories_of_no_pairs(pairs):
+    with pytest.raises(InputError, match='pairs of shape'):
+        histories_of(pairs, 5, 5)

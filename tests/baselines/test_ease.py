@@ -81,3 +81,18 @@ def test_many_items_are_refused():
     many = Histories(torch.tensor([0, 1]), torch.tensor([0]), 30_000)
     with pytest.raises(InputError, match='3.6 GB'):
         EASE().fit(many)
+
+
+@pytest.mark.parametrize(
+    'wrong',
+    [{'l2': 0.0}, {'num_neighbors': -1}, {'num_neighbors': 3, 'weight_bits': 1}],
+)
+def test_wrong_settings(wrong):
+    with pytest.raises(InputError, match=list(wrong)[-1]):
+        EASE(**wrong)
+
+
+def test_one_entry_at_least(small):
+    method = EASE(num_neighbors=0.001)
+    score = method.scorer(method.fit(small), small)(torch.arange(small.num_users))
+    assert (score != 0).any(dim=0).sum() == 1

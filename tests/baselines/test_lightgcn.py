@@ -493,3 +493,24 @@ def test_unknown_choices(name, setting):
 def test_a_compressed_table_has_to_be_named():
     with pytest.raises(TypeError, match='embedding'):
         CompressedLightGCN()
+
+
+@pytest.mark.parametrize(
+    'wrong', [{'num_layers': -1}, {'batch_size': 0}, {'eval_every': 0}]
+)
+def test_too_small(wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        make(None, **wrong)
+
+
+def test_others_than_the_users_of_the_training(small, others):
+    method = make(None)
+    stored = method.fit(small, generator())
+    with pytest.raises(InputError, match='serves anyone'):
+        method.scorer(stored, others)
+
+
+@pytest.mark.parametrize('wrong', [{'start': 'spectral'}, {'codec': RowWise(8)}])
+def test_a_compressed_table_has_its_own_form(wrong):
+    with pytest.raises(InputError, match='random start and no codec'):
+        make('hash', **wrong)

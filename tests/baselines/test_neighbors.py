@@ -122,3 +122,9 @@ def test_missing_library_names_the_extra(small, monkeypatch):
     monkeypatch.setitem(sys.modules, 'implicit', None)
     with pytest.raises(ImportError, match=r'pyg-c2f\[bench\]'):
         ItemKNN().fit(small)
+
+
+@pytest.mark.parametrize('wrong', [{'num_neighbors': 0}, {'weight_bits': 1}])
+def test_nothing_kept(wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        ItemKNN(**wrong)
