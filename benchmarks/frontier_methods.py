@@ -145,6 +145,10 @@ def _gfcf(trial: Any, data: Data, bases: Any) -> Baseline:
     )
 
 
+def _gfcf_published(trial: Any, data: Data, bases: Any) -> Baseline:
+    return GFCF()
+
+
 def _turbo_cf(trial: Any, data: Data, bases: Any) -> Baseline:
     # Powers other than 1 need the item graph whole.
     small = data.final.num_items <= 20_000
@@ -194,6 +198,11 @@ def _lightgcn(trial: Any, data: Data, bases: Any) -> Baseline:
         embedding_dim=trial.suggest_categorical('embedding_dim', widths),
         **training(trial, data),
     )
+
+
+def _lightgcn_wide(trial: Any, data: Data, bases: Any) -> Baseline:
+    alpha = 10 * data.tune.col.numel() / (data.tune.num_users * data.tune.num_items)
+    return LightGCN(embedding_dim=512, epochs=80, alpha=alpha)
 
 
 def compressed(make: Callable[[Any, Data], Any]) -> Callable[..., Baseline]:
@@ -363,6 +372,7 @@ METHODS: dict[str, Method] = {
         'GF-CF .1849 R@20',
         starts=({'rank': 256, 'weight': 0.3, 'codec': 'fp16'},),
     ),
+    'GF-CF as published': Method(_gfcf_published, 'GF-CF .1849 R@20'),
     'low-pass': Method(
         _low_pass,
         'none (part of GF-CF)',
@@ -380,6 +390,7 @@ METHODS: dict[str, Method] = {
     'iALS rounded': Method(post_training('iALS', rounding), 'none', 'iALS'),
     'iALS PQ': Method(post_training('iALS', product_codes), 'none', 'iALS'),
     'LightGCN': Method(_lightgcn, 'LightGCN .1830 R@20', starts=LIGHTGCN),
+    'LightGCN 512 wide': Method(_lightgcn_wide, 'LightGCN .1830 R@20'),
     'LightGCN rounded': Method(post_training('LightGCN', rounding), 'none', 'LightGCN'),
     'LightGCN PQ': Method(post_training('LightGCN', product_codes), 'none', 'LightGCN'),
     'LightGCN pruned': Method(
