@@ -264,9 +264,11 @@ def product_codes(trial: Any, width: int) -> Codec:
     """Codes of blocks of columns, rotated or not."""
     columns = trial.suggest_categorical('columns', [1, 2, 4, 8, 16, 32])
     return ProductCodes(
-        num_blocks=max(width // columns, 1),
+        num_blocks=min(max(width // columns, 1), 64),
         bits=trial.suggest_categorical('bits', [6, 8]),
-        optimised=trial.suggest_categorical('optimised', [False, True]),
+        # A rotation is width^2 numbers to keep, and hours to learn for wide tables.
+        optimised=trial.suggest_categorical('optimised', [False, True])
+        and width <= 128,
     )
 
 
