@@ -226,7 +226,9 @@ def on_test(method: Baseline, data: Data, store: Store, seed: int) -> dict[str, 
 # Trials, and the best of them again.
 
 
-def starts(name: str, data: Data) -> Iterator[dict[str, Any]]:
+def starts(
+    name: str, data: Data, bases: list[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
     """Parameters of the first trials; what they leave open is drawn."""
     num_users, num_items = data.tune.num_users, data.tune.num_items
     width = 512 if num_items > 30_000 else 256 if num_items > 10_000 else 96
@@ -234,6 +236,10 @@ def starts(name: str, data: Data) -> Iterator[dict[str, Any]]:
         if name in OURS:
             for size in sizes_of_ours(data):
                 yield params | {'size': size, 'embedding_dim': width}
+        elif METHODS[name].base:
+            # The two best tables come last.
+            for base in bases[:-3:-1]:
+                yield params | {'source': json.dumps(base, sort_keys=True)}
         elif params.get('loss') == 'whole':
             # All pairs together weigh ten times what the positives do.
             density = data.tune.col.numel() / (num_users * num_items)
@@ -259,13 +265,15 @@ def tune(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = optuna.samplers.TPESampler(seed=0, n_startup_trials=RANDOM_TRIALS)
     study = optuna.create_study(directions=['minimize', 'maximize'], sampler=sampler)
-    for params in starts(name, data):
+    for params in starts(name, data, bases):
         study.enqueue_trial(params)
     known = {json.dumps(x['params'], sort_keys=True): x for x in entry['trials']}
     fewest = 1 if args.quick else FEWEST_TRIALS
     for place in range(args.trials):
         fresh = place >= len(entry['trials'])
-        over = args.seconds and entry['spent'] > args.seconds
+        # Of trials before the seconds were kept nothing is known: no more of these.
+        unknown = entry['spent'] is None
+        over = args.seconds and (unknown or entry['spent'] > args.seconds)
         if fresh and place >= fewest and over:
             break
         start = time.perf_counter()

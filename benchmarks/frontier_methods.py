@@ -346,6 +346,7 @@ NORMS = tuple(
         (0.5, 0.3, 0.2, 0.1),
     )
 )
+CODES = tuple({'columns': x, 'bits': 8, 'optimised': False} for x in (16, 8, 32, 4))
 START = {'loss': 'whole', 'num_layers': 1, 'lr': 0.01, 'epochs': 80}
 LIGHTGCN = tuple(START | {'embedding_dim': x} for x in (64, 16, 32, 4, 256))
 COMPRESSED = tuple(START | {'embedding_dim': x, 'lr': 0.03} for x in (64, 16))
@@ -381,7 +382,9 @@ METHODS: dict[str, Method] = {
         starts=tuple(x | {'embedding_dim': d} for d in (64, 256, 16) for x in NORMS),
     ),
     'low-pass rounded': Method(post_training('low-pass', rounding), 'none', 'low-pass'),
-    'low-pass PQ': Method(post_training('low-pass', product_codes), 'none', 'low-pass'),
+    'low-pass PQ': Method(
+        post_training('low-pass', product_codes), 'none', 'low-pass', CODES
+    ),
     'iALS': Method(
         _ials,
         'none',
@@ -390,11 +393,13 @@ METHODS: dict[str, Method] = {
         ),
     ),
     'iALS rounded': Method(post_training('iALS', rounding), 'none', 'iALS'),
-    'iALS PQ': Method(post_training('iALS', product_codes), 'none', 'iALS'),
+    'iALS PQ': Method(post_training('iALS', product_codes), 'none', 'iALS', CODES),
     'LightGCN': Method(_lightgcn, 'LightGCN .1830 R@20', starts=LIGHTGCN),
     'LightGCN 512 wide': Method(_lightgcn_wide, 'LightGCN .1830 R@20'),
     'LightGCN rounded': Method(post_training('LightGCN', rounding), 'none', 'LightGCN'),
-    'LightGCN PQ': Method(post_training('LightGCN', product_codes), 'none', 'LightGCN'),
+    'LightGCN PQ': Method(
+        post_training('LightGCN', product_codes), 'none', 'LightGCN', CODES
+    ),
     'LightGCN pruned': Method(
         post_training('LightGCN', pruning), 'none (2406.17335 has no table)', 'LightGCN'
     ),
@@ -402,7 +407,10 @@ METHODS: dict[str, Method] = {
         post_training('LightGCN', rounding, LightGCNFromItems), 'none', 'LightGCN'
     ),
     'LightGCN items PQ': Method(
-        post_training('LightGCN', product_codes, LightGCNFromItems), 'none', 'LightGCN'
+        post_training('LightGCN', product_codes, LightGCNFromItems),
+        'none',
+        'LightGCN',
+        CODES,
     ),
     'hashing': Method(compressed(_hashing), 'none', starts=COMPRESSED),
     'QR hashing': Method(

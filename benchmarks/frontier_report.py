@@ -170,6 +170,7 @@ def tables(result: dict[str, Any]) -> str:
 
 def draw(name: str, methods: dict[str, Any], path: Path) -> None:
     """Quality against bytes as a picture."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     found = points(methods)
@@ -183,7 +184,7 @@ def draw(name: str, methods: dict[str, Any], path: Path) -> None:
         if not mine:
             continue
         style: dict[str, Any] = {'lw': 0.8, 'ms': 4, 'alpha': 0.75}
-        style['color'] = f'C{place % 10}'
+        style['color'] = colormaps['tab20'](place % 20)
         if method in OURS:
             style = {'lw': 2.5, 'ms': 8, 'color': 'black'}
             style['ls'] = '-' if method == 'ours' else '--'
