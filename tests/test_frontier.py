@@ -4,9 +4,27 @@ import importlib
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
+
+from pyg_c2f.baselines import (
+    EASE,
+    GFCF,
+    IALS,
+    ColumnWise,
+    CompressedLightGCN,
+    Half,
+    HashEmbedding,
+    LightGCN,
+    LowPass,
+    Pruned,
+    RowWise,
+    file_bytes,
+    histories_of,
+)
 
 ROOT = Path(__file__).parents[1]
 NAMES = ['popularity', 'ours', 'low-pass', 'low-pass rounded', 'two-hop']
@@ -89,3 +107,33 @@ def test_front_and_best(modules):
     assert [x.method for x in report.front(found)] == ['a', 'c']
     assert report.best(found, 25, 'standard').method == 'a'
     assert report.best(found, 5, 'standard') is None
+
+
+@pytest.mark.parametrize(
+    'method',
+    [
+        LowPass(4, codec=RowWise(4)),
+        GFCF(4, codec=Half()),
+        EASE(10.0, 3),
+        IALS(4, codec=ColumnWise(4)),
+        LightGCN(embedding_dim=4, epochs=2, codec=Pruned(0.5)),
+        CompressedLightGCN(
+            embedding_dim=4, epochs=2, embedding=partial(HashEmbedding, num_buckets=9)
+        ),
+    ],
+    ids=lambda method: type(method).__name__,
+)
+def test_the_store_holds_what_a_method_fits(method, modules, tmp_path):
+    frontier, _ = modules
+    rated = torch.rand(30, 20, generator=torch.Generator().manual_seed(0)) < 0.3
+    train = histories_of(rated.nonzero().T, 30, 20)
+    store = frontier.Store(tmp_path)
+    want = method.fit(train, torch.Generator().manual_seed(3))
+    for _ in range(2):  # fitted, and read again
+        stored, seconds, _ = store.fit(method, train, 3)
+        assert len(file_bytes(stored)) == len(file_bytes(want))
+        assert seconds > 0
+    users = torch.arange(30)
+    got, expected = (method.scorer(x, train)(users) for x in (stored, want))
+    # EASE is whole in the store, as float16.
+    torch.testing.assert_close(got, expected, rtol=1e-2, atol=1e-3)
