@@ -200,11 +200,6 @@ def _lightgcn(trial: Any, data: Data, bases: Any) -> Baseline:
     )
 
 
-def _lightgcn_wide(trial: Any, data: Data, bases: Any) -> Baseline:
-    alpha = 10 * data.tune.col.numel() / (data.tune.num_users * data.tune.num_items)
-    return LightGCN(embedding_dim=512, epochs=80, alpha=alpha)
-
-
 def compressed(make: Callable[[Any, Data], Any]) -> Callable[..., Baseline]:
     """A method that trains a compressed table."""
 
@@ -395,7 +390,6 @@ METHODS: dict[str, Method] = {
     'iALS rounded': Method(post_training('iALS', rounding), 'none', 'iALS'),
     'iALS PQ': Method(post_training('iALS', product_codes), 'none', 'iALS', CODES),
     'LightGCN': Method(_lightgcn, 'LightGCN .1830 R@20', starts=LIGHTGCN),
-    'LightGCN 512 wide': Method(_lightgcn_wide, 'LightGCN .1830 R@20'),
     'LightGCN rounded': Method(post_training('LightGCN', rounding), 'none', 'LightGCN'),
     'LightGCN PQ': Method(
         post_training('LightGCN', product_codes), 'none', 'LightGCN', CODES
