@@ -257,7 +257,7 @@ def rounding(trial: Any, width: int = 0) -> Codec:
 
 def product_codes(trial: Any, width: int) -> Codec:
     """Codes of blocks of columns, rotated or not."""
-    columns = trial.suggest_categorical('columns', [1, 2, 4, 8, 16, 32])
+    columns = trial.suggest_categorical('columns', [2, 4, 8, 16, 32, 64])
     return ProductCodes(
         num_blocks=min(max(width // columns, 1), 64),
         bits=trial.suggest_categorical('bits', [6, 8]),
@@ -341,7 +341,7 @@ NORMS = tuple(
         (0.5, 0.3, 0.2, 0.1),
     )
 )
-CODES = tuple({'columns': x, 'bits': 8, 'optimised': False} for x in (16, 8, 32, 4))
+CODES = tuple({'columns': x, 'bits': 8, 'optimised': False} for x in (16, 8, 64, 32))
 START = {'loss': 'whole', 'num_layers': 1, 'lr': 0.01, 'epochs': 80}
 LIGHTGCN = tuple(START | {'embedding_dim': x} for x in (64, 16, 32, 4, 256))
 COMPRESSED = tuple(START | {'embedding_dim': x, 'lr': 0.03} for x in (64, 16))
