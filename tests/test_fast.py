@@ -238,7 +238,7 @@ def test_training_lowers_the_loss_and_helps(data):
         _, results, _ = train_fast(data, recipe, 0, BOTH, on_evaluation=lines.append)
         losses = [line['loss'] for line in lines if line['loss'] is not None]
         assert len(losses) == 3 and losses[2] < 0.99 * losses[0]
-    # On data as small as these the start is hard to beat; from this one sampled pairs do.
+    # The start is hard to beat on data as small as these; here sampled pairs do.
     result = results['fine'][1]
     start = next(x for x in lines if x['stage'] == 'fine')['val'][SELECTION]
     assert result['best_epoch'] > 0 and result['val'][SELECTION] > start
