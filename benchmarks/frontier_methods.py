@@ -356,7 +356,7 @@ METHODS: dict[str, Method] = {
     ),
     'EASE': Method(_ease, 'EASE .1765 R@20'),
     'EASE pruned': Method(_ease_pruned, 'none', 'EASE'),
-    'two-hop': Method(_two_hop, 'none (a first try here: .1682 R@20)'),
+    'two-hop': Method(_two_hop, 'none'),
     'Turbo-CF': Method(
         _turbo_cf,
         'Turbo-CF .1835 R@20',
