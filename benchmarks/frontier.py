@@ -438,7 +438,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     if args.quick:
-        args.trials, args.seconds, args.seeds = 4, 5.0, 1
+        args.trials, args.seconds, args.seeds = 3, 3.0, 1
     reuse_freed_memory()
     args.out.mkdir(parents=True, exist_ok=True)
     data = load_frontier_data(args.dataset, args.data_root)
