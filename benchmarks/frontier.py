@@ -290,7 +290,8 @@ def tune(
         result = known[key]
         if fresh:
             entry['trials'].append(result)
-            entry['spent'] += time.perf_counter() - start
+            spent = time.perf_counter() - start
+            entry['spent'] = (entry['spent'] or 0.0) + spent
             yield
         if 'refused' in result:
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
@@ -441,7 +442,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.trials, args.seconds, args.seeds = 3, 3.0, 1
     reuse_freed_memory()
     args.out.mkdir(parents=True, exist_ok=True)
-    data = load_frontier_data(args.dataset, args.data_root)
+    try:
+        data = load_frontier_data(args.dataset, args.data_root)
+    except InputError as error:
+        parser.error(str(error))
     store = Store(args.runs / args.dataset)
     path = args.out / ('frontier-quick.json' if args.quick else 'frontier.json')
     names = args.only or [x for x in METHODS if x not in SLOW]

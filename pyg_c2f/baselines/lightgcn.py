@@ -110,9 +110,8 @@ class LightGCN(Baseline):
             ``'bpr'``. (default: ``0.003``)
         alpha (float, optional): The weight of all pairs in ``'whole'``.
             (default: ``0.01``)
-        user_power (float, optional): Users weigh :math:`d_u^{-r}` in ``'whole'``.
-            On Gowalla's validation items :math:`r = 1/2` brings a tenth of Recall@20.
-            (default: ``0.5``)
+        user_power (float, optional): Users weigh :math:`d_u^{-r}` in ``'whole'``, so
+            that those with many items do not outvote the others. (default: ``0.5``)
         temperature (float, optional): That of ``'softmax'``. (default: ``0.1``)
         num_neg_samples (int, optional): Shared negatives of ``'softmax'``.
             (default: ``512``)
