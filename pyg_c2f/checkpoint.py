@@ -131,7 +131,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from None
 
 
-def _small_int(index: Tensor, num: int) -> Tensor:
+def small_int_below(index: Tensor, num: int) -> Tensor:
+    """Whole numbers from 0 up, all below ``num``, in the smallest type for these."""
     fits = (t for t in (torch.uint8, torch.int16) if num - 1 <= torch.iinfo(t).max)
     return index.to(next(fits, torch.int32))
 
@@ -169,7 +170,7 @@ def _fine_tensors(model: Model) -> dict[str, Tensor]:
     count = torch.bincount(row, minlength=model.num_fine)
     return {
         'fine.rowptr': cumsum(count).int(),
-        'fine.col': _small_int(col, model.embedding_dim),
+        'fine.col': small_int_below(col, model.embedding_dim),
         'fine.value': codebook[row, col],
     }
 
@@ -190,7 +191,7 @@ def _are_codes(model: LinearC2F) -> bool:
 def _pack(model: LinearC2F, index: Tensor, num: int) -> Tensor:
     if model.dtype == 'packed':
         return pack_bits(index, num_bits(num))
-    return _small_int(index, num)
+    return small_int_below(index, num)
 
 
 def _unpack(model: LinearC2F, index: Tensor, num: int, num_values: int) -> Tensor:
@@ -228,14 +229,16 @@ def _linear_tensors(model: LinearC2F) -> dict[str, Tensor]:
         tensors['coarse.index'] = _pack(model, index % per_level, per_level)
     else:
         tensors['coarse.index'] = _pack(model, index, model.num_coarse)
-        tensors['coarse.count'] = _small_int(alive.sum(dim=1), model.coarse_links + 1)
+        tensors['coarse.count'] = small_int_below(
+            alive.sum(dim=1), model.coarse_links + 1
+        )
         if model.dtype == 'packed':
             codes, _ = round_weights(links, WEIGHT_BITS)
             tensors['coarse.weight'] = pack_bits(codes, WEIGHT_BITS)
         else:
             tensors['coarse.weight'] = weight.to(wide)
     degree = torch.bincount(model.edge_index[1].cpu(), minlength=model.num_items)
-    tensors['degree'] = _small_int(degree, int(degree.max()) + 1)
+    tensors['degree'] = small_int_below(degree, int(degree.max()) + 1)
     if not _is_axes(model.coarse.codebook.detach()):
         tensors['coarse.codebook'] = model.coarse.codebook.detach().to(wide)
     if model.bias.any():
@@ -253,14 +256,14 @@ def _linear_tensors(model: LinearC2F) -> dict[str, Tensor]:
 def _c2f_tensors(model: C2F) -> dict[str, Tensor]:
     tensors = {
         'coarse.codebook': model.coarse.codebook.detach(),
-        'coarse.index': _small_int(model.coarse.index, model.num_coarse),
+        'coarse.index': small_int_below(model.coarse.index, model.num_coarse),
         'coarse.weight': model.coarse.assignment_weight,
         'bias': model.bias.detach(),
         'global_bias': model.global_bias.detach(),
     } | _graph_tensors(model)
     if model.stage == 'fine':
         tensors |= _fine_tensors(model) | {
-            'fine.index': _small_int(model.fine.index, model.num_fine),
+            'fine.index': small_int_below(model.fine.index, model.num_fine),
             'fine.weight': model.fine.assignment_weight,
         }
     return tensors

@@ -20,6 +20,7 @@ from pyg_c2f.baselines.base import (
     without_prefix,
 )
 from pyg_c2f.baselines.codec import Codec, Plain
+from pyg_c2f.checkpoint import small_int_below
 from pyg_c2f.evaluate import Score
 from pyg_c2f.graph import CSR, csr_matmul, inverse_sqrt, ranges
 from pyg_c2f.spectral import (
@@ -240,8 +241,7 @@ class TurboCF(Baseline):
 def small_int(values: Tensor) -> Tensor:
     """Whole numbers from 0 up in the smallest type that holds them."""
     most = int(values.max()) if values.numel() else 0
-    fits = (t for t in (torch.uint8, torch.int16) if most <= torch.iinfo(t).max)
-    return values.to(next(fits, torch.int32))
+    return small_int_below(values, most + 1)
 
 
 def item_degree(histories: Histories) -> Tensor:
