@@ -10,11 +10,12 @@ import shlex
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
 from types import UnionType
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 import torch
 from torch_geometric import seed_everything
@@ -77,7 +78,6 @@ KEPT: dict[str, type | UnionType] = {
 # What a run leaves, beside the best models of its phases.
 OUTPUTS = (
     'config.json',
-    'ids.json',
     'history.jsonl',
     'metrics.json',
     'report.html',
@@ -89,9 +89,21 @@ EXAMPLES = """examples:
   python run.py train --dataset gowalla --out runs/gowalla
   python run.py evaluate --checkpoint runs/gowalla
   python run.py recommend --checkpoint runs/gowalla --user 12 7 -k 10
+  python run.py recommend --checkpoint runs/gowalla --similar 12
   python run.py train --help                       all options and settings
 
 Without a command it trains."""
+
+JSONL = """with --jsonl each line of standard input is a JSON object, and each line of
+standard output the answer to it:
+  {"user": "196"}                       {"items": ["50", "181"], "scores": [5.1, 4.8]}
+  {"history": ["50", "1"], "k": 2}      and "titles", where the model knows them
+"candidates" (a list) and "exclude_seen" (true or false) may stand beside; -k,
+--candidates and --include-seen hold for the lines that do not say. A line that
+cannot be answered gives {"error": "line 3: ..."}, and the exit status is 2."""
+# Lines of standard input that are answered at once, as far as they are there.
+BLOCK_LINES = 256
+BLOCK_BYTES = 1 << 16
 
 
 class Parser(argparse.ArgumentParser):
@@ -174,12 +186,23 @@ def make_parser() -> Parser:
     call.add_argument('--split', choices=['val', 'test'], default='test')
     call.set_defaults(func=run_evaluate)
 
-    call = commands.add_parser('recommend', help='the best items for a person')
+    call = commands.add_parser(
+        'recommend',
+        help='the best items for a person, or the items most alike',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=JSONL,
+    )
     call.add_argument('--checkpoint', required=True, metavar='DIR')
     who = call.add_mutually_exclusive_group(required=True)
     who.add_argument('--user', nargs='+', metavar='ID', help='known users')
     who.add_argument('--history', metavar='ITEM,ITEM', help='of an unknown person')
+    who.add_argument('--similar', nargs='+', metavar='ITEM', help='items like these')
+    who.add_argument('--jsonl', action='store_true', help='many people, see below')
     call.add_argument('-k', type=int, default=20, help='length of the list')
+    call.add_argument(
+        '--include-seen', action='store_true', help='train items and history too'
+    )
+    call.add_argument('--candidates', metavar='ITEM,ITEM', help='what to choose from')
     call.set_defaults(func=run_recommend)
 
     call = commands.add_parser('data', help='what is there of a data set')
@@ -257,7 +280,6 @@ def run_train(args: argparse.Namespace) -> int:
     if not args.resume:
         clear(out)
         write_json(out / 'config.json', config)
-        write_ids(data, out)
 
     seed_everything(config['seed'])
     history = History(out)
@@ -532,15 +554,6 @@ def clear(out: Path) -> None:
     shutil.rmtree(out / 'tensorboard', ignore_errors=True)
 
 
-def write_ids(data: HeteroData, out: Path) -> None:
-    """Keeps the names of users and items where they are not the numbers themselves."""
-    if 'raw_id' in data[USER]:
-        names = {'users': list(data[USER].raw_id), 'items': list(data[ITEM].raw_id)}
-        if 'title' in data[ITEM]:
-            names['titles'] = list(data[ITEM].title)
-        write_json(out / 'ids.json', names)
-
-
 def leave_best(out: Path, history: list[dict[str, Any]]) -> None:
     """Makes the best model so far the result of an interrupted run."""
     # Recipe fast keeps a stage's model at its end.
@@ -617,6 +630,14 @@ def run_evaluate(args: argparse.Namespace) -> int:
             f'set {config["dataset"]} has {theirs[0]} and {theirs[1]}; bring the data '
             'back that it was trained on'
         )
+    if any(
+        ids is not None and 'raw_id' in store and list(store.raw_id) != ids
+        for ids, store in ((model.user_ids, data[USER]), (model.item_ids, data[ITEM]))
+    ):
+        raise InputError(
+            f'{folder}: the model knows other users or items than the data set '
+            f'{config["dataset"]} has; bring the data back that it was trained on'
+        )
     metrics = evaluate_split(model.scorer(), data, args.split)
     print(f'{config["dataset"]}, protocol {config["protocol"]}, {args.split} items')
     for name, value in metrics.items():
@@ -625,68 +646,194 @@ def run_evaluate(args: argparse.Namespace) -> int:
 
 
 def run_recommend(args: argparse.Namespace) -> int:
-    """Prints the best items of known users, or of a history."""
-    folder = Path(args.checkpoint)
-    model = pyg_c2f.load(folder)
-    names = read_ids(folder, model)
-    if not 1 <= args.k <= model.num_items:
-        raise InputError(f'-k {args.k}: choose a length from 1 to {model.num_items}')
-    if args.history is not None:
-        tokens = [x.strip() for x in args.history.split(',') if x.strip()]
-        history = to_numbers(tokens, names.get('items'), model.num_items, 'item')
-        if not history:
-            raise InputError('--history is empty: give item ids, such as 12,7,40')
-        lists = {args.history: model.recommend(k=args.k, history=history)}
+    """Prints lists for people, or the items most alike."""
+    model = pyg_c2f.load(args.checkpoint)
+    check_length(args.k, '-k', model)
+    try:
+        status = answer_lines(model, args) if args.jsonl else print_lists(model, args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read this has seen enough. What is left is said to nobody, or Python
+        # complains of it at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    return status
+
+
+def check_length(k: int, name: str, model: Model) -> None:
+    """Refuses the length of a list that the model cannot fill."""
+    if not 1 <= k <= model.num_items:
+        raise InputError(f'{name} {k}: choose a length from 1 to {model.num_items}')
+
+
+def print_lists(model: Model, args: argparse.Namespace) -> int:
+    """The lists of a call, to be read."""
+    options: dict[str, Any] = {
+        'exclude_seen': not args.include_seen,
+        'candidates': read_items(model, args.candidates, '--candidates'),
+    }
+    history = read_items(model, args.history, '--history')
+    if args.similar is not None:
+        if args.include_seen or args.candidates is not None:
+            raise InputError('--similar goes without --include-seen and --candidates')
+        who = args.similar
+        lists = model.similar_items(model.numbers(who, ITEM), args.k)
+    elif history is not None:
+        who = [args.history]
+        lists = model.recommend(k=args.k, history=history.unsqueeze(0), **options)
     else:
-        users = to_numbers(args.user, names.get('users'), model.num_users, 'user')
-        ids, scores = model.recommend(users, args.k)
-        lists = dict(zip(args.user, zip(ids, scores, strict=True), strict=True))
-    for who, (ids, scores) in lists.items():
-        print(f'for {who}:')
-        for rank, (item, score) in enumerate(zip(ids.tolist(), scores, strict=True), 1):
-            if item < 0:
-                break
-            name = names['items'][item] if names else item
-            title = names['titles'][item] if 'titles' in names else ''
-            print(f'{rank:4}  {name!s:>10}  {score:8.4f}  {title}'.rstrip())
+        who = args.user
+        lists = model.recommend(model.numbers(who, USER), args.k, **options)
+    for name, ids, scores in zip(who, *lists, strict=True):
+        print(f'for {name}:')
+        for rank, (item, score) in enumerate(zip(*filled(ids, scores), strict=True), 1):
+            title = model.item_titles[item] if model.item_titles else ''
+            text = f'{rank:4}  {item_id(model, item):>10}  {score:8.4f}  {title}'
+            print(text.rstrip())
     return 0
 
 
-def read_ids(folder: Path, model: Model) -> dict[str, list[str]]:
-    """The names of users and items, if they are not the numbers themselves."""
-    path = folder / 'ids.json'
-    if not path.exists():
-        return {}
-    names = read_json(path)
-    nums = {'users': model.num_users, 'items': model.num_items}
-    if isinstance(names, dict) and 'titles' in names:
-        nums['titles'] = model.num_items
-    if not isinstance(names, dict) or any(
-        not isinstance(names.get(key), list) or len(names[key]) != num
-        for key, num in nums.items()
-    ):
-        raise InputError(
-            f'{path}: does not name the {model.num_users} users and {model.num_items} '
-            'items of the model; restore it, or train again'
-        )
-    return names
+def read_items(model: Model, text: str | None, option: str) -> torch.Tensor | None:
+    """The numbers of the items in an option, or nothing where it is not given."""
+    if text is None:
+        return None
+    tokens = [x.strip() for x in text.split(',') if x.strip()]
+    if not tokens:
+        raise InputError(f'{option} is empty: give item ids, such as 12,7,40')
+    return model.numbers(tokens, ITEM)
 
 
-def to_numbers(
-    tokens: list[str], names: list[str] | None, num: int, what: str
-) -> list[int]:
-    """The numbers of ids as they stand in the files."""
-    if names is not None:
-        known = {name: number for number, name in enumerate(names)}
-    else:
-        known = {str(number): number for number in range(num)}
-    unknown = [token for token in tokens if token not in known]
+def filled(ids: torch.Tensor, scores: torch.Tensor) -> tuple[list[int], list[float]]:
+    """Items and scores of a list, without the places that are left."""
+    return ids[ids >= 0].tolist(), scores[ids >= 0].tolist()
+
+
+def item_id(model: Model, item: int) -> str:
+    """What an item is called."""
+    return str(item) if model.item_ids is None else model.item_ids[item]
+
+
+class Request(NamedTuple):
+    """What a line asks for, with the numbers of its ids."""
+
+    who: int | list[int]
+    k: int
+    exclude_seen: bool
+    candidates: tuple[int, ...] | None
+
+
+def answer_lines(model: Model, args: argparse.Namespace) -> int:
+    """Answers standard input line by line, in blocks."""
+    given = {'k': args.k, 'exclude_seen': not args.include_seen}
+    if args.candidates is not None:
+        candidates = read_items(model, args.candidates, '--candidates')
+        assert candidates is not None
+        given['candidates'] = [item_id(model, x) for x in candidates.tolist()]
+    num_lines = num_wrong = 0
+    for lines in blocks_of_lines(sys.stdin.buffer):
+        requests: list[Request | str] = []
+        for number, line in enumerate(lines, num_lines + 1):
+            try:
+                requests.append(read_request(model, line, given))
+            except InputError as error:
+                requests.append(f'line {number}: {error}')
+        num_lines += len(lines)
+        num_wrong += sum(isinstance(x, str) for x in requests)
+        for answer in answer_block(model, requests):
+            print(json.dumps(answer))
+        sys.stdout.flush()
+    if num_wrong:
+        return fail(f'{num_wrong} of {num_lines} lines have an error for an answer')
+    return 0
+
+
+def blocks_of_lines(stream: BinaryIO) -> Iterator[list[bytes]]:
+    """The lines of a stream, as many at once as are there; it waits for one only."""
+    rest = b''
+    while chunk := stream.read1(BLOCK_BYTES):  # type: ignore[attr-defined]
+        *lines, rest = (rest + chunk).split(b'\n')
+        for start in range(0, len(lines), BLOCK_LINES):
+            yield lines[start : start + BLOCK_LINES]
+    if rest:
+        yield [rest]
+
+
+def read_request(model: Model, line: bytes, given: dict[str, Any]) -> Request:
+    """What a line asks for, the options of the call where it does not say."""
+    try:
+        asked = json.loads(line.decode('utf-8-sig'))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f'no JSON ({error})') from None
+    if not isinstance(asked, dict) or ('user' in asked) == ('history' in asked):
+        raise InputError('expected an object with either a "user" or a "history"')
+    unknown = set(asked) - {'user', 'history', 'k', 'candidates', 'exclude_seen'}
     if unknown:
+        raise InputError(f'unknown key {min(unknown)!r}')
+    asked = given | asked
+    if type(asked['k']) is not int:
+        raise InputError(f'"k" is a whole number, not {asked["k"]!r}')
+    check_length(asked['k'], '"k"', model)
+    if type(asked['exclude_seen']) is not bool:
         raise InputError(
-            f'unknown {what} {unknown[0]!r}: the model knows {num} {what}s, such as '
-            f'{", ".join(list(known)[:3])}'
+            f'"exclude_seen" is true or false, not {asked["exclude_seen"]!r}'
         )
-    return [known[token] for token in tokens]
+    who: int | list[int]
+    if 'user' in asked:
+        who = int(model.numbers(read_id(asked['user']), USER))
+    else:
+        who = read_ids(model, asked['history'], 'history')
+    candidates = None
+    if 'candidates' in asked:
+        candidates = tuple(read_ids(model, asked['candidates'], 'candidates'))
+    return Request(who, asked['k'], asked['exclude_seen'], candidates)
+
+
+def read_id(value: Any) -> str:
+    """An id of a line."""
+    if not isinstance(value, str | int | float) or isinstance(value, bool):
+        raise InputError(f'an id is a text or a number, not {value!r}')
+    return str(value)
+
+
+def read_ids(model: Model, values: Any, key: str) -> list[int]:
+    """The numbers of the items in a list of a line."""
+    if not isinstance(values, list) or not values:
+        raise InputError(f'"{key}" is a list of item ids, not {values!r}')
+    return model.numbers([read_id(value) for value in values], ITEM).tolist()
+
+
+def answer_block(model: Model, requests: list[Request | str]) -> list[dict[str, Any]]:
+    """The answers to some requests, those of one kind by one call of the model."""
+    answers = [{'error': x} if isinstance(x, str) else {} for x in requests]
+    groups: dict[tuple[Any, ...], list[tuple[int, Request]]] = {}
+    for place, ask in enumerate(requests):
+        if not isinstance(ask, str):
+            kind = (isinstance(ask.who, list), ask.exclude_seen, ask.candidates)
+            groups.setdefault(kind, []).append((place, ask))
+    for (is_new, exclude_seen, candidates), group in groups.items():
+        who: list[Any] = [ask.who for _, ask in group]
+        lists = model.recommend(
+            None if is_new else who,
+            # The longest list for all: a shorter one is its beginning.
+            max(ask.k for _, ask in group),
+            history=who if is_new else None,
+            exclude_seen=exclude_seen,
+            candidates=candidates,
+        )
+        for (place, ask), ids, scores in zip(group, *lists, strict=True):
+            answers[place] = as_answer(model, *filled(ids[: ask.k], scores[: ask.k]))
+    return answers
+
+
+def as_answer(model: Model, ids: list[int], scores: list[float]) -> dict[str, Any]:
+    """A list as a line says it; scores have the digits of single precision."""
+    answer: dict[str, Any] = {
+        'items': [item_id(model, item) for item in ids],
+        'scores': [float(f'{score:.7g}') for score in scores],
+    }
+    if model.item_titles is not None:
+        answer['titles'] = [model.item_titles[item] for item in ids]
+    return answer
 
 
 def run_data(args: argparse.Namespace) -> int:

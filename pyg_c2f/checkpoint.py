@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
@@ -68,6 +69,12 @@ KINDS = {
     ),
     'scalars': ('bias', 'global_bias', 'degree'),
     'inference_extra': ('graph.rowptr', 'graph.col'),
+}
+# The texts that lie beside them, and the attributes of a model that hold them.
+TEXTS = {
+    'ids.users': 'user_ids',
+    'ids.items': 'item_ids',
+    'ids.titles': 'item_titles',
 }
 
 
@@ -330,8 +337,38 @@ def model_bytes(model: Model) -> dict[str, int]:
     }
 
 
+def text_tensors(model: Model) -> dict[str, Tensor]:
+    """The original ids and titles of a model, as bytes of UTF-8 with NUL between them.
+
+    They are no part of what a model is: sizes do not count them.
+    """
+    tensors = {}
+    for key, name in TEXTS.items():
+        texts = getattr(model, name)
+        if texts is not None:
+            content = np.frombuffer('\0'.join(texts).encode(), dtype=np.uint8)
+            tensors[key] = torch.from_numpy(content.copy())
+    return tensors
+
+
+def restore_texts(model: Model, tensors: dict[str, Tensor]) -> None:
+    """Gives a model the texts of :func:`text_tensors`, those that are there.
+
+    Raises:
+        ValueError: If they are no UTF-8, or do not fit the model.
+    """
+    texts = {
+        key: tensors[key].numpy().tobytes().decode().split('\0')
+        for key in TEXTS
+        if key in tensors
+    }
+    model.set_ids(*(texts.get(key) for key in TEXTS))
+
+
 def save(model: Model, path: str | Path) -> None:
     """Saves a model for inference (and for the next stage) to a safetensors file.
+
+    Original ids and titles go with it.
 
     Args:
         model (C2F or LinearC2F): The model.
@@ -340,7 +377,7 @@ def save(model: Model, path: str | Path) -> None:
     path = Path(path)
     path = path / 'model.safetensors' if path.is_dir() else path
     meta = {'format': FORMAT} | model_meta(model)
-    write_tensors(path, model_tensors(model), meta)
+    write_tensors(path, model_tensors(model) | text_tensors(model), meta)
 
 
 def load(path: str | Path) -> Model:
@@ -357,6 +394,7 @@ def load(path: str | Path) -> Model:
     tensors, meta = read_tensors(path)
     try:
         model = restore_model(tensors, meta)
+        restore_texts(model, tensors)
     except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
         raise InputError(
             f'{path}: the checkpoint does not fit together ({error}); train again'

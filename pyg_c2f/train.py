@@ -134,6 +134,19 @@ def build_model(data: HeteroData, recipe: Recipe) -> C2F:
     )
 
 
+def original_ids(data: HeteroData) -> dict[str, Iterable[Any]]:
+    """What a data set calls its users and items, for ``set_ids`` of a model."""
+    ids: dict[str, Iterable[Any]] = {}
+    for name, store, key in (
+        ('users', data[USER], 'raw_id'),
+        ('items', data[ITEM], 'raw_id'),
+        ('titles', data[ITEM], 'title'),
+    ):
+        if key in store:
+            ids[name] = store[key]
+    return ids
+
+
 def start_coarse(model: C2F, recipe: Recipe, generator: torch.Generator) -> None:
     """Starts the coarse stage: codebook, scalars, first anchors (SPEC section 2)."""
     for table in (model.coarse.codebook, model.fine.codebook, model.bias):
@@ -533,6 +546,7 @@ def train(
     seconds = {'anchors': 0.0, 'train': 0.0, 'evaluate': 0.0}
     device = data[RATES].edge_index.device
     model = build_model(data, recipe).to(device)
+    model.set_ids(**original_ids(data))
     if isinstance(init, C2F):
         take_coarse(model, init)
     for stage in stages:
@@ -592,6 +606,7 @@ def _run_fast(
     fixed_epochs: dict[Stage, tuple[int, int]] | None,
 ) -> Run:
     def keep(model: Model, stage: Stage) -> None:
+        model.set_ids(**original_ids(data))
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
             save(model, phase_file(out, stage, 1))
@@ -624,7 +639,9 @@ def fit(
     Args:
         data (HeteroData): A data set of :mod:`pyg_c2f.datasets`, or any graph with
             train pairs in ``('user', 'rates', 'item').edge_index``, validation pairs in
-            ``val_edge_label_index`` of that relation, and ``data.protocol``.
+            ``val_edge_label_index`` of that relation, and ``data.protocol``. The model
+            takes over the original ids in ``raw_id`` of users and items, and the
+            ``title`` of items, where they are there.
         recipe (str or Recipe or FastRecipe, optional): The settings, or the name of a
             recipe, which then has the settings of ``data.dataset`` too. (default:
             ``'fast'``)

@@ -12,7 +12,9 @@ from pyg_c2f.checkpoint import (
     KINDS,
     LINEAR_SIZES,
     SIZES,
+    TEXTS,
     model_bytes,
+    model_tensors,
     read_tensors,
     write_json,
     write_tensors,
@@ -20,6 +22,7 @@ from pyg_c2f.checkpoint import (
 from pyg_c2f.config import FastRecipe
 from pyg_c2f.datasets import SyntheticHierarchy
 from pyg_c2f.fast import train_fast
+from pyg_c2f.nn import C2F
 from pyg_c2f.typing import InputError
 
 both_stages = pytest.mark.parametrize('stage', ['coarse', 'fine'])
@@ -222,6 +225,108 @@ def test_write_json(tmp_path):
         write_json(path, {'c': torch.ones(1)})
     assert json.loads(path.read_text()) == {'b': 'ä'}
     assert [p.name for p in tmp_path.iterdir()] == ['x.json']
+
+
+# Original ids and titles --------------------------------------------------------------
+
+USER_IDS = ['ann', 'bob', 'cem', 'dee', 'ève', '7']
+ITEM_IDS = ['a', '', 'c d', 'e\nf', '\N{SNOWMAN}', '5', '"', '\t']
+TITLES = ['The same', 'The same', '', '', '日本', 'x', 'y', '']
+
+
+@pytest.mark.parametrize(
+    'ids',
+    [
+        {'users': USER_IDS, 'items': ITEM_IDS, 'titles': TITLES},
+        {'users': USER_IDS, 'items': ITEM_IDS},
+        {'items': ITEM_IDS},
+        {'titles': [''] * 8},
+        {},
+    ],
+    ids=lambda ids: '-'.join(ids) or 'none',
+)
+def test_ids_round_trip(toy, ids, tmp_path):
+    model = toy.model('fine')
+    without_ids = model_bytes(model)
+    model.set_ids(**ids)
+    save(model, tmp_path)
+    again = load(tmp_path)
+    assert again.user_ids == ids.get('users')
+    assert again.item_ids == ids.get('items')
+    assert again.item_titles == ids.get('titles')
+    # They are in the file, and in no size.
+    tensors, size = stored(tmp_path / 'model.safetensors')
+    assert set(tensors) - set(model_tensors(model)) == {f'ids.{name}' for name in ids}
+    for name, texts in ids.items():
+        assert size[f'ids.{name}'] == len('\0'.join(texts).encode())
+    assert model_bytes(again) == model_bytes(model) == without_ids
+    if 'users' in ids and 'items' in ids:
+        assert again.recommend('ève', 3)[0] == model.recommend('ève', 3)[0]
+
+
+def test_ids_of_a_linear_model_and_of_one_node(data, tmp_path):
+    model = linear(data)
+    model.set_ids(range(60), [f'i{i}' for i in range(80)])
+    save(model, tmp_path)
+    again = load(tmp_path)
+    assert again.recommend('59', 3)[0] == model.recommend('59', 3)[0]
+    assert again.recommend('59', 3)[0][0].startswith('i')
+    # The one empty name takes no bytes at all.
+    alone = C2F(torch.tensor([[0], [0]]), 1, 1, 2, 4, 4)
+    alone.set_ids([''], ['x'], [''])
+    save(alone, tmp_path)
+    again = load(tmp_path)
+    assert (again.user_ids, again.item_ids, again.item_titles) == ([''], ['x'], [''])
+
+
+def as_bytes(content):
+    return lambda tensors, meta: tensors.update(
+        {'ids.items': torch.tensor(list(content), dtype=torch.uint8)}
+    )
+
+
+@pytest.mark.parametrize(
+    ('spoil', 'says'),
+    [
+        (as_bytes(b'a'), '8 item ids'),
+        (as_bytes(b''), '8 item ids'),
+        (as_bytes(b'\0' * 8), '8 item ids'),
+        (as_bytes(b'a\0b\0c\0d\0e\0f\0g\0a'), "the same id 'a'"),
+        (as_bytes(b'a\0b\0c\0d\0e\0f\0g\0\xff'), "can't decode"),
+        (as_bytes('ä'.encode()[:1]), "can't decode"),
+        (other_tensor('ids.titles', lambda x: x[:-1]), ''),
+        (other_tensor('ids.users', lambda x: x[4:]), '6 user ids'),
+        (other_tensor('ids.users', lambda x: x.float()), ''),
+    ],
+)
+def test_damaged_ids(toy, tmp_path, spoil, says):
+    path = tmp_path / 'model.safetensors'
+    model = toy.model('fine')
+    model.set_ids(USER_IDS, ITEM_IDS, [*TITLES[:-1], 'ä'])
+    save(model, path)
+    tensors, meta = read_tensors(path)
+    spoil(tensors, meta)
+    write_tensors(path, tensors, meta)
+    with pytest.raises(InputError, match=f'does not fit together .*{says}') as error:
+        load(path)
+    assert_names(error, path)
+
+
+def test_a_checkpoint_of_before_there_were_ids(toy, tmp_path):
+    path = tmp_path / 'model.safetensors'
+    model = toy.model('fine')
+    model.set_ids(USER_IDS, ITEM_IDS, TITLES)
+    save(model, path)
+    tensors, meta = read_tensors(path)
+    for key in TEXTS:
+        del tensors[key]
+    write_tensors(path, tensors, meta)
+    again = load(path)
+    assert again.user_ids is again.item_ids is again.item_titles is None
+    assert again.recommend(0)[0].equal(model.recommend(0)[0])
+    assert again.recommend('0')[0] == [
+        str(x) for x in again.recommend(0)[0].tolist() if x >= 0
+    ]
 
 
 # Linear models ------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The command line: what it writes, prints and refuses."""
 
 import gzip
+import io
 import json
 import os
 import re
@@ -424,6 +425,260 @@ def test_recommend_for_a_history(text_run, table_run, capsys):
     assert len(rows) == 3 and not {'i03', 'i17'} & {row[1] for row in rows}
 
 
+def recommended(capsys, *options):
+    """The lists that a call prints."""
+    capsys.readouterr()
+    assert run.main(['recommend', *map(str, options)]) == 0
+    return rows_of(capsys.readouterr().out)
+
+
+def test_seen_items_and_candidates(table_run, capsys):
+    call = ('--checkpoint', table_run, '-k', 50)
+    history = ('--history', 'i03,i17')
+    (rows,) = recommended(capsys, *call, *history).values()
+    (whole,) = recommended(capsys, *call, *history, '--include-seen').values()
+    assert len(rows) == 48 and len(whole) == 50
+    assert [x[1:] for x in rows] == [x[1:] for x in whole if x[1] not in ('i03', 'i17')]
+    few = ('--candidates', 'i17, i04,i40,i04')
+    (rows,) = recommended(capsys, *call, *history, *few).values()
+    assert [x[1:] for x in rows] == [x[1:] for x in whole if x[1] in ('i04', 'i40')]
+    lists = recommended(capsys, *call, '--user', 'u01', 'u02', *few, '--include-seen')
+    assert [len(rows) for rows in lists.values()] == [3, 3]
+
+
+def test_similar(table_run, text_run, capsys):
+    lists = recommended(
+        capsys, '--checkpoint', table_run, '--similar', 'i03', 'i17', '-k', 50
+    )
+    items, scores = pyg_c2f.load(table_run).similar_items(['i03', 'i17'], 50)
+    assert list(lists) == ['i03', 'i17']
+    for rows, ids, values in zip(lists.values(), items, scores, strict=True):
+        assert [row[1] for row in rows] == ids and len(ids) == 49
+        assert [float(row[2]) for row in rows] == pytest.approx(
+            values.tolist(), abs=1e-4
+        )
+        assert rows[0][3] == f'The item {int(rows[0][1][1:])}'
+    (rows,) = recommended(
+        capsys, '--checkpoint', text_run, '--similar', 5, '-k', 3
+    ).values()
+    ids, _ = pyg_c2f.load(text_run).similar_items(5, 3)
+    assert [int(row[1]) for row in rows] == ids.tolist()
+
+
+def test_every_model_of_a_run_knows_the_ids(table_run, root, tmp_path, no_report):
+    call = ['train', *data_options(root, 'table'), *FAST, '--protocol', 'standard']
+    assert run.main([*call, '--refit', '--out', str(tmp_path / 'refit')]) == 0
+    data = get_dataset('table', root, 'c2f')
+    for out in (table_run, tmp_path / 'refit'):
+        paths = list(out.glob('*.safetensors'))
+        assert len(paths) >= 3
+        for path in paths:
+            model = pyg_c2f.load(path)
+            assert model.user_ids == list(data['user'].raw_id)
+            assert model.item_ids == list(data['item'].raw_id)
+            assert model.item_titles == list(data['item'].title)
+
+
+# Line by line ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def answered(monkeypatch, capsys):
+    """Answers lines of JSON: the status, the answers, and standard error."""
+
+    def call(out, lines, *options):
+        content = b''.join(
+            (x if isinstance(x, bytes) else json.dumps(x).encode()) + b'\n'
+            for x in lines
+        )
+        stdin = io.TextIOWrapper(io.BytesIO(content))
+        monkeypatch.setattr('sys.stdin', stdin)
+        capsys.readouterr()
+        argv = ['recommend', '--checkpoint', str(out), '--jsonl', *map(str, options)]
+        status = run.main(argv)
+        text, err = capsys.readouterr()
+        return status, [json.loads(x) for x in text.splitlines()], err
+
+    return call
+
+
+def answer(model, who, k=20, **options):
+    """The answer to a line, by a call of its own."""
+    name = 'user' if isinstance(who, str) else 'history'
+    kwargs = {'users': who} if name == 'user' else {'history': who}
+    items, scores = model.recommend(k=k, **kwargs, **options)
+    out = {'items': items, 'scores': pytest.approx(scores[: len(items)].tolist())}
+    if model.item_titles is not None:
+        out['titles'] = [f'The item {int(item[1:])}' for item in items]
+    return out
+
+
+@pytest.mark.parametrize('num_lines', [1, 2, 256])
+def test_lines(table_run, answered, num_lines, monkeypatch):
+    monkeypatch.setattr(run, 'BLOCK_LINES', num_lines)
+    model = pyg_c2f.load(table_run)
+    seen = {'exclude_seen': False}
+    few = {'candidates': ['i40', 'i04', 'i17']}
+    status, answers, err = answered(
+        table_run,
+        [
+            {'user': 'u07'},
+            {'history': ['i03', 'i17', 'i03']},
+            {'user': 'u01', 'k': 3},
+            {'history': ['i05'], 'k': 50},
+            {'user': 'u07'} | seen,
+            {'user': 'u02'} | few,
+            {'history': ['i04']} | few | seen,
+            {'history': ['i17']} | few,
+        ],
+    )
+    assert status == 0 and err == ''
+    assert answers == [
+        answer(model, 'u07'),
+        answer(model, ['i03', 'i17']),
+        answer(model, 'u01', 3),
+        answer(model, ['i05'], 50),
+        answer(model, 'u07', **seen),
+        answer(model, 'u02', **few),
+        answer(model, ['i04'], **few, **seen),
+        answer(model, ['i17'], **few),
+    ]
+    assert len(answers[3]['items']) == 49 and len(answers[7]['items']) == 2
+
+
+def test_options_are_for_lines_that_do_not_say(table_run, answered):
+    model = pyg_c2f.load(table_run)
+    few = ['i40', 'i04', 'i17']
+    lines = [
+        {'history': ['i17']},
+        {
+            'history': ['i17'],
+            'k': 3,
+            'exclude_seen': True,
+            'candidates': ['i01', 'i17'],
+        },
+    ]
+    options = ['-k', 2, '--include-seen', '--candidates', ','.join(few)]
+    status, answers, _ = answered(table_run, lines, *options)
+    assert status == 0
+    assert answers == [
+        answer(model, ['i17'], 2, exclude_seen=False, candidates=few),
+        answer(model, ['i17'], 3, candidates=['i01', 'i17']),
+    ]
+
+
+def test_lines_with_numbers_for_ids(text_run, answered):
+    model = pyg_c2f.load(text_run)
+    lines = [
+        {'user': 7, 'k': 4},
+        {'user': '7', 'k': 4},
+        {'history': [3, '17'], 'candidates': [1, '2', 3]},
+    ]
+    status, answers, _ = answered(text_run, lines)
+    assert status == 0
+    assert answers == [
+        *[answer(model, '7', 4)] * 2,
+        answer(model, ['3', '17'], candidates=['1', '2', '3']),
+    ]
+    # Other ends of lines, and none at the end.
+    status, others, _ = answered(
+        text_run, [b'\xef\xbb\xbf{"user": 7, "k": 4}\r\n{"user": "7", "k": 4}\r']
+    )
+    assert status == 0 and others == answers[:2]
+    assert answered(text_run, []) == (0, [], '')
+
+
+WRONG_LINES = [
+    (b'', 'no JSON'),
+    (b'{"user": ', 'no JSON'),
+    (b'\xff', 'no JSON'),
+    (b'[' * 100_000, 'no JSON'),
+    (b'{"user": ' + b'9' * 5000 + b'}', 'no JSON'),
+    ([1], 'expected an object'),
+    ({}, 'either a "user" or a "history"'),
+    ({'user': 'u01', 'history': ['i01']}, 'either a "user" or a "history"'),
+    ({'user': 'u01', 'K': 3}, "unknown key 'K'"),
+    ({'user': 'u99'}, "unknown user 'u99': the model knows 40 users, such as u00"),
+    ({'user': 1}, "unknown user '1'"),
+    ({'user': 1.5}, "unknown user '1.5'"),
+    ({'user': None}, 'an id is a text or a number, not None'),
+    ({'user': True}, 'not True'),
+    ({'user': ['u01']}, 'an id is a text'),
+    ({'history': 'i01'}, '"history" is a list of item ids'),
+    ({'history': []}, '"history" is a list of item ids'),
+    ({'history': ['i01', ['i02']]}, 'an id is a text'),
+    ({'history': ['i01', 'i99']}, "unknown item 'i99'"),
+    ({'user': 'u01', 'candidates': []}, '"candidates" is a list'),
+    ({'user': 'u01', 'candidates': ['x']}, "unknown item 'x'"),
+    ({'user': 'u01', 'candidates': None}, '"candidates" is a list'),
+    ({'user': 'u01', 'k': 0}, '"k" 0: choose a length from 1 to 50'),
+    ({'user': 'u01', 'k': 51}, '"k" 51'),
+    ({'user': 'u01', 'k': 2.0}, '"k" is a whole number, not 2.0'),
+    ({'user': 'u01', 'k': True}, '"k" is a whole number'),
+    ({'user': 'u01', 'exclude_seen': 1}, '"exclude_seen" is true or false'),
+]
+
+
+@pytest.mark.parametrize('block', [3, 256])
+def test_wrong_lines(table_run, answered, block, monkeypatch):
+    monkeypatch.setattr(run, 'BLOCK_LINES', block)
+    right = {'user': 'u01', 'k': 2}
+    lines = [x for line, _ in WRONG_LINES for x in (right, line)]
+    status, answers, err = answered(table_run, [*lines, right])
+    num = len(WRONG_LINES)
+    assert status == 2
+    assert err == f'error: {num} of {2 * num + 1} lines have an error for an answer\n'
+    expected = answer(pyg_c2f.load(table_run), 'u01', 2)
+    assert answers[::2] == [expected] * (num + 1)
+    for place, (ours, (_, says)) in enumerate(
+        zip(answers[1::2], WRONG_LINES, strict=True)
+    ):
+        assert list(ours) == ['error'] and '\n' not in ours['error']
+        assert (
+            ours['error'].startswith(f'line {2 * place + 2}: ')
+            and says in ours['error']
+        )
+
+
+def start_lines(out):
+    return subprocess.Popen(
+        [*PROGRAM, 'recommend', '--checkpoint', str(out), '--jsonl', '-k', '3'],
+        env=os.environ | {'OMP_NUM_THREADS': '1'},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # Started in the background, shells have their children ignore the signal.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+def ask(process, user):
+    process.stdin.write(json.dumps({'user': user}).encode() + b'\n')
+    process.stdin.flush()
+    return json.loads(process.stdout.readline())
+
+
+def test_lines_are_answered_while_more_may_come(text_run):
+    model = pyg_c2f.load(text_run)
+    with start_lines(text_run) as process:
+        for user in ('7', '0'):
+            assert ask(process, user) == answer(model, user, 3)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, b'', b'')
+
+
+def test_the_reader_may_leave(text_run):
+    with start_lines(text_run) as process:
+        ask(process, '7')
+        process.stdout.close()
+        process.stdin.write(b'{"user": 7}\n' * 20)
+        process.stdin.close()
+        err = process.stderr.read()
+        process.wait(timeout=60)
+    assert (process.returncode, err) == (0, b'')
+
+
 def test_a_list_ends_where_the_items_do(text_run, capsys):
     call = ['recommend', '--checkpoint', str(text_run), '--user', '0', '-k', '50']
     assert run.main(call) == 0
@@ -656,10 +911,10 @@ def test_a_new_run_leaves_nothing_of_the_old_one(table_run, train, tmp_path, no_
     out = tmp_path / 'a'
     assert train('--out', out, dataset='table') == 0
     (out / 'notes.txt').write_text('mine')
-    assert (out / 'ids.json').exists()
+    assert pyg_c2f.load(out).user_ids is not None
     assert train('--out', out, '--stage', 'coarse') == 0
     names = {path.name for path in out.iterdir()}
-    assert 'ids.json' not in names and 'notes.txt' in names
+    assert pyg_c2f.load(out).user_ids is None and 'notes.txt' in names
     assert not any(name.startswith('fine-') for name in names)
     assert all(line['stage'] == 'coarse' for line in history_of(out))
 
@@ -912,20 +1167,19 @@ def test_damaged_entry_of_the_config(refused, copied):
         assert f'damaged in {key}' in refused('evaluate', '--checkpoint', copied)
 
 
-@pytest.mark.parametrize('content', [b'', b'[]', b'{"users": []}', b'\xff'])
-def test_damaged_ids(content, refused, copied):
-    (copied / 'ids.json').write_bytes(content)
-    line = refused('recommend', '--checkpoint', copied, '--user', 1)
-    assert 'ids.json' in line
-
-
-def test_damaged_titles(refused, table_run, tmp_path):
-    names = json.loads((table_run / 'ids.json').read_text())
-    (tmp_path / 'ids.json').write_text(json.dumps(names | {'titles': []}))
-    for name in ('model.safetensors', 'config.json'):
-        (tmp_path / name).write_bytes((table_run / name).read_bytes())
-    line = refused('recommend', '--checkpoint', tmp_path, '--user', 'u01')
-    assert 'ids.json' in line
+def test_evaluate_on_other_ids(refused, table_run, root, tmp_path):
+    (tmp_path / 'table').mkdir()
+    text = (root / 'table/table.inter').read_text()
+    (tmp_path / 'table/table.inter').write_text(text.replace('i07', 'new'))
+    out = tmp_path / 'out'
+    out.mkdir()
+    (out / 'model.safetensors').write_bytes(
+        (table_run / 'model.safetensors').read_bytes()
+    )
+    config = json.loads((table_run / 'config.json').read_text())
+    config['data_root'] = str(tmp_path)
+    (out / 'config.json').write_text(json.dumps(config))
+    assert 'knows other users or items' in refused('evaluate', '--checkpoint', out)
 
 
 def test_evaluate_on_other_data(refused, copied, root, tmp_path):
@@ -946,7 +1200,16 @@ def test_evaluate_on_other_data(refused, copied, root, tmp_path):
         (['--user', '1', '-1'], 'unrecognized|unknown'),
         (['--user', 'u01'], "unknown user 'u01'"),
         (['--history', '3,50'], "unknown item '50'"),
-        (['--history', ' , '], 'empty'),
+        (['--history', ' , '], '--history is empty'),
+        (['--user', '1', '--candidates', ','], '--candidates is empty'),
+        (['--user', '1', '--candidates', '3,x'], "unknown item 'x'"),
+        (['--similar', '50'], "unknown item '50'"),
+        (['--similar', '5', '--include-seen'], '--similar goes without'),
+        (['--similar', '5', '--candidates', '3'], '--similar goes without'),
+        (['--similar', '5', '--user', '3'], 'not allowed with'),
+        (['--jsonl', '--user', '3'], 'not allowed with'),
+        (['--jsonl', '-k', '0'], '-k 0'),
+        (['--jsonl', '--candidates', '50'], "unknown item '50'"),
         (['--user', '1', '-k', '0'], '-k 0: choose a length from 1 to 50'),
         (['--user', '1', '-k', '51'], '-k 51'),
         (['--user', '1', '-k', 'all'], 'invalid int'),

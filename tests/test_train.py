@@ -12,8 +12,9 @@ from torch_geometric.typing import WITH_TORCH_SPARSE
 import pyg_c2f
 from pyg_c2f import train as module
 from pyg_c2f.checkpoint import model_tensors
-from pyg_c2f.config import Recipe, get_recipe
+from pyg_c2f.config import FastRecipe, Recipe, get_recipe
 from pyg_c2f.datasets import SyntheticHierarchy
+from pyg_c2f.datasets.interactions import Labels
 from pyg_c2f.nn import C2F
 from pyg_c2f.train import (
     RESUME_FILE,
@@ -498,6 +499,33 @@ def test_fit_on_a_graph_of_ones_own(data, tmp_path):
     assert_same_model(fit(own, TINY, out=tmp_path), model)
     assert_same_model(pyg_c2f.load(tmp_path), model)
     assert not (tmp_path / 'resume.safetensors').exists()
+
+
+@pytest.mark.parametrize(
+    'recipe', [TINY, FastRecipe(embedding_dim=16, coarse_links=3.0, num_fine=16)]
+)
+def test_fit_takes_over_the_ids(data, recipe, tmp_path):
+    assert fit(data, recipe).user_ids is None
+    own = copy.copy(data)
+    own['user'].raw_id = Labels([f'u{i}' for i in range(60)])
+    own['item'].raw_id = torch.arange(80) + 1000
+    own['item'].title = Labels([f'The item {i}' for i in range(80)])
+    model = fit(own, recipe, out=tmp_path)
+    assert model.user_ids == list(own['user'].raw_id)
+    assert model.item_ids[0] == '1000' and model.item_titles == list(own['item'].title)
+    items, _ = model.recommend('u7', k=3)
+    assert items == [str(1000 + x) for x in model.recommend(7, k=3)[0].tolist()]
+    # Every file of a model has them.
+    paths = [x for x in tmp_path.glob('*.safetensors') if 'resume' not in x.name]
+    assert len(paths) >= 3
+    for path in paths:
+        again = pyg_c2f.load(path)
+        assert again.user_ids == model.user_ids and again.item_ids == model.item_ids
+        assert again.item_titles == model.item_titles
+    # Ids that do not fit are refused.
+    own['item'].raw_id = Labels(['same'] * 80)
+    with pytest.raises(InputError, match="items 0 and 79 have the same id 'same'"):
+        fit(own, recipe)
 
 
 @pytest.mark.filterwarnings('ignore:Unable to accurately infer')

@@ -1,4 +1,4 @@
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import get_args
 
 import torch
@@ -11,11 +11,16 @@ from pyg_c2f.graph import (
     assignment_to_edges,
     csr_matmul,
     interaction_weight,
-    ranges,
 )
 from pyg_c2f.nn.embedding import MetaEmbedding, SoftThreshold
 from pyg_c2f.nn.fused import weighted_sum
-from pyg_c2f.nn.lists import best_unseen, check_edges
+from pyg_c2f.nn.recommend import (
+    InnerProducts,
+    Recommender,
+    Score,
+    check_edges,
+    take_rows,
+)
 from pyg_c2f.spectral import Interactions, normalized_interactions
 from pyg_c2f.typing import (
     COARSE,
@@ -42,7 +47,7 @@ from pyg_c2f.typing import (
 SCORE_BLOCK = 128
 
 
-class LinearC2F(torch.nn.Module):
+class LinearC2F(Recommender):
     r"""Coarse and fine anchors without a nonlinearity: the model of recipe ``fast``.
 
     An item is a sparse mixture of coarse anchors plus one fine anchor of each level,
@@ -102,7 +107,6 @@ class LinearC2F(torch.nn.Module):
         torch.Size([2])
     """
 
-    edge_index: Tensor
     is_fine: Tensor
 
     def __init__(
@@ -285,12 +289,13 @@ class LinearC2F(torch.nn.Module):
         h_user, h_item = self.propagate()
         out = (h_user[users] * h_item[items]).sum(dim=-1)
         if self.diffusion:
-            block = self._diffuse(self._train_rows(users))
+            rows = _take(self.interactions().by_user, users)
+            block = self._diffuse(_columns(rows, self.num_items))
             out = out + self.diffusion * block[items, torch.arange(len(items))]
         return out * self.item_scale()[items] + self.bias[items]
 
     @torch.no_grad()
-    def scorer(self) -> Callable[[Tensor], Tensor]:
+    def scorer(self) -> Score:
         r"""A function from user ids ``[B]`` to the scores of all items.
 
         Where items are mixtures of anchors still (one layer and inductive users, or no
@@ -298,105 +303,165 @@ class LinearC2F(torch.nn.Module):
         its anchors' scores: :math:`\mathbf{S} (\mathbf{E} \mathbf{h}_u)`, a few sums
         an item instead of a dot product of full width.
         """
+        rows = self.interactions().by_user
+        if self._users_are_histories():
+            return self._scorer(rows, self._new_features(rows))
         h_user, h_item = self.propagate()
-        return self._scorer(h_user, h_item, self._train_rows)
+        return self._scorer(rows, lambda users: h_user[users], h_item)
+
+    @torch.no_grad()
+    def history_scorer(self, rowptr: Tensor, col: Tensor) -> Score:
+        r"""The scores of all items for people whom the model has never seen.
+
+        Somebody new enters by a history of items, as a user node without a row,
+
+        .. math::
+            \mathbf{h}_u = \frac{1}{L + 1} \sum_{i \in \mathcal{N}(u)} n^{-a} d_i^{-b}
+            \sum_{l=0}^{L-1} \mathbf{h}_i^{(l)}
+
+        with :math:`n` items in the history (and :math:`L = 1` where a model has no
+        layer). This is what an inductive user with these train items has: with one
+        layer the same numbers, with more the items do not hear of the new user.
+
+        Args:
+            rowptr (Tensor): The starts of the histories, ``[num_histories + 1]``.
+            col (Tensor): Their items, each once in a history; none is empty.
+
+        Returns:
+            Callable: Maps row numbers ``[B]`` to ``[B, num_items]``.
+        """
+        rows = self._history_rows(rowptr, col)
+        return self._scorer(rows, self._new_features(rows))
+
+    def user_scorer(self, users: Tensor, rowptr: Tensor, col: Tensor) -> Score:
+        # Nothing but the items of these users is looked at: no pass over the graph.
+        if self._users_are_histories():
+            return self.history_scorer(rowptr, col)
+        return super().user_scorer(users, rowptr, col)
+
+    def _users_are_histories(self) -> bool:
+        return self.num_layers == 1 and self.users == 'inductive'
 
     def _scorer(
-        self, h_user: Tensor, h_item: Tensor, rows: Callable[[Tensor], Tensor]
-    ) -> Callable[[Tensor], Tensor]:
+        self,
+        rows: CSR,
+        features: Callable[[Tensor], Tensor],
+        h_item: Tensor | None = None,
+    ) -> Score:
+        """Scores from people's features and, for the diffusion, their interactions."""
         scale, bias = self.item_scale().unsqueeze(1), self.bias.detach().unsqueeze(1)
-        mix: CSR | None = None
-        codebook = self.codebook().detach()
-        if self._items_are_mixtures():
-            mix = _links(self.assignment(), self.num_items)
-            codebook = codebook / (self.num_layers + 1)
+        score_items = self._item_products(h_item)
 
-        def score(users: Tensor) -> Tensor:
+        def score(people: Tensor) -> Tensor:
             parts = []
-            for block in users.split(SCORE_BLOCK):
-                if mix is None:
-                    part = h_item @ h_user[block].T
-                else:
-                    part = csr_matmul(mix, codebook @ h_user[block].T)
+            for block in people.split(SCORE_BLOCK):
+                part = score_items(features(block).T)
                 if self.diffusion:
-                    part.add_(self._diffuse(rows(block)), alpha=self.diffusion)
+                    dense = _columns(_take(rows, block), self.num_items)
+                    part.add_(self._diffuse(dense), alpha=self.diffusion)
                 parts.append(part)
             out = torch.cat(parts, dim=1)
             return out.mul_(scale).add_(bias).T
 
         return score
 
-    def _train_rows(self, users: Tensor) -> Tensor:
-        r"""The users' rows of the normalised interactions, dense, as columns."""
-        rowptr, col, weight = self.interactions().by_user
-        place, at = ranges(rowptr[users], rowptr[users + 1] - rowptr[users])
-        out = weight.new_zeros(self.num_items, len(users))
-        out[col[at].long(), place] = weight[at]
-        return out
+    def _item_products(self, h_item: Tensor | None) -> Callable[[Tensor], Tensor]:
+        """The products of all items with people's features, one column each."""
+        if self._items_are_mixtures():
+            mix = _links(self.assignment(), self.num_items)
+            codebook = self.codebook().detach() / (self.num_layers + 1)
+            return lambda h_user_t: csr_matmul(mix, codebook @ h_user_t)
+        item = self.propagate()[1] if h_item is None else h_item
+        return lambda h_user_t: item @ h_user_t
+
+    def _history_rows(self, rowptr: Tensor, col: Tensor) -> CSR:
+        """The normalised interactions of histories."""
+        deg = degree(self.edge_index[1], self.num_items, self.bias.dtype).clamp(min=1)
+        user_norm, item_norm = self._norms()
+        count = rowptr.diff()
+        weight = count.to(deg) ** -user_norm
+        weight = torch.repeat_interleave(weight, count) * deg[col.long()] ** -item_norm
+        return CSR(rowptr, col, weight)
+
+    def _new_features(
+        self, rows: CSR, sent: Callable[[Tensor], Tensor] | None = None
+    ) -> Callable[[Tensor], Tensor]:
+        """From row numbers to the features of people with these interactions.
+
+        Args:
+            rows (CSR): The normalised interactions of all of them.
+            sent (Callable, optional): The output of :meth:`_sent`, if at hand.
+        """
+        # Only the items that any of them has: few, where few people ask.
+        col = rows.col.long()
+        is_there = torch.zeros(self.num_items, dtype=torch.bool, device=col.device)
+        is_there[col] = True
+        place = (is_there.cumsum(0) - 1)[col].to(rows.col.dtype)
+        x = (self._sent() if sent is None else sent)(is_there.nonzero().flatten())
+        rows = rows._replace(col=place)
+        return lambda block: csr_matmul(_take(rows, block), x)
+
+    def _sent(self) -> Callable[[Tensor], Tensor]:
+        """From item ids to what these items send to a person, before the weight."""
+        num_layers = self.num_layers
+        if num_layers > 1:
+            below = self._mean(*self.ego(), num_layers - 1)[1]
+            below = below * (num_layers / (num_layers + 1))
+            return lambda items: below[items]
+        # Items as they are before propagation: only those asked for are mixed.
+        links, codebook = self._item_links(), self.codebook().detach() / 2
+
+        def sent(items: Tensor) -> Tensor:
+            return weighted_sum(Assignment(*(x[items] for x in links)), codebook)
+
+        return sent
+
+    def _item_links(self) -> Assignment:
+        return Assignment(*(x[-self.num_items :] for x in self.assignment()))
+
+    def train_items(self) -> tuple[Tensor, Tensor]:
+        rowptr, col, _ = self.interactions().by_user
+        return rowptr, col
+
+    def item_features(self) -> Tensor:
+        if self._items_are_mixtures():
+            x = weighted_sum(self._item_links(), self.codebook())
+            return x / (self.num_layers + 1)
+        return self.propagate()[1]
+
+    @torch.no_grad()
+    def inner_products(self) -> InnerProducts:
+        """The scores as inner products, the scale in the items' vectors.
+
+        Raises:
+            ValueError: If the model has a diffusion channel, whose scores are none.
+        """
+        if self.diffusion:
+            raise ValueError(
+                "'LinearC2F' expected diffusion=0 for an index: with a diffusion "
+                f'channel scores are no inner products (got diffusion={self.diffusion})'
+            )
+        by_user, sent = self.interactions().by_user, self._sent()
+        h_user = None if self._users_are_histories() else self.propagate()[0]
+        items = self.item_features() * self.item_scale().unsqueeze(1)
+
+        def new(rows: CSR) -> Tensor:
+            block = torch.arange(rows.rowptr.numel() - 1, device=rows.rowptr.device)
+            return self._new_features(rows, sent)(block)
+
+        return InnerProducts(
+            torch.cat([items, self.bias.unsqueeze(1)], dim=1),
+            items.new_zeros(self.num_users),
+            lambda users: (
+                new(_take(by_user, users)) if h_user is None else h_user[users]
+            ),
+            lambda rowptr, col: new(self._history_rows(rowptr, col)),
+        )
 
     def _diffuse(self, rows: Tensor) -> Tensor:
         """Two more steps from users' rows, both as columns: items to users to items."""
         by_user, by_item = self.interactions()
         return csr_matmul(by_item, csr_matmul(by_user, rows))
-
-    @torch.no_grad()
-    def recommend(
-        self,
-        users: int | Sequence[int] | Tensor | None = None,
-        k: int = 20,
-        *,
-        history: Sequence[int] | Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        r"""The best items that are not in a user's train items or history.
-
-        Somebody new enters by a history of items, as a user node without a row,
-        :math:`\mathbf{h}_u = \frac{1}{L + 1} \sum_i \hat{a}_{ui} \sum_{l<L}
-        \mathbf{h}_i^{(l)}` with :math:`\hat{a}_{ui} = n^{-a} d_i^{-b}`: what an
-        inductive user with these train items has (with one layer the same numbers, with
-        more the items do not hear of the new user).
-
-        Args:
-            users (int or Sequence or Tensor, optional): User ids.
-            k (int, optional): The number of items. (default: ``20``)
-            history (Sequence or Tensor, optional): Item ids of one unknown person.
-
-        Returns:
-            Tuple: Item ids and scores, best first, ``[num_users, k]`` each, or ``[k]``
-            for a single user id or a history. Where fewer than ``k`` items are left,
-            the ids at the end are -1 and their scores minus infinity.
-
-        Raises:
-            ValueError: If not exactly one of users and history is given, an id is out
-                of range, the history is empty, or ``k`` is not positive.
-        """
-        rowptr, col, _ = self.interactions().by_user
-        return best_unseen(
-            users,
-            history,
-            k,
-            rowptr,
-            col,
-            self.num_items,
-            self.scorer,
-            self._score_history,
-        )
-
-    def _score_history(self, items: Tensor) -> Tensor:
-        deg = degree(self.edge_index[1], self.num_items, self.bias.dtype)[items]
-        user_norm, item_norm = self._norms()
-        weight = items.numel() ** -user_norm * deg.clamp(min=1) ** -item_norm
-        num_layers = max(self.num_layers, 1)
-        _, below = self._mean(*self.ego(), num_layers - 1)
-        _, h_item = self.propagate()
-        h_user = (weight @ below[items] * num_layers / (num_layers + 1)).unsqueeze(0)
-
-        def rows(users: Tensor) -> Tensor:
-            out = weight.new_zeros(self.num_items, 1)
-            out[items, 0] = weight
-            return out
-
-        score = self._scorer(h_user, h_item, rows)
-        return score(torch.zeros(1, dtype=torch.long, device=items.device))
 
     def anchors_in_use(self) -> int:
         """The number of anchors that any row is tied to."""
@@ -454,6 +519,20 @@ class _Pass(torch.autograd.Function):
         by_user, by_item = ctx.interactions
         user, item = (grad.contiguous() for grad in grads)
         return csr_matmul(by_user, item), csr_matmul(by_item, user), None
+
+
+def _take(csr: CSR, rows: Tensor) -> CSR:
+    """Some rows of a matrix."""
+    rowptr, at = take_rows(csr.rowptr, rows)
+    return CSR(rowptr, csr.col[at], csr.weight[at])
+
+
+def _columns(csr: CSR, num_cols: int) -> Tensor:
+    """The rows of a matrix, dense, as columns."""
+    rowptr, col, weight = csr
+    out = weight.new_zeros(num_cols, rowptr.numel() - 1)
+    out[col.long(), torch.repeat_interleave(rowptr.diff())] = weight
+    return out
 
 
 def _links(assignment: Assignment, num_items: int) -> CSR:

@@ -1,4 +1,4 @@
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, get_args
 
 import torch
@@ -8,21 +8,29 @@ from torch_geometric.utils import degree
 
 from pyg_c2f.anchors import bridge_scores, pinv_assignment, softmax_assignment
 from pyg_c2f.graph import (
+    CSR,
     BlockGraph,
     EntityCSR,
     build_block_graph,
     build_hetero_data,
+    csr_matmul,
     entity_csr,
     joint_norm,
 )
 from pyg_c2f.nn.conv import C2FConv
 from pyg_c2f.nn.embedding import MetaEmbedding, SoftThreshold
 from pyg_c2f.nn.fused import fused_ego, fused_propagation, weighted_sum
-from pyg_c2f.nn.lists import best_unseen, check_edges
+from pyg_c2f.nn.recommend import (
+    InnerProducts,
+    Recommender,
+    Score,
+    check_edges,
+    take_rows,
+)
 from pyg_c2f.typing import COARSE, FINE, ITEM, USER, Assignment, Stage
 
 
-class C2F(torch.nn.Module):
+class C2F(Recommender):
     r"""The coarse-to-fine lightweight meta-embedding recommender.
 
     From the `"Coarse-to-Fine Lightweight Meta-Embedding for ID-Based Recommendation"
@@ -70,7 +78,6 @@ class C2F(torch.nn.Module):
         torch.Size([2, 2])
     """
 
-    edge_index: Tensor
     is_fine: Tensor
 
     def __init__(
@@ -321,86 +328,108 @@ class C2F(torch.nn.Module):
         return dots + b_item.view(items.shape) + (b_user + self.global_bias)
 
     @torch.no_grad()
-    def scorer(self) -> Callable[[Tensor], Tensor]:
+    def scorer(self) -> Score:
         """Propagates once and returns the scores of all items as a function of users.
 
         Returns:
             Callable: Maps user ids ``[batch_size]`` to ``[batch_size, num_items]``.
         """
-        h_user, h_item, _ = self.propagate().tensor_split(
-            (self.num_users, self.num_users + self.num_items)
-        )
-        item_t = h_item.T.contiguous()
-        b_user, b_item = self.bias.detach().split([self.num_users, self.num_items])
-        b_item = b_item + self.global_bias.detach()
-
-        def score(users: Tensor) -> Tensor:
-            out = torch.addmm(b_item, h_user[users], item_t)
-            return out.add_(b_user[users].unsqueeze(1))
-
-        return score
+        h_user, h_item = self._entity_features()
+        b_user = self.bias.detach()[: self.num_users]
+        return self._scorer(h_item, lambda users: h_user[users], b_user)
 
     @torch.no_grad()
-    def recommend(
-        self,
-        users: int | Sequence[int] | Tensor | None = None,
-        k: int = 20,
-        *,
-        history: Sequence[int] | Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        r"""The best items that are not in a user's train items or history.
+    def history_scorer(self, rowptr: Tensor, col: Tensor) -> Score:
+        r"""The scores of all items for people whom the model has never seen.
 
-        A person whom the model has never seen enters by a history of items: a user node
-        without anchors of its own, whose features are what its items send to it,
+        Somebody new enters by a history of items: a user node without anchors of its
+        own, whose features are what its items send to it,
 
         .. math::
             \mathbf{h}_u = \frac{1}{L + 1} \sum_{i \in \mathcal{N}(u)} \hat{x}_{ui}
             \sum_{l=0}^{L-1} \mathbf{h}_i^{(l)}
 
-        while the items keep the features they have without this person.
+        and without a scalar :math:`b_u`, while the items keep the features that they
+        have without this person.
 
         Args:
-            users (int or Sequence or Tensor, optional): User ids.
-            k (int, optional): The number of items. (default: ``20``)
-            history (Sequence or Tensor, optional): Item ids of one unknown person.
+            rowptr (Tensor): The starts of the histories, ``[num_histories + 1]``.
+            col (Tensor): Their items, each once in a history; none is empty.
 
         Returns:
-            Tuple: Item ids and scores, best first, ``[num_users, k]`` each, or ``[k]``
-            for a single user id or a history, with ``k`` at most the number of items.
-            Where fewer than ``k`` items are left, the ids at the end are -1 and their
-            scores minus infinity.
-
-        Raises:
-            ValueError: If not exactly one of users and history is given, an id is out
-                of range, the history is empty, or ``k`` is not positive.
+            Callable: Maps row numbers ``[B]`` to ``[B, num_items]``.
         """
-        graph = self._train_csr()
-        return best_unseen(
-            users,
-            history,
-            k,
-            graph.rowptr[: self.num_users + 1],
-            graph.col - self.num_users,
-            self.num_items,
-            self.scorer,
-            self._score_history,
-        )
+        _, h_item = self._entity_features()
+        features = self._new_features()
 
-    def _score_history(self, items: Tensor) -> Tensor:
-        graph, num_layers = self.block_graph(), self.num_layers
+        def of_rows(rows: Tensor) -> Tensor:
+            start, at = take_rows(rowptr, rows)
+            return features(start, col[at])
+
+        return self._scorer(h_item, of_rows)
+
+    def _scorer(
+        self,
+        h_item: Tensor,
+        features: Callable[[Tensor], Tensor],
+        b_user: Tensor | None = None,
+    ) -> Score:
+        item_t, b_item = h_item.T.contiguous(), self._item_bias()
+
+        def score(users: Tensor) -> Tensor:
+            out = torch.addmm(b_item, features(users), item_t)
+            return out if b_user is None else out.add_(b_user[users].unsqueeze(1))
+
+        return score
+
+    def _new_features(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """From histories, as CSR, to the features of the people who have them."""
+        num_layers, graph = self.num_layers, self.block_graph()
+        scale = graph.scale[self.num_users : self.num_users + self.num_items]
+        deg = degree(self.edge_index[1], self.num_items, self.bias.dtype).clamp(min=1)
         x0 = torch.cat(self.layer0())
-        deg = degree(self.edge_index[1], self.num_items, self.bias.dtype)[items]
-        weight = (items.numel() * deg.clamp(min=1)).rsqrt()
-        weight = weight / weight.sum().sqrt() * graph.scale[items + self.num_users]
-        sent = x0.new_zeros(self.embedding_dim)
+        below = torch.zeros_like(x0)
         if num_layers > 0:
             below = fused_propagation(x0, graph, num_layers - 1, self.gate)
-            sent = weight @ below[items + self.num_users]
-            sent = sent * num_layers / (num_layers + 1)
-        h = fused_propagation(x0, graph, num_layers, self.gate)
-        h_item = h[self.num_users : self.num_users + self.num_items]
-        b_item = self.bias[self.num_users :] + self.global_bias
-        return (h_item @ sent + b_item).unsqueeze(0)
+            below = below * (num_layers / (num_layers + 1))
+        below = below[self.num_users : self.num_users + self.num_items].contiguous()
+
+        def features(rowptr: Tensor, col: Tensor) -> Tensor:
+            count = rowptr.diff()
+            row = torch.repeat_interleave(count)
+            weight = (count[row] * deg[col]).rsqrt()
+            total = weight.new_zeros(len(count)).index_add_(0, row, weight)
+            weight = weight / total.sqrt()[row] * scale[col]
+            return csr_matmul(CSR(rowptr, col, weight), below)
+
+        return features
+
+    def train_items(self) -> tuple[Tensor, Tensor]:
+        graph = self._train_csr()
+        rowptr = graph.rowptr[: self.num_users + 1]
+        return rowptr, graph.col[: int(rowptr[-1])] - self.num_users
+
+    def item_features(self) -> Tensor:
+        return self._entity_features()[1]
+
+    @torch.no_grad()
+    def inner_products(self) -> InnerProducts:
+        h_user, h_item = self._entity_features()
+        return InnerProducts(
+            torch.cat([h_item, self._item_bias().unsqueeze(1)], dim=1),
+            self.bias.detach()[: self.num_users].clone(),
+            lambda users: h_user[users],
+            self._new_features(),
+        )
+
+    def _entity_features(self) -> tuple[Tensor, Tensor]:
+        end = self.num_users + self.num_items
+        h_user, h_item, _ = self.propagate().tensor_split((self.num_users, end))
+        return h_user, h_item
+
+    def _item_bias(self) -> Tensor:
+        b_item = self.bias.detach()[self.num_users :]
+        return b_item + self.global_bias.detach()
 
     def _train_csr(self) -> EntityCSR:
         if self._entities is None:

@@ -151,7 +151,8 @@ def test_the_history_of_a_known_user(toy, stage, diffusion):
     for user in set(toy.edge_index[0].tolist()):
         history = toy.edge_index[1, toy.edge_index[0] == user]
         expected = model.scorer()(torch.tensor([user]))
-        scores = model._score_history(history)
+        rowptr = torch.tensor([0, len(history)])
+        scores = model.history_scorer(rowptr, history)(torch.tensor([0]))
         torch.testing.assert_close(scores, expected, atol=1e-6, rtol=1e-6)
         ids, scores = model.recommend(user, k=8)
         # Order and repetition of the history do not matter.

@@ -160,7 +160,8 @@ def test_recommend(toy, stage):
     assert model.recommend(some, k=3)[0].equal(ids[some])
 
 
-def test_recommend_in_blocks(toy):
+def test_recommend_in_blocks(toy, monkeypatch):
+    monkeypatch.setattr('pyg_c2f.nn.recommend.BLOCK_SCORES', 1024 * toy.num_items)
     model = toy.model('coarse')
     users = torch.arange(3000) % toy.num_users
     ids, scores = model.recommend(users, k=2)
