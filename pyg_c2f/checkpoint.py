@@ -182,7 +182,7 @@ def _fine_tensors(model: Model) -> dict[str, Tensor]:
     }
 
 
-def _is_axes(codebook: Tensor) -> bool:
+def is_axes(codebook: Tensor) -> bool:
     """Whether anchors are the columns themselves, so that no codebook is needed."""
     size = codebook.size(0)
     return codebook.shape == (size, size) and bool(
@@ -246,7 +246,7 @@ def _linear_tensors(model: LinearC2F) -> dict[str, Tensor]:
             tensors['coarse.weight'] = weight.to(wide)
     degree = torch.bincount(model.edge_index[1].cpu(), minlength=model.num_items)
     tensors['degree'] = small_int_below(degree, int(degree.max()) + 1)
-    if not _is_axes(model.coarse.codebook.detach()):
+    if not is_axes(model.coarse.codebook.detach()):
         tensors['coarse.codebook'] = model.coarse.codebook.detach().to(wide)
     if model.bias.any():
         tensors['bias'] = model.bias.detach().to(wide)

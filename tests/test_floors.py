@@ -10,14 +10,14 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / 'pyg_c2f'
 # From the ground up. A room imports from rooms below its own and from itself.
 FLOORS = (
-    ('typing',),
+    ('typing', 'bundle'),
     ('graph', 'anchors', 'codes'),
     ('spectral',),
     ('nn', 'datasets'),
     ('sampler', 'evaluate'),
     ('config',),
     ('checkpoint', 'fast'),
-    ('train', 'report'),
+    ('train', 'report', 'export'),
     ('baselines',),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
@@ -34,6 +34,9 @@ LAZY = (
     'optuna',
     'implicit',
     'faiss',
+    'onnx',
+    'onnxruntime',
+    'selenium',
 )
 MODULES = sorted(PACKAGE.rglob('*.py'))
 IDS = [str(path.relative_to(PACKAGE)) for path in MODULES]

@@ -1,0 +1,5 @@
+r"""A trained model in forms that need neither torch nor this package."""
+
+from pyg_c2f.export.bundle import write_bundle
+
+__all__ = ['write_bundle']

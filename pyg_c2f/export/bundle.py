@@ -1,0 +1,268 @@
+r"""Writes bundles: see ``docs/bundle.md`` for the layout."""
+
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+from torch_geometric.utils import degree
+
+from pyg_c2f.bundle import HEADER, MAGIC, MOST, MOST_FEATURES, VERSION
+from pyg_c2f.checkpoint import Model, is_axes, whole_file
+from pyg_c2f.codes import (
+    WEIGHT_BITS,
+    num_bits,
+    pack_bits,
+    pack_sorted,
+    round_weights,
+    weights_of,
+)
+from pyg_c2f.nn import LinearC2F
+from pyg_c2f.typing import InputError
+
+# On Gowalla these lose nothing that lists show; fewer do (benchmarks/bundle.py).
+CODEBOOK_BITS = 5
+DEGREE_BITS = 8
+# Of what models seldom have: a trained coarse codebook, and biases.
+FINE_GRID_BITS = 8
+# Rows of the item-item matrix that are there at a time.
+BLOCK = 2048
+
+
+def write_bundle(
+    model: Model,
+    path: str | Path,
+    weight_bits: int = WEIGHT_BITS,
+    num_neighbors: float = 0.0,
+    names: bool = True,
+) -> dict[str, int]:
+    r"""Writes one file with everything that a device needs to recommend.
+
+    Weights of links, values of codebooks and degrees become codes of small tables
+    (:func:`fit_table`), the places of links are in Elias-Fano form; the layout is in
+    ``docs/bundle.md``. Users and the train graph are not part of it. In place of the
+    graph, a model with a diffusion channel gets item-item neighbours (:func:`nearest`).
+
+    Args:
+        model (C2F or LinearC2F): The model. Users must live from their items by one
+            layer.
+        path (str or Path): The file, written in one go.
+        weight_bits (int, optional): The bits of a link's weight, 2 to 8. The default
+            loses nothing of a model with ``dtype='packed'``. (default: ``6``)
+        num_neighbors (float, optional): The mean number of neighbours of an item, where
+            the model has a diffusion channel. (default: ``0``)
+        names (bool, optional): Whether the original ids and titles that the model has
+            are part of it. (default: :obj:`True`)
+
+    Returns:
+        Dict: The bytes of each section, ``'header'`` and ``'all'``.
+
+    Raises:
+        InputError: If the model cannot do without its graph or users, is larger than
+            the format allows, or an option is out of range.
+    """
+    model = _checked(model, weight_bits, num_neighbors)
+    with torch.no_grad():
+        sections = dict(_sections(model, weight_bits, num_neighbors))
+    if names:
+        sections |= {
+            tag: '\0'.join(texts).encode()
+            for tag, texts in (('NAME', model.item_ids), ('TITL', model.item_titles))
+            if texts is not None
+        }
+    sizes = (model.num_items, model.embedding_dim, model.num_coarse)
+    fine = (model.num_fine, model.fine_links) if model.stage == 'fine' else (0, 0)
+    body = {
+        tag: tag.encode() + struct.pack('<I', len(x)) + x + bytes(-len(x) % 4)
+        for tag, x in sections.items()
+    }
+    counted = {'header': HEADER.size + 4} | {tag: len(x) for tag, x in body.items()}
+    length = sum(counted.values())
+    norms = (model.user_norm, model.diffusion)
+    data = HEADER.pack(MAGIC, VERSION, length, *sizes, *fine, *norms)
+    data += b''.join(body.values())
+    with whole_file(Path(path)) as part:
+        part.write_bytes(data + struct.pack('<I', zlib.crc32(data)))
+    return counted | {'all': length}
+
+
+def check_inductive(model: Model, form: str) -> LinearC2F:
+    """Refuses a model that cannot recommend from a history alone.
+
+    Args:
+        model (C2F or LinearC2F): The model.
+        form (str): What it is to become, for the message.
+
+    Raises:
+        InputError: If it needs users or the propagation over a graph.
+    """
+    if not isinstance(model, LinearC2F):
+        raise InputError(
+            f'a model of recipe paper propagates over the train graph, which {form} '
+            'does not hold; train with --recipe fast'
+        )
+    if model.users != 'inductive' or model.num_layers != 1:
+        raise InputError(
+            f'{form} has no users and no graph, and this model has users='
+            f'{model.users} num_layers={model.num_layers}; train with --set '
+            'users=inductive num_layers=1'
+        )
+    return model
+
+
+def _checked(model: Model, weight_bits: int, num_neighbors: float) -> LinearC2F:
+    model = check_inductive(model, 'a bundle')
+    if model.diffusion and not num_neighbors > 0:
+        raise InputError(
+            'the diffusion channel of this model needs the train graph, or neighbours '
+            f'in its place (got {num_neighbors:g}); give their mean number of an item, '
+            'such as --neighbors 4'
+        )
+    if num_neighbors and not model.diffusion:
+        raise InputError(
+            f'{num_neighbors:g} neighbours for a model without a diffusion channel; '
+            'train with --set diffusion=1, or leave them out'
+        )
+    if not 2 <= weight_bits <= 8:
+        raise InputError(f'{weight_bits} bits of a weight; choose 2 to 8')
+    coarse = model.num_coarse
+    sizes = {
+        'items': (model.num_items, MOST['items']),
+        'columns': (model.embedding_dim, MOST['width']),
+        'coarse anchors': (coarse, MOST['coarse']),
+        'fine anchors': (model.num_fine, MOST['fine']),
+        'levels of fine anchors': (model.fine_links, MOST['levels']),
+    }
+    if not is_axes(model.coarse.codebook):
+        sizes['features of coarse anchors'] = (
+            coarse * model.embedding_dim,
+            MOST_FEATURES,
+        )
+    for name, (size, most) in sizes.items():
+        if size > most:
+            raise InputError(f'{size} {name}: a bundle holds {most} at the most')
+    return model
+
+
+def _sections(
+    model: LinearC2F, weight_bits: int, num_neighbors: float
+) -> Iterator[tuple[str, bytes]]:
+    """The tags and contents of the sections that hold numbers."""
+    deg = degree(model.edge_index[1].cpu(), model.num_items).clamp(min=1)
+    code, deg = fit_table(deg, DEGREE_BITS)
+    yield 'ITEM', _table(code, deg**-model.item_norm, deg**model.item_power)
+    yield 'LINK', _entries(*_links(model), weight_bits)
+    codebook = model.coarse.codebook.detach().cpu()
+    if not is_axes(codebook):
+        yield 'COAR', _matrix(codebook, FINE_GRID_BITS)
+    if model.stage == 'fine':
+        fine = model.soft_threshold(model.fine.codebook.detach().cpu())
+        yield 'FINE', _matrix(fine, CODEBOOK_BITS)
+        per_level = model.num_fine // model.fine_links
+        local = model.fine.index.cpu() % per_level
+        yield 'CODE', _bytes(pack_bits(local.flatten(), num_bits(per_level)))
+    if model.bias.any():
+        yield 'BIAS', _table(*fit_table(model.bias.detach().cpu(), FINE_GRID_BITS))
+    if num_neighbors:
+        yield 'NEAR', _entries(*nearest(model, num_neighbors), weight_bits)
+
+
+def _links(model: LinearC2F) -> tuple[Tensor, Tensor]:
+    """The places of links to coarse anchors, rising, and their weights."""
+    index, weight = (x.cpu() for x in model.coarse.assignment)
+    row, slot = weight.nonzero(as_tuple=True)
+    place = row * model.num_coarse + index[row, slot]
+    place, inverse = place.unique(return_inverse=True)
+    total = weight.new_zeros(len(place))
+    return place, total.index_add_(0, inverse, weight[row, slot])
+
+
+def fit_table(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    r"""Codes of numbers, and the table that they are codes of.
+
+    The distinct numbers themselves where there are at most ``2**bits``; else those that
+    :func:`~pyg_c2f.codes.round_weights` makes of them, and zero if it is there. Lists
+    come out better from its even *relative* errors than from the least squared error
+    of a k-means of the values: the small weights are those of the rare items.
+
+    Args:
+        values (Tensor): The numbers, ``[num_values]``.
+        bits (int): The bits of a code.
+
+    Returns:
+        Tuple: The codes, int64, and the table, rising, float32.
+    """
+    table, code = values.float().unique(return_inverse=True)
+    if len(table) > 2**bits:
+        rounded = values.float().clone()
+        codes, ends = round_weights(rounded, bits)
+        rounded[rounded != 0] = weights_of(codes, bits, ends)
+        table, code = rounded.unique(return_inverse=True)
+    return code, table
+
+
+def nearest(model: LinearC2F, num_neighbors: float) -> tuple[Tensor, Tensor]:
+    r"""The neighbours that stand for the train graph: the most of the item-item matrix.
+
+    The diffusion channel adds :math:`d_j^p \, (\tilde{\mathbf{R}}^{\top}
+    \tilde{\mathbf{R}})_{ij}` to the score of item :math:`j` for each item :math:`i`
+    of a history, by its weight :math:`d_i^{-r}`. Kept are the entries that add most
+    over all histories, in which :math:`i` is :math:`d_i` times:
+    :math:`d_i^{1 / 2 - r} d_j^p (\cdot)_{ij}`, as a root mean square counts them.
+
+    Args:
+        model (LinearC2F): The model.
+        num_neighbors (float): Their mean number of an item.
+
+    Returns:
+        Tuple: The places ``i * num_items + j``, rising, and the values.
+    """
+    rowptr, col, weight = (x.cpu().numpy() for x in model.interactions().by_user)
+    shape = (model.num_users, model.num_items)
+    by_user = sp.csr_array((weight, col, rowptr), shape=shape)
+    by_item = by_user.T.tocsr()
+    deg = degree(model.edge_index[1].cpu(), model.num_items).clamp(min=1).numpy()
+    row_gain, col_gain = deg ** (0.5 - model.item_norm), deg**model.item_power
+    most = round(num_neighbors * model.num_items)
+    place, value, gain = np.empty(0, np.int64), np.empty(0, 'f4'), np.empty(0, 'f4')
+    for first in range(0, model.num_items, BLOCK):
+        block = (by_item[first : first + BLOCK] @ by_user).tocoo()
+        row, col = block.row.astype(np.int64) + first, block.col
+        gains = block.data * row_gain[row] * col_gain[col]
+        place = np.concatenate([place, row * model.num_items + col])
+        value = np.concatenate([value, block.data])
+        gain = np.concatenate([gain, gains])
+        if len(gain) > most:
+            kept = np.argpartition(-gain, most)[:most]
+            place, value, gain = place[kept], value[kept], gain[kept]
+    order = place.argsort()
+    return torch.from_numpy(place[order]), torch.from_numpy(value[order])
+
+
+def _matrix(dense: Tensor, bits: int) -> bytes:
+    place = dense.flatten().nonzero().flatten()
+    return _entries(place, dense.flatten()[place], bits)
+
+
+def _entries(place: Tensor, value: Tensor, bits: int) -> bytes:
+    low, high, width = pack_sorted(place)
+    head = struct.pack('<II', len(place), int(width)) + _bytes(low)
+    places = head + struct.pack('<I', len(high)) + _bytes(high)
+    if not len(value):  # A table has one value at least.
+        return places + _table(value.long(), torch.zeros(1))
+    return places + _table(*fit_table(value, bits))
+
+
+def _table(code: Tensor, *columns: Tensor) -> bytes:
+    size = len(columns[0])
+    values = b''.join(_bytes(x.float()) for x in columns)
+    return struct.pack('<I', size) + values + _bytes(pack_bits(code, num_bits(size)))
+
+
+def _bytes(x: Tensor) -> bytes:
+    array = x.cpu().numpy()
+    return array.astype(array.dtype.newbyteorder('<')).tobytes()

@@ -1,0 +1,644 @@
+"""The page in demo/: its reader gives the lists of the one in Python."""
+
+import json
+import os
+import re
+import shutil
+import struct
+import subprocess
+import threading
+import zlib
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pyg_c2f.bundle import Bundle, BundleError
+from pyg_c2f.export import write_bundle
+from pyg_c2f.nn import LinearC2F
+
+ROOT = Path(__file__).parents[1]
+DEMO = ROOT / 'demo'
+FILES = {'index.html', 'app.js', 'bundle.js', 'style.css'}
+HEADER = '<4s7I2f'
+# What the tests look for in the page; whatever else is in it may change.
+SEARCH, OPTIONS, PICKS = '#search', '#results [role=option]', '#picks li'
+ITEMS, STATUS, MESSAGE = '#list li[data-item]', '#status', '#message'
+SECONDS = 20
+
+needs_node = pytest.mark.skipif(
+    shutil.which('node') is None, reason='the reader in JavaScript needs node'
+)
+
+
+# A writer from the page of the format alone, which can do what models do not have.
+
+
+def packed(numbers, bits):
+    numbers = np.asarray(numbers, np.int64).reshape(-1, 1)
+    return np.packbits(numbers >> np.arange(bits) & 1, bitorder='little').tobytes()
+
+
+def num_bits(size):
+    return max((size - 1).bit_length(), 1)
+
+
+def table(codes, *columns):
+    values = np.asarray(columns, '<f4')
+    size = values.shape[1]
+    return struct.pack('<I', size) + values.tobytes() + packed(codes, num_bits(size))
+
+
+def matrix(places, codes, values, low_bits):
+    places = np.asarray(places, np.int64)
+    high = (places >> low_bits) + np.arange(len(places))
+    bits = np.zeros(high.max(initial=-1) + 1, np.uint8)
+    bits[high] = 1
+    high = np.packbits(bits, bitorder='little').tobytes()
+    low = packed(places & ((1 << low_bits) - 1), low_bits)
+    head = struct.pack('<2I', len(places), low_bits) + low
+    return head + struct.pack('<I', len(high)) + high + table(codes, values)
+
+
+def sealed(data):
+    """The bytes with the length and the checksum that they should have."""
+    data = data[:8] + struct.pack('<I', len(data)) + data[12:-4]
+    return data + struct.pack('<I', zlib.crc32(data))
+
+
+def bundle_bytes(sizes, sections, user_norm=0.5, beta=0.25):
+    body = b''.join(
+        tag.encode()
+        + struct.pack('<I', len(content))
+        + content
+        + bytes(-len(content) % 4)
+        for tag, content in sections.items()
+    )
+    head = struct.pack(HEADER, b'C2FB', 1, 0, *sizes, user_norm, beta)
+    return sealed(head + body + bytes(4))
+
+
+def random_sections(rng, num_items, coarse, width, fine, levels, extra):
+    def entries(rows, columns, share, num_values):
+        size = rows * columns
+        places = np.flatnonzero(rng.random(size) < share)
+        codes = rng.integers(num_values, size=len(places))
+        return matrix(places, codes, rng.normal(size=num_values), rng.integers(5))
+
+    codes = rng.integers(5, size=num_items)
+    sections = {
+        'ITEM': table(codes, rng.random(5), rng.random(5)),
+        'LINK': entries(num_items, coarse, 3 / coarse, 7),
+    }
+    if coarse != width or 'COAR' in extra:
+        sections['COAR'] = entries(coarse, width, 0.5, 33)
+    if fine:
+        local = rng.integers(fine // levels, size=num_items * levels)
+        sections['FINE'] = entries(fine, width, 0.5, 2)
+        sections['CODE'] = packed(local, num_bits(fine // levels))
+    if 'BIAS' in extra:
+        sections['BIAS'] = table(codes % 3, rng.normal(size=3))
+    if 'NEAR' in extra:
+        sections['NEAR'] = entries(num_items, num_items, 3 / num_items, 1)
+    if 'NAME' in extra:
+        names = [f'i{x}é' for x in rng.permutation(num_items)]
+        sections['NAME'] = '\0'.join(names).encode()
+    if 'TITL' in extra:
+        titles = [f'Film {x} (19{x % 100:02})' for x in range(num_items)]
+        sections['TITL'] = '\0'.join(titles).encode()
+    return sections
+
+
+def random_bundle(seed, extra, num_items=60, fine=0, levels=0, **header):
+    rng = np.random.default_rng(seed)
+    coarse, width = (8, 8) if seed % 2 else (6, 9)
+    shape = (num_items, coarse, width, fine, levels)
+    sections = random_sections(rng, *shape, extra)
+    return bundle_bytes((num_items, width, coarse, fine, levels), sections, **header)
+
+
+KINDS = {
+    'plain': dict(seed=1, extra=()),
+    'norm': dict(seed=3, extra=('COAR',), user_norm=0.3),
+    'fine': dict(seed=0, extra=('BIAS',), fine=12, levels=3, user_norm=0.7),
+    'near': dict(seed=2, extra=('NEAR', 'BIAS'), beta=-1.7, user_norm=-0.4),
+    'all': dict(
+        seed=4,
+        extra=('COAR', 'BIAS', 'NEAR', 'NAME', 'TITL'),
+        fine=10,
+        levels=2,
+        user_norm=2.1,
+    ),
+    'large': dict(seed=6, extra=('TITL',), fine=64, levels=1, num_items=3000),
+    'one': dict(seed=5, extra=('NAME',), num_items=1),
+}
+
+
+def node(script, path, **request):
+    """What a program in tests/js answers."""
+    out = subprocess.run(
+        ['node', ROOT / 'tests/js' / script],
+        input=json.dumps({'path': str(path), **request}),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert out.returncode == 0, out.stderr
+    return json.loads(out.stdout)
+
+
+def same_list(given, expected):
+    """Whether lists are the same to the last bit of their scores."""
+    items, scores = expected
+    if given.get('items') != list(items):
+        return False
+    # JSON of a large number from JavaScript looks like that of an integer.
+    return [float(x) for x in given['scores']] == scores.tolist()
+
+
+@needs_node
+@pytest.mark.parametrize('kind', KINDS)
+def test_lists_are_those_of_python(kind, tmp_path):
+    path = tmp_path / 'model.c2f'
+    path.write_bytes(random_bundle(**KINDS[kind]))
+    bundle, rng = Bundle.load(path), np.random.default_rng(0)
+    names = bundle.item_ids or [str(x) for x in range(bundle.num_items)]
+    calls, expected = [], []
+    for turn in range(60):
+        drawn = rng.integers(bundle.num_items, size=(2, 1 + turn)).tolist()
+        history, among = drawn
+        if turn % 3 == 0:
+            history = [names[x] for x in history]
+        if turn % 4 == 0:
+            among = [names[x] for x in among]
+        k, seen = int(rng.choice([1, 5, 20, 5000])), bool(turn % 2)
+        candidates = among if turn % 5 == 0 else None
+        options = {'excludeSeen': seen, 'candidates': candidates}
+        calls.append(['recommend', history, k, options])
+        expected.append(bundle.recommend(history, k, seen, candidates))
+    answer = node('read.mjs', path, calls=calls)
+    assert answer['numItems'] == bundle.num_items
+    assert answer['itemIds'] == bundle.item_ids
+    assert answer['itemTitles'] == bundle.item_titles
+    for given, wanted in zip(answer['results'], expected, strict=True):
+        assert same_list(given, wanted)
+
+
+@needs_node
+def test_lists_of_a_model(tmp_path):
+    torch.manual_seed(0)
+    pairs = torch.rand(40, 30).lt(0.2).nonzero().T
+    model = LinearC2F(pairs, 40, 30, 12, 6, 12, coarse_links=4, fine_links=2)
+    model.set_stage('fine')
+    write_bundle(model, path := tmp_path / 'model.c2f')
+    bundle = Bundle.load(path)
+    calls = [['recommend', list(range(1, x)), 10] for x in range(2, 20)]
+    answers = node('read.mjs', path, calls=calls)['results']
+    for call, given in zip(calls, answers, strict=True):
+        assert same_list(given, bundle.recommend(*call[1:]))
+
+
+@needs_node
+@pytest.mark.parametrize('kind', ['plain', 'all', 'one'])
+def test_similar_items_are_those_of_python(kind, tmp_path):
+    path = tmp_path / 'model.c2f'
+    path.write_bytes(random_bundle(**KINDS[kind]))
+    bundle = Bundle.load(path)
+    items = list(range(0, bundle.num_items, 7)) + [(bundle.item_ids or ['0'])[0]]
+    calls = [['similarItems', item, bundle.num_items] for item in items]
+    answer = node('read.mjs', path, calls=calls)
+    for item, given in zip(items, answer['results'], strict=True):
+        wanted, cosines = bundle.similar_items(item, bundle.num_items)
+        assert sorted(given['items']) == sorted(wanted)
+        assert given['scores'] == pytest.approx(cosines.tolist(), abs=1e-12)
+
+
+@needs_node
+@pytest.mark.parametrize('named', [False, True])
+def test_wrong_calls(named, tmp_path):
+    path = tmp_path / 'model.c2f'
+    path.write_bytes(random_bundle(1, ('NAME',) if named else ()))
+    known = Bundle.load(path).item_ids[0] if named else '0'
+    wrong = [[], [60], [-1], [1.5], ['x'], [known, 1], [None], [[0]], known, ['01']]
+    calls = [['recommend', history] for history in wrong]
+    calls += [['recommend', [0], k] for k in (0, -1, 1.5, '3')]
+    calls += [['recommend', [0], 3, {'candidates': x}] for x in wrong]
+    calls += [['similarItems', item] for item in (60, 'x', [0])]
+    answers = node('read.mjs', path, calls=calls)['results']
+    for call, given in zip(calls, answers, strict=True):
+        assert given.get('kind') == 'BundleError', call
+        assert re.fullmatch('bundle: .+; .+', given['error'])
+
+
+# Bundles that break one rule each, under a right checksum.
+
+GOOD = {
+    'ITEM': table([0, 1, 2, 0], [1, 2, 3], [1, 1, 1]),
+    'LINK': matrix([0, 3, 5, 7], [0, 1, 1, 0], [0.5, 1.5], 1),
+    'COAR': matrix([0, 3], [0, 0], [1], 0),
+    'FINE': matrix([1, 2, 6], [2, 1, 0], [1, 2, 3], 2),
+    'CODE': packed([0, 1, 2, 0, 1, 2, 0, 1], 2),
+    'BIAS': table([0, 0, 1, 1], [0.5, 0.25]),
+    'NEAR': matrix([1, 14], [0, 0], [2], 3),
+    'NAME': b'a\0b\0c\0d',
+    'TITL': b'A\0\0\xc3\xa9\0A',
+}
+SIZES = (4, 2, 2, 6, 2)
+
+
+def with_section(**changes):
+    kept = {tag: changes.get(tag, x) for tag, x in GOOD.items()}
+    return bundle_bytes(SIZES, {tag: x for tag, x in kept.items() if x is not None})
+
+
+def with_sizes(**changes):
+    sizes = dict(zip('NDCFL', SIZES, strict=True)) | changes
+    return bundle_bytes(tuple(sizes.values()), GOOD)
+
+
+def with_bytes(at, content):
+    data = bytearray(bundle_bytes(SIZES, GOOD))
+    at %= len(data)
+    data[at : at + len(content)] = content
+    return sealed(bytes(data))
+
+
+def reordered(*tags):
+    return bundle_bytes(SIZES, {tag: GOOD.get(tag, b'abcd') for tag in tags})
+
+
+def link(num, low_bits, low, high, rest=None):
+    rest = table([0] * num, [1]) if rest is None else rest
+    head = struct.pack('<2I', num, low_bits) + low
+    return with_section(LINK=head + struct.pack('<I', len(high)) + high + rest)
+
+
+INF, NAN = float('inf'), float('nan')
+NEEDED = ('ITEM', 'LINK', 'FINE', 'CODE')
+BROKEN = {
+    'magic': with_bytes(0, b'C2FX'),
+    'version': with_bytes(4, b'\2'),
+    'length': bundle_bytes(SIZES, GOOD) + bytes(4),
+    'checksum': bundle_bytes(SIZES, GOOD)[:-1] + b'\0',
+    'no items': with_sizes(N=0),
+    'more items': with_sizes(N=5),
+    'many items': with_sizes(N=1 << 26),
+    'too many items': with_sizes(N=(1 << 26) + 1),
+    'no width': with_sizes(D=0),
+    'width': with_sizes(D=4097),
+    'no coarse': with_sizes(C=0),
+    'coarse': with_sizes(C=65537),
+    'fine': with_sizes(F=4098),
+    'features': with_sizes(C=65536, D=257),
+    'no fine': with_sizes(F=0),
+    'no fine, no levels': with_sizes(F=0, L=0),
+    'no levels': with_sizes(L=0),
+    'levels': with_sizes(L=4),
+    'exponent': bundle_bytes(SIZES, GOOD, user_norm=NAN),
+    'beta': bundle_bytes(SIZES, GOOD, beta=INF),
+    **{f'without {tag}': with_section(**{tag: None}) for tag in NEEDED},
+    'without COAR': bundle_bytes(
+        (4, 3, 2, 0, 0), {tag: GOOD[tag] for tag in ('ITEM', 'LINK')}
+    ),
+    'order': reordered('LINK', 'ITEM', *list(GOOD)[2:]),
+    'order at the end': reordered(*list(GOOD)[:-2], 'TITL', 'NAME'),
+    'unknown': reordered(*GOOD, 'MORE'),
+    'unknown before': reordered('MORE', *GOOD),
+    'zeros at the end': sealed(bundle_bytes(SIZES, GOOD) + bytes(4)),
+    'section beyond the end': with_bytes(44, b'\xff\xff\xff\xff'),
+    'padding': with_bytes(-5, b'\1'),
+    **{f'{x} long': with_section(**{x: GOOD[x] + bytes(4)}) for x in GOOD},
+    **{f'{x} short': with_section(**{x: GOOD[x][:-1]}) for x in list(GOOD)[:7]},
+    **{f'{x} empty': with_section(**{x: b''}) for x in GOOD},
+    'no table': with_section(BIAS=struct.pack('<I', 0) + b'\0'),
+    'large table': with_section(BIAS=table([0] * 4, [1] * 65537)),
+    'code': with_section(ITEM=table([0, 1, 2, 3], [1, 2, 3], [1, 1, 1])),
+    'bits after codes': with_section(BIAS=table([0, 0, 1, 1, 1], [1, 2])),
+    'infinite': with_section(BIAS=table([0, 0, 1, 1], [1, -INF])),
+    'no number': with_section(ITEM=table([0] * 4, [NAN], [1])),
+    'fine code': with_section(CODE=packed([0, 1, 2, 0, 1, 2, 0, 3], 2)),
+    'low bits': link(1, 32, bytes(4), b'\1'),
+    'a lie': link(2**32 - 1, 0, b'', b'\1', table([0], [1])),
+    'a lie with bits': link(2**32 - 1, 31, bytes(4), b'\1', table([0], [1])),
+    'few places': link(3, 0, b'', b'\3'),
+    'many places': link(1, 0, b'', b'\3'),
+    'no places': link(1, 0, b'', b''),
+    'falling': link(2, 2, b'\1', b'\3'),
+    'twice': link(2, 2, b'\5', b'\3'),
+    'outside': link(1, 0, b'', b'\0\1'),
+    'far outside': link(1, 31, b'\xff\xff\xff\x7f', bytes(9999) + b'\x80'),
+    'bits after places': link(1, 2, b'\5', b'\1'),
+    'not UTF-8': with_section(TITL=b'A\0\0\xc3\0A'),
+    'surrogate': with_section(TITL=b'A\0\0\xed\xa0\x80\0A'),
+    'long form': with_section(TITL=b'A\0\0\xc0\x80\0A'),
+    'few titles': with_section(TITL=b'A\0B\0C'),
+    'many titles': with_section(TITL=b'A\0B\0C\0D\0'),
+    'same ids': with_section(NAME=b'a\0b\0c\0a'),
+}
+
+
+def in_node(bundles, path):
+    path.write_bytes(b''.join(bundles))
+    answer = node('fuzz.mjs', path, lengths=[len(x) for x in bundles])
+    assert answer['megabytes'] < 400
+    return answer['results']
+
+
+@needs_node
+def test_what_breaks_a_rule_is_refused(tmp_path):
+    good = [bundle_bytes(SIZES, GOOD), with_section(COAR=None), with_section(NEAR=None)]
+    cut = [good[0][:x] for x in (0, 1, 3, 4, 8, 12, 39, 40, 43, 44, 100)]
+    bundles = [*good, *BROKEN.values(), *cut, *(sealed(x) for x in cut[6:])]
+    answers = in_node(bundles, tmp_path / 'bundles')
+    for data, given in zip(good, answers[:3], strict=True):
+        assert same_list(given, Bundle(data).recommend([0]))
+    rest = answers[3:]
+    for (name, data), given in zip(BROKEN.items(), rest[: len(BROKEN)], strict=True):
+        assert re.fullmatch('bundle: .+; .+', given.get('error', '')), (name, given)
+        with pytest.raises(BundleError):
+            Bundle(data)
+            pytest.fail(name)
+    assert all('error' in given for given in rest[len(BROKEN) :])
+    assert max(given['ms'] for given in answers) < 1000
+
+
+@needs_node
+@pytest.mark.parametrize('user_norm', [-3e38, 3e38])
+def test_scores_that_are_not_finite(user_norm, tmp_path):
+    path = tmp_path / 'model.c2f'
+    path.write_bytes(bundle_bytes(SIZES, GOOD, user_norm=user_norm))
+    (given,) = node('read.mjs', path, calls=[['recommend', [0, 1]]])['results']
+    assert given['kind'] == 'BundleError' and 'finite' in given['error']
+    with pytest.raises(BundleError):
+        Bundle.load(path).recommend([0, 1])
+
+
+def damaged(rng, data):
+    """The bundle with some damage, mostly under a right length and checksum."""
+    data, at = bytearray(data), int(rng.integers(36, len(data) - 4))
+    match rng.integers(7):
+        case 0:
+            data[at] ^= 1 << rng.integers(8)
+        case 1:
+            data[at : at + 4] = rng.bytes(4)
+        case 2:
+            at -= at % 4
+            extreme = [0, 1, 2, 255, 65535, 65536, 1 << 31, (1 << 32) - 1]
+            data[at : at + 4] = struct.pack('<I', rng.choice(extreme))
+        case 3:
+            del data[at:]
+        case 4:
+            del data[at : at + rng.integers(1, 9)]
+        case 5:
+            data[at:at] = data[at : at + rng.integers(1, 9)]
+        case 6:
+            values = [0, 1, 2, 6, 8, 9, 60, 65537, 1 << 26, (1 << 32) - 1]
+            struct.pack_into('<I', data, 4 * rng.integers(3, 8), rng.choice(values))
+    return sealed(bytes(data)) if rng.random() < 0.9 else bytes(data)
+
+
+@needs_node
+def test_damage_is_the_same_to_both_readers(tmp_path):
+    rng, bundles = np.random.default_rng(0), []
+    for kind in ('plain', 'norm', 'fine', 'near', 'all', 'one'):
+        good = random_bundle(**KINDS[kind])
+        for _ in range(150):
+            data = damaged(rng, good)
+            twice = len(data) > 100 and rng.random() < 0.3
+            bundles.append(damaged(rng, data) if twice else data)
+    refused = 0
+    for data, given in zip(
+        bundles, in_node(bundles, tmp_path / 'bundles'), strict=True
+    ):
+        assert 'crash' not in given, given
+        assert given['ms'] < 2000
+        try:
+            expected = Bundle(data).recommend([0])
+        except BundleError:
+            refused += 1
+            assert 'error' in given
+        else:
+            assert same_list(given, expected)
+    assert 300 < refused < 890
+
+
+def test_the_reader_is_small_and_keeps_to_itself():
+    text = (DEMO / 'bundle.js').read_text()
+    assert len(text.encode()) < 10_000
+    code = re.sub(r'^\s*(//|/?\*).*$', '', text, flags=re.MULTILINE)
+    assert not re.search(r'\b(import|require|eval|Function|XMLHttpRequest)\b', code)
+    assert code.count('fetch') == 1
+    assert 'fetch(url)' in code.split('static async load')[1].split('}\n')[0]
+
+
+def test_the_page_asks_nobody_else():
+    assert FILES <= {path.name for path in DEMO.iterdir()}
+    for name in FILES:
+        text = (DEMO / name).read_text()
+        assert not re.search(r'(src|href|url|import)\W+(https?:)?//', text), name
+    page = (DEMO / 'index.html').read_text()
+    assert "default-src 'self'" in page
+    assert not re.search(r'<style|style=|<script(?! type="module" src)|\son\w+=', page)
+
+
+# In a browser.
+
+
+class Site(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def site(tmp_path):
+    """A folder with the page, served, and its address."""
+    folder = tmp_path / 'site'
+    folder.mkdir()
+    for name in FILES:
+        shutil.copy(DEMO / name, folder)
+    (folder / 'model.c2f').write_bytes(random_bundle(**KINDS['large']))
+    server = ThreadingHTTPServer(('127.0.0.1', 0), partial(Site, directory=folder))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield folder, f'http://127.0.0.1:{server.server_port}/'
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+class Page:
+    """A browser with a page, by what the tests look for in it."""
+
+    def __init__(self, driver):
+        from selenium.webdriver.common.keys import Keys
+
+        self.driver, self.keys = driver, Keys
+
+    def size(self, width, height):
+        metrics = {'width': width, 'height': height, 'deviceScaleFactor': 1}
+        metrics['mobile'] = width < 500
+        self.driver.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', metrics)
+
+    def open(self, url):
+        # A new address after the hash alone would not load the page again.
+        self.driver.get('about:blank')
+        self.driver.get(url)
+
+    def all(self, selector):
+        return self.driver.find_elements('css selector', selector)
+
+    def wait(self, condition):
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        return WebDriverWait(self.driver, SECONDS, 0.05).until(lambda _: condition())
+
+    def texts(self, selector):
+        return [x.text.split('\n')[0] for x in self.all(selector)]
+
+    def numbers(self, selector=ITEMS):
+        return [int(x.get_attribute('data-item')) for x in self.all(selector)]
+
+    def status(self, name):
+        return self.all(STATUS)[0].get_attribute(f'data-{name}')
+
+    def type(self, *keys):
+        self.driver.switch_to.active_element.send_keys(*keys)
+
+    def ready(self):
+        self.wait(lambda: self.status('items'))
+
+    def pick(self, title):
+        """By the keyboard alone."""
+        before = len(self.all(PICKS))
+        self.type(title)
+        self.wait(lambda: title in self.texts(OPTIONS))
+        place = self.texts(OPTIONS).index(title)
+        self.type(*[self.keys.ARROW_DOWN] * (place + 1), self.keys.ENTER)
+        self.wait(lambda: len(self.all(PICKS)) == before + 1)
+
+    def requests(self):
+        """The addresses that were asked for."""
+        events = self.driver.get_log('performance')
+        messages = [json.loads(event['message'])['message'] for event in events]
+        return [
+            message['params'].get('request', message['params'])['url']
+            for message in messages
+            if message['method']
+            in ('Network.requestWillBeSent', 'Network.webSocketCreated')
+        ]
+
+
+@pytest.fixture(scope='module')
+def page(tmp_path_factory):
+    webdriver = pytest.importorskip('selenium.webdriver', reason='needs selenium')
+    browser, driver = shutil.which('chromium'), shutil.which('chromedriver')
+    if browser is None or driver is None:
+        pytest.skip('needs chromium and chromedriver')
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser
+    options.set_capability('goog:loggingPrefs', {'performance': 'ALL'})
+    profile = tmp_path_factory.mktemp('profile')
+    for option in (
+        f'user-data-dir={profile}',
+        'headless=new',
+        'no-sandbox',
+        'disable-gpu',
+        'disable-quic',
+        'disable-dev-shm-usage',
+        'no-first-run',
+        'disable-background-networking',
+        'disable-component-update',
+        'disable-sync',
+    ):
+        options.add_argument(f'--{option}')
+    service = webdriver.ChromeService(driver)
+    driver = webdriver.Chrome(options=options, service=service)
+    driver.set_page_load_timeout(SECONDS)
+    yield Page(driver)
+    driver.quit()
+
+
+def test_a_list_by_keyboard_in_a_browser(page, site, tmp_path):
+    folder, url = site
+    bundle = Bundle.load(folder / 'model.c2f')
+    page.size(1280, 900)
+    page.requests()
+    page.open(url)
+    page.ready()
+    assert page.status('items') == str(bundle.num_items)
+    assert page.status('bytes') == str((folder / 'model.c2f').stat().st_size)
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    assert page.status('page-bytes') == str(size)
+    page.type(page.keys.TAB)
+    picks = [2025, 4, 1733]
+    for number in picks:
+        page.pick(bundle.item_titles[number])
+    expected, _ = bundle.recommend(picks, 20)
+    assert page.numbers() == expected.tolist()
+    assert page.texts(f'{ITEMS} bdi') == [bundle.item_titles[x] for x in expected]
+    assert 0 < float(page.status('ms')) < 1000
+
+    screenshot = os.environ.get('PYG_C2F_SCREENSHOT', tmp_path / 'page.png')
+    assert page.driver.save_screenshot(str(screenshot))
+    requests = page.requests()
+    assert len(requests) >= len(FILES) + 1
+    assert all(x.startswith((url, 'data:', 'about:')) for x in requests)
+
+
+def test_picks_come_and_go_in_a_browser(page, site):
+    folder, url = site
+    bundle = Bundle.load(folder / 'model.c2f')
+    page.size(1280, 900)
+    page.open(f'{url}#picks=7,12,99999,7')
+    page.wait(lambda: len(page.all(ITEMS)) == 20)
+    assert page.numbers(PICKS) == [7, 12]
+    assert page.numbers() == bundle.recommend([7, 12])[0].tolist()
+    added = page.numbers()[2]
+    page.all(f'{ITEMS} button')[2].click()
+    assert page.numbers(PICKS) == [7, 12, added]
+    assert page.driver.current_url.endswith(f'#picks=7,12,{added}')
+    assert page.numbers() == bundle.recommend([7, 12, added])[0].tolist()
+    page.all(f'{PICKS} button')[0].send_keys(page.keys.ENTER)
+    assert page.numbers(PICKS) == [12, added]
+    assert page.driver.switch_to.active_element == page.all(f'{PICKS} button')[0]
+    page.all(SEARCH)[0].click()
+    page.type('film 31 (')
+    page.wait(lambda: page.all(OPTIONS))
+    page.all(OPTIONS)[0].click()
+    assert page.numbers(PICKS) == [12, added, 31]
+    page.type('no such film', page.keys.ENTER)
+    assert page.numbers(PICKS) == [12, added, 31]
+
+
+def test_a_phone_in_a_browser(page, site):
+    page.size(360, 740)
+    page.open(site[1] + '#picks=1,2,3')
+    page.wait(lambda: len(page.all(ITEMS)) == 20)
+    page.all(SEARCH)[0].click()
+    page.type('film')
+    page.wait(lambda: page.all(OPTIONS))
+    width = 'return document.documentElement.scrollWidth'
+    assert page.driver.execute_script(width) <= 360
+    assert page.driver.execute_script('return innerWidth') == 360
+
+
+@pytest.mark.parametrize('kind', ['damaged', 'missing', 'from the disk'])
+def test_no_model_in_a_browser(kind, page, site):
+    folder, url = site
+    path = folder / 'model.c2f'
+    if kind == 'damaged':
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 4
+        path.write_bytes(data)
+    elif kind == 'missing':
+        path.unlink()
+    else:
+        url = (folder / 'index.html').as_uri()
+    says = {'damaged': 'checksum', 'missing': '404', 'from the disk': 'http.server'}
+    page.size(1280, 900)
+    page.open(url)
+    page.wait(lambda: says[kind] in page.all(MESSAGE)[0].text)
+    assert not page.all(SEARCH)[0].is_displayed()
