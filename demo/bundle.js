@@ -16,7 +16,7 @@ function crc32(bytes) {
   return ~crc;
 }
 
-// Checks and decodes a file. Takes memory only for counts that can be true.
+// Checks and decodes; takes memory only for counts that can be true.
 function decode(buffer) {
   const view = new DataView(buffer);
   const bytes = new Uint8Array(buffer).subarray(0, -4); // without the checksum
@@ -85,7 +85,7 @@ function decode(buffer) {
     return {width, start, col, value};
   }
 
-  // The same, some ones in each row.
+  // Ones, as many in each row.
   const ones = (rows, each, width, col) => ({
     width,
     start: new Uint32Array(rows + 1).map((_, i) => i * each),
@@ -177,14 +177,14 @@ function left(x, {width, start, col, value}, rows) {
   return out;
 }
 
-// The sum of items' features.
+// The sum of features
 function features({links, coarse, levels, fine}, items, weights) {
   const x = left(weights, links, items);
   const y = left(left(weights, levels, items), fine);
   return (coarse ? left(x, coarse) : x).map((value, d) => value + y[d]);
 }
 
-// The inner products of all items' features with x.
+// x times all items' features
 function products({links, coarse, levels, fine}, x) {
   return times(levels, times(fine, x), times(links, coarse ? times(coarse, x) : x));
 }
@@ -230,9 +230,9 @@ export class Bundle {
     return this.#best(keys, k, (j) => j !== i, item, (j) => both[j] && keys[j]);
   }
 
-  // The distinct numbers of ids, rising.
+  // Distinct numbers, rising.
   #find(ids) {
-    need(ids.length && typeof ids !== 'string', 'no items', 'give an array');
+    need(ids?.length && typeof ids !== 'string', 'no items', 'give an array');
     const numbers = Array.from(ids, (id) => {
       const j = this.numberOf.get(id) ?? Number(id);
       const known = j in this.weight && this.#named([j], id)[0] === id;
@@ -247,16 +247,17 @@ export class Bundle {
     return items.map((j) => this.itemIds?.[j] ?? String(j));
   }
 
-  // The k allowed items of highest keys, of equal ones the lower.
+  // Best of the allowed; of equal ones the lower.
   #best(keys, k, allowed, like, score) {
     need(Number.isInteger(k) && k > 0, `k is ${k}`, 'ask for 1 or more');
-    const top = [];
+    const better = (i, j) => keys[j] - keys[i] || i - j;
+    let [top, least] = [[], -Infinity];
     keys.forEach((key, j) => {
-      if (key <= keys[top[k - 1]] || !allowed(j)) return;
-      let at = Math.min(top.length, k - 1);
-      for (; at && keys[top[at - 1]] < key; at--) top[at] = top[at - 1];
-      top[at] = j;
+      if (key <= least || !allowed(j) || top.push(j) < 2 * k) return;
+      top = top.sort(better).slice(0, k);
+      least = keys[top[k - 1]];
     });
+    top = top.sort(better).slice(0, k);
     return {items: this.#named(top, like), scores: top.map(score)};
   }
 }

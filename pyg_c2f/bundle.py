@@ -21,7 +21,14 @@ HEADER = struct.Struct('<4s7I2f')
 # The tags in their order; those without which there is no list, and all.
 NEEDED = (b'ITEM', b'LINK')
 TAGS = (*NEEDED, b'COAR', b'FINE', b'CODE', b'BIAS', b'NEAR', b'NAME', b'TITL')
-MOST = {'items': 1 << 26, 'width': 4096, 'coarse': 1 << 16, 'fine': 4096, 'levels': 64}
+# How large the sizes in the header may be, in their order.
+MOST = {
+    'items': 1 << 26,
+    'columns': 4096,
+    'coarse anchors': 1 << 16,
+    'fine anchors': 4096,
+    'levels': 64,
+}
 MOST_VALUES = 1 << 16  # of a table
 MOST_FEATURES = 1 << 24  # of the coarse anchors, together
 
@@ -140,8 +147,7 @@ class Bundle:
                 positive, or a score is no number.
         """
         items, named = self._numbers(history, 'history')
-        if k < 1:
-            raise BundleError(f'recommend expected k >= 1 (got {k})')
+        _check_length(k)
         with np.errstate(all='ignore'):
             key, factor = self._keys(items)
             finite = np.isfinite(key * factor).all()
@@ -169,10 +175,8 @@ class Bundle:
             BundleError: If the id is not known, or ``k`` is not positive.
         """
         items, named = self._numbers([item], 'item')
-        if k < 1:
-            raise BundleError(f'similar_items expected k >= 1 (got {k})')
-        x = self._features(items).ravel()
-        norms = self._norms
+        _check_length(k)
+        x, norms = self._features(items).ravel(), self._norms
         dots, own = self._products(x), norms[items[0]]
         both = norms * own
         cosine = np.divide(dots, both, out=np.zeros_like(dots), where=both > 0)
@@ -195,9 +199,10 @@ class Bundle:
             array = np.array([self._number_of.get(str(x), -1) for x in ids])
         outside = ((array < 0) | (array >= self.num_items)).nonzero()[0]
         if outside.size:
+            some = ', '.join(repr(x[:40]) for x in list(self._number_of)[:3])
             raise BundleError(
-                f'{what}: unknown item {ids[outside[0]]!r}; the bundle knows '
-                f'{self.num_items}, such as {", ".join(list(self._number_of)[:3])}'
+                f'{what}: unknown item {str(ids[outside[0]])[:40]!r}; the bundle knows '
+                f'{self.num_items}, such as {some}'
             )
         return np.unique(array).astype(np.int64), named
 
@@ -242,16 +247,22 @@ class Bundle:
         """The features of items, dense."""
         x = self._links.rows(items).dense()
         if self._coarse is not None:
-            x = x @ self._coarse.dense()
+            x = x @ self._dense_coarse
         if self._fine is not None:
             for codes in self._codes[items].T:
                 x += self._fine.rows(codes).dense()
         return x
 
     @cached_property
+    def _dense_coarse(self) -> np.ndarray:
+        assert self._coarse is not None
+        return self._coarse.dense()
+
+    @cached_property
     def _norms(self) -> np.ndarray:
         """The lengths of the items' features."""
-        size = max(4 * BLOCK // self._links.num_cols, 1)
+        matrix = self._links if self._coarse is None else self._coarse
+        size = max(4 * BLOCK // max(self._links.num_cols, matrix.num_cols), 1)
         blocks = (
             np.arange(first, min(first + size, self.num_items))
             for first in range(0, self.num_items, size)
@@ -319,6 +330,11 @@ class _Matrix(NamedTuple):
         row = np.repeat(np.arange(self.num_rows), np.diff(self.rowptr))
         out[row, self.col] = self.table[self.code]
         return out
+
+
+def _check_length(k: int) -> None:
+    if not isinstance(k, int | np.integer) or k < 1:
+        raise BundleError(f'k: expected a whole number from 1 up (got {k!r})')
 
 
 def _power(base: int, exponent: float) -> float:
@@ -419,19 +435,21 @@ class _Section:
         (table,), code = self.table(1, num)
         col = np.empty(num, np.uint16 if num_cols <= 1 << 16 else np.uint32)
         count = np.zeros(num_rows, np.int64)
-        done, last = 0, -1
+        done, last, most = 0, -1, num_rows * num_cols - 1
         for first in range(0, len(high), BLOCK // 8):
             part = high[first : first + BLOCK // 8]
             bit = np.unpackbits(part, bitorder='little').nonzero()[0] + 8 * first
             if done + len(bit) > num:
                 raise self.refuse('has more places than entries')
             bit -= np.arange(done, done + len(bit))
+            if (bit > most >> low_bits).any():
+                raise self.refuse('has a place outside of the matrix')
             place = (bit << low_bits) | low[done : done + len(bit)]
             if len(place):
                 if place[0] <= last or (np.diff(place) <= 0).any():
                     raise self.refuse('has places that do not rise')
                 last = int(place[-1])
-                if last >= num_rows * num_cols:
+                if last > most:
                     raise self.refuse('has a place outside of the matrix')
                 row, col[done : done + len(bit)] = np.divmod(place, num_cols)
                 count[row[0] : row[-1] + 1] += np.bincount(row - row[0])
@@ -469,7 +487,7 @@ def _sections(data: bytes) -> tuple[_Header, dict[bytes, _Section]]:
             f'bundle: {len(data)} bytes, and it says {length}; download or export it '
             'again'
         )
-    if zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], 'little'):
+    if zlib.crc32(memoryview(data)[:-4]) != int.from_bytes(data[-4:], 'little'):
         raise BundleError('bundle: damaged (checksum); download or export it again')
     header = _Header(tuple(sizes), user_norm, beta)
     _check_header(header)
@@ -487,7 +505,7 @@ def _sections(data: bytes) -> tuple[_Header, dict[bytes, _Section]]:
         raise BundleError('bundle: coarse anchors without features; export it again')
     if b'COAR' in tags and coarse * width > MOST_FEATURES:
         raise BundleError(
-            f'bundle: {coarse} coarse anchors of {width} features; export it again '
+            f'bundle: {coarse} coarse anchors of {width} columns; export it again '
             'with fewer'
         )
     return header, {tag: _Section(tag, content) for tag, content in found}
@@ -495,11 +513,11 @@ def _sections(data: bytes) -> tuple[_Header, dict[bytes, _Section]]:
 
 def _check_header(header: _Header) -> None:
     for (name, most), size in zip(MOST.items(), header.sizes, strict=True):
-        least = 0 if name in ('fine', 'levels') else 1
+        least = 0 if name in ('fine anchors', 'levels') else 1
         if not least <= size <= most:
             raise BundleError(
-                f'bundle: {size} as the number of {name}, expected {least} to {most}; '
-                'download or export it again'
+                f'bundle: {size} {name}, expected {least} to {most}; download or '
+                'export it again'
             )
     fine, levels = header.sizes[3:]
     if (levels > 0) != (fine > 0) or (fine and fine % levels):

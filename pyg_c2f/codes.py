@@ -326,7 +326,7 @@ def pack_sorted(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         low, uint8, ``[1]``.
     """
     most = int(values[-1]) + 1 if values.numel() else 1
-    width = max((most // max(values.numel(), 1)).bit_length() - 1, 0)
+    width = min(max((most // max(values.numel(), 1)).bit_length() - 1, 0), 31)
     place = torch.arange(values.numel(), device=values.device)
     high = torch.zeros((most >> width) + values.numel() + 1, dtype=torch.long)
     high[(values >> width) + place] = 1

@@ -4,10 +4,8 @@ import json
 import os
 import re
 import shutil
-import struct
 import subprocess
 import threading
-import zlib
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,11 +17,22 @@ import torch
 from pyg_c2f.bundle import Bundle, BundleError
 from pyg_c2f.export import write_bundle
 from pyg_c2f.nn import LinearC2F
+from pyg_c2f.typing import Assignment
+from tests.bundles import (
+    BROKEN,
+    GOOD,
+    KINDS,
+    SIZES,
+    bundle_bytes,
+    damaged,
+    random_bundle,
+    sealed,
+    with_section,
+)
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / 'demo'
 FILES = {'index.html', 'app.js', 'bundle.js', 'style.css'}
-HEADER = '<4s7I2f'
 # What the tests look for in the page; whatever else is in it may change.
 SEARCH, OPTIONS, PICKS = '#search', '#results [role=option]', '#picks li'
 ITEMS, STATUS, MESSAGE = '#list li[data-item]', '#status', '#message'
@@ -32,109 +41,6 @@ SECONDS = 20
 needs_node = pytest.mark.skipif(
     shutil.which('node') is None, reason='the reader in JavaScript needs node'
 )
-
-
-# A writer from the page of the format alone, which can do what models do not have.
-
-
-def packed(numbers, bits):
-    numbers = np.asarray(numbers, np.int64).reshape(-1, 1)
-    return np.packbits(numbers >> np.arange(bits) & 1, bitorder='little').tobytes()
-
-
-def num_bits(size):
-    return max((size - 1).bit_length(), 1)
-
-
-def table(codes, *columns):
-    values = np.asarray(columns, '<f4')
-    size = values.shape[1]
-    return struct.pack('<I', size) + values.tobytes() + packed(codes, num_bits(size))
-
-
-def matrix(places, codes, values, low_bits):
-    places = np.asarray(places, np.int64)
-    high = (places >> low_bits) + np.arange(len(places))
-    bits = np.zeros(high.max(initial=-1) + 1, np.uint8)
-    bits[high] = 1
-    high = np.packbits(bits, bitorder='little').tobytes()
-    low = packed(places & ((1 << low_bits) - 1), low_bits)
-    head = struct.pack('<2I', len(places), low_bits) + low
-    return head + struct.pack('<I', len(high)) + high + table(codes, values)
-
-
-def sealed(data):
-    """The bytes with the length and the checksum that they should have."""
-    data = data[:8] + struct.pack('<I', len(data)) + data[12:-4]
-    return data + struct.pack('<I', zlib.crc32(data))
-
-
-def bundle_bytes(sizes, sections, user_norm=0.5, beta=0.25):
-    body = b''.join(
-        tag.encode()
-        + struct.pack('<I', len(content))
-        + content
-        + bytes(-len(content) % 4)
-        for tag, content in sections.items()
-    )
-    head = struct.pack(HEADER, b'C2FB', 1, 0, *sizes, user_norm, beta)
-    return sealed(head + body + bytes(4))
-
-
-def random_sections(rng, num_items, coarse, width, fine, levels, extra):
-    def entries(rows, columns, share, num_values):
-        size = rows * columns
-        places = np.flatnonzero(rng.random(size) < share)
-        codes = rng.integers(num_values, size=len(places))
-        return matrix(places, codes, rng.normal(size=num_values), rng.integers(5))
-
-    codes = rng.integers(5, size=num_items)
-    sections = {
-        'ITEM': table(codes, rng.random(5), rng.random(5)),
-        'LINK': entries(num_items, coarse, 3 / coarse, 7),
-    }
-    if coarse != width or 'COAR' in extra:
-        sections['COAR'] = entries(coarse, width, 0.5, 33)
-    if fine:
-        local = rng.integers(fine // levels, size=num_items * levels)
-        sections['FINE'] = entries(fine, width, 0.5, 2)
-        sections['CODE'] = packed(local, num_bits(fine // levels))
-    if 'BIAS' in extra:
-        sections['BIAS'] = table(codes % 3, rng.normal(size=3))
-    if 'NEAR' in extra:
-        sections['NEAR'] = entries(num_items, num_items, 3 / num_items, 1)
-    if 'NAME' in extra:
-        names = [f'i{x}é' for x in rng.permutation(num_items)]
-        sections['NAME'] = '\0'.join(names).encode()
-    if 'TITL' in extra:
-        titles = [f'Film {x} (19{x % 100:02})' for x in range(num_items)]
-        sections['TITL'] = '\0'.join(titles).encode()
-    return sections
-
-
-def random_bundle(seed, extra, num_items=60, fine=0, levels=0, **header):
-    rng = np.random.default_rng(seed)
-    coarse, width = (8, 8) if seed % 2 else (6, 9)
-    shape = (num_items, coarse, width, fine, levels)
-    sections = random_sections(rng, *shape, extra)
-    return bundle_bytes((num_items, width, coarse, fine, levels), sections, **header)
-
-
-KINDS = {
-    'plain': dict(seed=1, extra=()),
-    'norm': dict(seed=3, extra=('COAR',), user_norm=0.3),
-    'fine': dict(seed=0, extra=('BIAS',), fine=12, levels=3, user_norm=0.7),
-    'near': dict(seed=2, extra=('NEAR', 'BIAS'), beta=-1.7, user_norm=-0.4),
-    'all': dict(
-        seed=4,
-        extra=('COAR', 'BIAS', 'NEAR', 'NAME', 'TITL'),
-        fine=10,
-        levels=2,
-        user_norm=2.1,
-    ),
-    'large': dict(seed=6, extra=('TITL',), fine=64, levels=1, num_items=3000),
-    'one': dict(seed=5, extra=('NAME',), num_items=1),
-}
 
 
 def node(script, path, **request):
@@ -193,6 +99,8 @@ def test_lists_of_a_model(tmp_path):
     pairs = torch.rand(40, 30).lt(0.2).nonzero().T
     model = LinearC2F(pairs, 40, 30, 12, 6, 12, coarse_links=4, fine_links=2)
     model.set_stage('fine')
+    codes = torch.tensor([0, 3]) + torch.randint(3, (30, 2))
+    model.fine.set_assignment(Assignment(codes, torch.ones(30, 2)))
     write_bundle(model, path := tmp_path / 'model.c2f')
     bundle = Bundle.load(path)
     calls = [['recommend', list(range(1, x)), 10] for x in range(2, 20)]
@@ -233,113 +141,6 @@ def test_wrong_calls(named, tmp_path):
         assert re.fullmatch('bundle: .+; .+', given['error'])
 
 
-# Bundles that break one rule each, under a right checksum.
-
-GOOD = {
-    'ITEM': table([0, 1, 2, 0], [1, 2, 3], [1, 1, 1]),
-    'LINK': matrix([0, 3, 5, 7], [0, 1, 1, 0], [0.5, 1.5], 1),
-    'COAR': matrix([0, 3], [0, 0], [1], 0),
-    'FINE': matrix([1, 2, 6], [2, 1, 0], [1, 2, 3], 2),
-    'CODE': packed([0, 1, 2, 0, 1, 2, 0, 1], 2),
-    'BIAS': table([0, 0, 1, 1], [0.5, 0.25]),
-    'NEAR': matrix([1, 14], [0, 0], [2], 3),
-    'NAME': b'a\0b\0c\0d',
-    'TITL': b'A\0\0\xc3\xa9\0A',
-}
-SIZES = (4, 2, 2, 6, 2)
-
-
-def with_section(**changes):
-    kept = {tag: changes.get(tag, x) for tag, x in GOOD.items()}
-    return bundle_bytes(SIZES, {tag: x for tag, x in kept.items() if x is not None})
-
-
-def with_sizes(**changes):
-    sizes = dict(zip('NDCFL', SIZES, strict=True)) | changes
-    return bundle_bytes(tuple(sizes.values()), GOOD)
-
-
-def with_bytes(at, content):
-    data = bytearray(bundle_bytes(SIZES, GOOD))
-    at %= len(data)
-    data[at : at + len(content)] = content
-    return sealed(bytes(data))
-
-
-def reordered(*tags):
-    return bundle_bytes(SIZES, {tag: GOOD.get(tag, b'abcd') for tag in tags})
-
-
-def link(num, low_bits, low, high, rest=None):
-    rest = table([0] * num, [1]) if rest is None else rest
-    head = struct.pack('<2I', num, low_bits) + low
-    return with_section(LINK=head + struct.pack('<I', len(high)) + high + rest)
-
-
-INF, NAN = float('inf'), float('nan')
-NEEDED = ('ITEM', 'LINK', 'FINE', 'CODE')
-BROKEN = {
-    'magic': with_bytes(0, b'C2FX'),
-    'version': with_bytes(4, b'\2'),
-    'length': bundle_bytes(SIZES, GOOD) + bytes(4),
-    'checksum': bundle_bytes(SIZES, GOOD)[:-1] + b'\0',
-    'no items': with_sizes(N=0),
-    'more items': with_sizes(N=5),
-    'many items': with_sizes(N=1 << 26),
-    'too many items': with_sizes(N=(1 << 26) + 1),
-    'no width': with_sizes(D=0),
-    'width': with_sizes(D=4097),
-    'no coarse': with_sizes(C=0),
-    'coarse': with_sizes(C=65537),
-    'fine': with_sizes(F=4098),
-    'features': with_sizes(C=65536, D=257),
-    'no fine': with_sizes(F=0),
-    'no fine, no levels': with_sizes(F=0, L=0),
-    'no levels': with_sizes(L=0),
-    'levels': with_sizes(L=4),
-    'exponent': bundle_bytes(SIZES, GOOD, user_norm=NAN),
-    'beta': bundle_bytes(SIZES, GOOD, beta=INF),
-    **{f'without {tag}': with_section(**{tag: None}) for tag in NEEDED},
-    'without COAR': bundle_bytes(
-        (4, 3, 2, 0, 0), {tag: GOOD[tag] for tag in ('ITEM', 'LINK')}
-    ),
-    'order': reordered('LINK', 'ITEM', *list(GOOD)[2:]),
-    'order at the end': reordered(*list(GOOD)[:-2], 'TITL', 'NAME'),
-    'unknown': reordered(*GOOD, 'MORE'),
-    'unknown before': reordered('MORE', *GOOD),
-    'zeros at the end': sealed(bundle_bytes(SIZES, GOOD) + bytes(4)),
-    'section beyond the end': with_bytes(44, b'\xff\xff\xff\xff'),
-    'padding': with_bytes(-5, b'\1'),
-    **{f'{x} long': with_section(**{x: GOOD[x] + bytes(4)}) for x in GOOD},
-    **{f'{x} short': with_section(**{x: GOOD[x][:-1]}) for x in list(GOOD)[:7]},
-    **{f'{x} empty': with_section(**{x: b''}) for x in GOOD},
-    'no table': with_section(BIAS=struct.pack('<I', 0) + b'\0'),
-    'large table': with_section(BIAS=table([0] * 4, [1] * 65537)),
-    'code': with_section(ITEM=table([0, 1, 2, 3], [1, 2, 3], [1, 1, 1])),
-    'bits after codes': with_section(BIAS=table([0, 0, 1, 1, 1], [1, 2])),
-    'infinite': with_section(BIAS=table([0, 0, 1, 1], [1, -INF])),
-    'no number': with_section(ITEM=table([0] * 4, [NAN], [1])),
-    'fine code': with_section(CODE=packed([0, 1, 2, 0, 1, 2, 0, 3], 2)),
-    'low bits': link(1, 32, bytes(4), b'\1'),
-    'a lie': link(2**32 - 1, 0, b'', b'\1', table([0], [1])),
-    'a lie with bits': link(2**32 - 1, 31, bytes(4), b'\1', table([0], [1])),
-    'few places': link(3, 0, b'', b'\3'),
-    'many places': link(1, 0, b'', b'\3'),
-    'no places': link(1, 0, b'', b''),
-    'falling': link(2, 2, b'\1', b'\3'),
-    'twice': link(2, 2, b'\5', b'\3'),
-    'outside': link(1, 0, b'', b'\0\1'),
-    'far outside': link(1, 31, b'\xff\xff\xff\x7f', bytes(9999) + b'\x80'),
-    'bits after places': link(1, 2, b'\5', b'\1'),
-    'not UTF-8': with_section(TITL=b'A\0\0\xc3\0A'),
-    'surrogate': with_section(TITL=b'A\0\0\xed\xa0\x80\0A'),
-    'long form': with_section(TITL=b'A\0\0\xc0\x80\0A'),
-    'few titles': with_section(TITL=b'A\0B\0C'),
-    'many titles': with_section(TITL=b'A\0B\0C\0D\0'),
-    'same ids': with_section(NAME=b'a\0b\0c\0a'),
-}
-
-
 def in_node(bundles, path):
     path.write_bytes(b''.join(bundles))
     answer = node('fuzz.mjs', path, lengths=[len(x) for x in bundles])
@@ -374,30 +175,6 @@ def test_scores_that_are_not_finite(user_norm, tmp_path):
     assert given['kind'] == 'BundleError' and 'finite' in given['error']
     with pytest.raises(BundleError):
         Bundle.load(path).recommend([0, 1])
-
-
-def damaged(rng, data):
-    """The bundle with some damage, mostly under a right length and checksum."""
-    data, at = bytearray(data), int(rng.integers(36, len(data) - 4))
-    match rng.integers(7):
-        case 0:
-            data[at] ^= 1 << rng.integers(8)
-        case 1:
-            data[at : at + 4] = rng.bytes(4)
-        case 2:
-            at -= at % 4
-            extreme = [0, 1, 2, 255, 65535, 65536, 1 << 31, (1 << 32) - 1]
-            data[at : at + 4] = struct.pack('<I', rng.choice(extreme))
-        case 3:
-            del data[at:]
-        case 4:
-            del data[at : at + rng.integers(1, 9)]
-        case 5:
-            data[at:at] = data[at : at + rng.integers(1, 9)]
-        case 6:
-            values = [0, 1, 2, 6, 8, 9, 60, 65537, 1 << 26, (1 << 32) - 1]
-            struct.pack_into('<I', data, 4 * rng.integers(3, 8), rng.choice(values))
-    return sealed(bytes(data)) if rng.random() < 0.9 else bytes(data)
 
 
 @needs_node

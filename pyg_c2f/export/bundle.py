@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch_geometric.utils import degree
 
-from pyg_c2f.bundle import HEADER, MAGIC, MOST, MOST_FEATURES, VERSION
+from pyg_c2f.bundle import HEADER, MAGIC, VERSION, Bundle, BundleError
 from pyg_c2f.checkpoint import Model, is_axes, whole_file
 from pyg_c2f.codes import (
     WEIGHT_BITS,
@@ -62,10 +62,12 @@ def write_bundle(
         Dict: The bytes of each section, ``'header'`` and ``'all'``.
 
     Raises:
-        InputError: If the model cannot do without its graph or users, is larger than
-            the format allows, or an option is out of range.
+        InputError: If the model cannot do without its graph or users, an option is out
+            of range, or the reader refuses the result: the model is larger than the
+            format allows, or has numbers that are not finite.
     """
-    model = _checked(model, weight_bits, num_neighbors)
+    model = check_inductive(model, 'a bundle')
+    _check_options(model, weight_bits, num_neighbors)
     with torch.no_grad():
         sections = dict(_sections(model, weight_bits, num_neighbors))
     if names:
@@ -76,17 +78,26 @@ def write_bundle(
         }
     sizes = (model.num_items, model.embedding_dim, model.num_coarse)
     fine = (model.num_fine, model.fine_links) if model.stage == 'fine' else (0, 0)
+    # Of what is too large for single precision, infinity, which the reader refuses.
+    norms = torch.tensor([model.user_norm, model.diffusion]).tolist()
     body = {
         tag: tag.encode() + struct.pack('<I', len(x)) + x + bytes(-len(x) % 4)
         for tag, x in sections.items()
     }
     counted = {'header': HEADER.size + 4} | {tag: len(x) for tag, x in body.items()}
     length = sum(counted.values())
-    norms = (model.user_norm, model.diffusion)
     data = HEADER.pack(MAGIC, VERSION, length, *sizes, *fine, *norms)
     data += b''.join(body.values())
+    data += struct.pack('<I', zlib.crc32(data))
+    try:
+        Bundle(data)
+    except BundleError as error:
+        why = str(error).partition(';')[0]
+        raise InputError(
+            f'this model makes no {why}; train it with other settings'
+        ) from None
     with whole_file(Path(path)) as part:
-        part.write_bytes(data + struct.pack('<I', zlib.crc32(data)))
+        part.write_bytes(data)
     return counted | {'all': length}
 
 
@@ -98,7 +109,8 @@ def check_inductive(model: Model, form: str) -> LinearC2F:
         form (str): What it is to become, for the message.
 
     Raises:
-        InputError: If it needs users or the propagation over a graph.
+        InputError: If it needs users or the propagation over a graph, or its fine
+            anchors are not one of each level.
     """
     if not isinstance(model, LinearC2F):
         raise InputError(
@@ -111,41 +123,34 @@ def check_inductive(model: Model, form: str) -> LinearC2F:
             f'{model.users} num_layers={model.num_layers}; train with --set '
             'users=inductive num_layers=1'
         )
+    if model.stage == 'fine':
+        index, weight = (x.cpu() for x in model.fine.assignment)
+        level = index.div(model.num_fine // model.fine_links, rounding_mode='floor')
+        if (level != torch.arange(model.fine_links)).any() or (weight != 1).any():
+            raise InputError(
+                f'{form} has one fine anchor of each level for each item, with weight '
+                'one; this model has others: train with --recipe fast'
+            )
     return model
 
 
-def _checked(model: Model, weight_bits: int, num_neighbors: float) -> LinearC2F:
-    model = check_inductive(model, 'a bundle')
-    if model.diffusion and not num_neighbors > 0:
+def _check_options(model: LinearC2F, weight_bits: int, num_neighbors: float) -> None:
+    if weight_bits not in range(2, 9):
+        raise InputError(f'{weight_bits} bits of a weight; choose 2 to 8')
+    if not 0 <= num_neighbors <= model.num_items:
+        raise InputError(
+            f'{num_neighbors:g} neighbours of an item; choose 0 to {model.num_items}'
+        )
+    if model.diffusion and not num_neighbors:
         raise InputError(
             'the diffusion channel of this model needs the train graph, or neighbours '
-            f'in its place (got {num_neighbors:g}); give their mean number of an item, '
-            'such as --neighbors 4'
+            'in its place; give their mean number of an item, such as --neighbors 4'
         )
     if num_neighbors and not model.diffusion:
         raise InputError(
             f'{num_neighbors:g} neighbours for a model without a diffusion channel; '
             'train with --set diffusion=1, or leave them out'
         )
-    if not 2 <= weight_bits <= 8:
-        raise InputError(f'{weight_bits} bits of a weight; choose 2 to 8')
-    coarse = model.num_coarse
-    sizes = {
-        'items': (model.num_items, MOST['items']),
-        'columns': (model.embedding_dim, MOST['width']),
-        'coarse anchors': (coarse, MOST['coarse']),
-        'fine anchors': (model.num_fine, MOST['fine']),
-        'levels of fine anchors': (model.fine_links, MOST['levels']),
-    }
-    if not is_axes(model.coarse.codebook):
-        sizes['features of coarse anchors'] = (
-            coarse * model.embedding_dim,
-            MOST_FEATURES,
-        )
-    for name, (size, most) in sizes.items():
-        if size > most:
-            raise InputError(f'{size} {name}: a bundle holds {most} at the most')
-    return model
 
 
 def _sections(
@@ -185,7 +190,7 @@ def fit_table(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     r"""Codes of numbers, and the table that they are codes of.
 
     The distinct numbers themselves where there are at most ``2**bits``; else those that
-    :func:`~pyg_c2f.codes.round_weights` makes of them, and zero if it is there. Lists
+    :func:`~pyg_c2f.codes.round_weights` makes of them, and one more for zero. Lists
     come out better from its even *relative* errors than from the least squared error
     of a k-means of the values: the small weights are those of the rare items.
 

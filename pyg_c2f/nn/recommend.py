@@ -244,7 +244,7 @@ class Recommender(torch.nn.Module):
 
         Raises:
             InputError: If they are not as many as the users or items, an id is there
-                twice, or one holds a NUL character.
+                twice, or one holds a NUL character or a lone surrogate.
         """
         user_ids = self._texts(users, USER, 'ids')
         item_ids = self._texts(items, ITEM, 'ids')
@@ -270,8 +270,12 @@ class Recommender(torch.nn.Module):
                 f'(got {len(out)})'
             )
         for text in out:
-            if '\0' in text:  # It stands between two of them in a checkpoint.
-                raise InputError(f'{kind} {what} hold no NUL character (got {text!r})')
+            # NUL stands between two of them in a file; half of a pair has no UTF-8.
+            if '\0' in text or any('\ud800' <= x <= '\udfff' for x in text):
+                raise InputError(
+                    f'{kind} {what} hold no NUL character and no lone surrogate (got '
+                    f'{text!r})'
+                )
         return out
 
     def _index(self, ids: list[str] | None, kind: str) -> dict[str, int] | None:
