@@ -1,4 +1,4 @@
-r"""The command line: train, evaluate, recommend, and what data there is."""
+r"""The command line: train, evaluate, recommend, export, and a page to try it on."""
 
 import argparse
 import json
@@ -11,7 +11,10 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, fields
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
 from types import UnionType
@@ -44,6 +47,7 @@ from pyg_c2f.datasets import (
     with_validation_in_train,
 )
 from pyg_c2f.evaluate import evaluate_split, popularity_score
+from pyg_c2f.export import write_bundle, write_onnx
 from pyg_c2f.report import results_table, size_table, write_report
 from pyg_c2f.train import (
     RESUME_FILE,
@@ -90,6 +94,8 @@ EXAMPLES = """examples:
   python run.py evaluate --checkpoint runs/gowalla
   python run.py recommend --checkpoint runs/gowalla --user 12 7 -k 10
   python run.py recommend --checkpoint runs/gowalla --similar 12
+  python run.py export --checkpoint runs/gowalla --format bundle --out gowalla.c2f
+  python run.py demo                               films, in your browser
   python run.py train --help                       all options and settings
 
 Without a command it trains."""
@@ -101,6 +107,30 @@ standard output the answer to it:
 "candidates" (a list) and "exclude_seen" (true or false) may stand beside; -k,
 --candidates and --include-seen hold for the lines that do not say. A line that
 cannot be answered gives {"error": "line 3: ..."}, and the exit status is 2."""
+# The formats of an export, and the names of their files.
+EXPORTS = {'bundle': 'model.c2f', 'onnx': 'model.onnx'}
+# What each takes beside a path, and the option that gives it.
+EXPORT_OPTIONS = {
+    'bundle': {
+        'weight_bits': '--weight-bits',
+        'num_neighbors': '--neighbors',
+        'names': '--no-names',
+    },
+    'onnx': {'int8': '--int8'},
+}
+# The files of the page in demo/.
+PAGE = ('index.html', 'style.css', 'app.js', 'bundle.js')
+# Titles of films that nobody made, where a data set has none.
+FIRST_WORDS = (
+    'Amber Borrowed Broken Crimson Distant Electric Final Forgotten Frozen Gentle '
+    'Golden Hidden Hollow Iron Last Little Lonely Midnight Paper Quiet Restless Second '
+    'Silver Sleepless Stolen Summer Velvet Wandering Winter'
+).split()
+SECOND_WORDS = (
+    'Archive Bridge Carousel Cartographer Comet Confession Daughter Echo Empire Fever '
+    'Frontier Garden Harbour Horizon Island Lantern Letters Masquerade Mirror Orchard '
+    'Passenger Promise River Shadow Signal Stranger Symphony Tide Train Violin Voyage'
+).split()
 # Lines of standard input that are answered at once, as far as they are there.
 BLOCK_LINES = 256
 BLOCK_BYTES = 1 << 16
@@ -204,6 +234,61 @@ def make_parser() -> Parser:
     )
     call.add_argument('--candidates', metavar='ITEM,ITEM', help='what to choose from')
     call.set_defaults(func=run_recommend)
+
+    call = commands.add_parser('export', help='one small file that recommends')
+    call.add_argument('--checkpoint', required=True, metavar='DIR')
+    call.add_argument(
+        '--format',
+        choices=EXPORTS,
+        default='bundle',
+        help='docs/bundle.md and docs/onnx.md describe them (default: bundle)',
+    )
+    call.add_argument(
+        '--out', metavar='FILE', help='default: model.c2f or model.onnx in DIR'
+    )
+    call.add_argument(
+        '--weight-bits', type=int, metavar='N', help='bundle: of a link (default: 6)'
+    )
+    call.add_argument(
+        '--neighbors',
+        dest='num_neighbors',
+        type=float,
+        metavar='N',
+        help='bundle: of an item, in place of the graph of a diffusion channel',
+    )
+    call.add_argument(
+        '--no-names',
+        dest='names',
+        action='store_const',
+        const=False,
+        help='bundle: without ids and titles',
+    )
+    call.add_argument(
+        '--int8', action='store_const', const=True, help='onnx: a byte for each number'
+    )
+    call.set_defaults(func=run_export)
+
+    call = commands.add_parser(
+        'demo', help='a page that recommends in your browser: trains, exports, serves'
+    )
+    call.add_argument(
+        '--data-root',
+        metavar='DIR',
+        help='the folder that holds the folder ml-100k; without it, made-up films '
+        '(default: datasets)',
+    )
+    call.add_argument(
+        '--checkpoint', metavar='DIR', help='show this model, without training'
+    )
+    call.add_argument(
+        '--out',
+        default='runs/demo',
+        metavar='DIR',
+        help='takes the model and the page, a folder to put on any web server '
+        '(default: runs/demo)',
+    )
+    call.add_argument('--port', type=int, default=8000, help='default: 8000; 0: any')
+    call.set_defaults(func=run_demo)
 
     call = commands.add_parser('data', help='what is there of a data set')
     add_data_options(call)
@@ -834,6 +919,114 @@ def as_answer(model: Model, ids: list[int], scores: list[float]) -> dict[str, An
     if model.item_titles is not None:
         answer['titles'] = [model.item_titles[item] for item in ids]
     return answer
+
+
+def run_export(args: argparse.Namespace) -> int:
+    """Writes a file that recommends without this package."""
+    options = {}
+    for form, names in EXPORT_OPTIONS.items():
+        for name, option in names.items():
+            if vars(args)[name] is None:
+                continue
+            if form != args.format:
+                raise InputError(f'{option} is no option of --format {args.format}')
+            options[name] = vars(args)[name]
+    model = pyg_c2f.load(args.checkpoint)
+    path = Path(args.out or Path(args.checkpoint) / EXPORTS[args.format])
+    if path.is_dir():
+        raise InputError(f'--out {path}: is a folder; name a file in it')
+    if args.format == 'onnx':
+        size = write_onnx(model, path, **options)
+    else:
+        parts = write_bundle(model, path, **options)
+        size = parts.pop('all')
+        for name, part in parts.items():
+            print(f'{name:8} {part:12,} bytes')
+    print(f'{path}: {size:,} bytes')
+    return 0
+
+
+def run_demo(args: argparse.Namespace) -> int:
+    """Trains where there is no model yet, puts the page together and serves it."""
+    out = Path(args.out)
+    model = pyg_c2f.load(args.checkpoint or demo_run(args.data_root, out))
+    if args.checkpoint is None and model.item_titles is None:
+        titles = map(made_up, range(model.num_items))
+        model.set_ids(model.user_ids, model.item_ids, titles)
+    site = out / 'site'
+    site.mkdir(parents=True, exist_ok=True)
+    for name in PAGE:
+        shutil.copyfile(Path(__file__).parent / 'demo' / name, site / name)
+    size = write_bundle(model, site / 'model.c2f')['all']
+    serve(site, args.port, f'{model.num_items:,} items in {size:,} bytes')
+    return 0
+
+
+def demo_run(data_root: str | None, out: Path) -> Path:
+    """The directory of the demo's run, which is trained where it is not complete."""
+    root = Path(data_root or DEFAULT_ROOT)
+    dataset = 'ml-100k' if (root / 'ml-100k').is_dir() else 'synthetic'
+    if dataset == 'synthetic':
+        logger.info(
+            'no folder ml-100k in %s: the films are made up; --data-root names another',
+            root,
+        )
+    folder = out / dataset
+    if not (folder / 'model.safetensors').exists() or (folder / RESUME_FILE).exists():
+        call = ['train', '--dataset', dataset, '--out', str(folder)]
+        if (folder / RESUME_FILE).exists():
+            call = ['train', '--resume', '--out', str(folder)]
+        elif data_root is not None:
+            call += ['--data-root', data_root]
+        args = make_parser().parse_args(call)
+        args.argv = call
+        if run_train(args):
+            raise KeyboardInterrupt
+    return folder
+
+
+def made_up(item: int) -> str:
+    """The title of a film that does not exist; each has its own."""
+    rest, first = divmod(item, len(FIRST_WORDS))
+    part, second = divmod(rest, len(SECOND_WORDS))
+    title = f'{FIRST_WORDS[first]} {SECOND_WORDS[(first + second) % len(SECOND_WORDS)]}'
+    return title if not part else f'{title}, part {part + 1}'
+
+
+def serve(site: Path, port: int, what: str) -> None:
+    """Serves a folder on this machine alone, until it is interrupted."""
+    handler = partial(QuietHandler, directory=site)
+    try:
+        server = ThreadingHTTPServer(('127.0.0.1', port), handler)
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f'--port {port}: cannot be served on ({error}); name another, or 0 for any'
+        ) from None
+    with server:
+        print(
+            f'{what}, in {site}\nopen http://127.0.0.1:{server.server_port}/ in a '
+            'browser; Ctrl-C ends it',
+            flush=True,
+        )
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    """Serves files, fresh ones each time, and says nothing of it."""
+
+    # What Windows makes of these is up to its registry.
+    extensions_map = SimpleHTTPRequestHandler.extensions_map | {
+        '.js': 'text/javascript',
+        '.c2f': 'application/octet-stream',
+    }
+
+    def end_headers(self) -> None:
+        self.send_header('Cache-Control', 'no-cache')
+        super().end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
 
 
 def run_data(args: argparse.Namespace) -> int:

@@ -33,7 +33,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from itertools import product
 from math import floor
 from pathlib import Path
 from statistics import median
@@ -72,10 +71,9 @@ from pyg_c2f.typing import ITEM, RATES, USER
 ROOT = Path(__file__).parents[1]
 LENGTH = 20
 SIZES = (0.25, 0.5, 0.75, 1.0, 1.5)
-# Width, fine levels, and from which size on benchmarks/size_quality.py chose them.
-SHAPES = ((512, 0, 0.25), (512, 2, 0.5), (1024, 0, 0.75), (1024, 2, 0.75))
+# Width, fine levels, and the least size that is worth a try.
+SHAPES = ((512, 0, 0.25), (512, 2, 0.5), (1024, 0, 0.5))
 PER_LEVEL = 256
-CURVE_BITS = (5, 6)
 BITS = (3, 4, 5, 6, 7, 8)
 NEIGHBORS = (1.0, 2.0, 4.0, 8.0, 16.0)
 DIFFUSIONS = (0.25, 0.5, 1.0)
@@ -136,27 +134,26 @@ def build(data: HeteroData, recipe: FastRecipe, seed: int = 0) -> LinearC2F:
     return model
 
 
-def export(model: LinearC2F, path: Path, bits: int, neighbors: float = 0.0) -> int:
+def export(
+    model: LinearC2F, path: Path, bits: int = WEIGHT_BITS, neighbors: float = 0.0
+) -> int:
     """The bytes of the file."""
     return write_bundle(model, path, bits, neighbors, names=False)['all']
 
 
-def fill(
-    data: HeteroData, recipe: FastRecipe, bits: int, target: float, path: Path
-) -> Any:
+def fill(data: HeteroData, recipe: FastRecipe, target: float, path: Path) -> Any:
     """The links that fill the size, and what choosers find."""
     links = 1.0
-    each = data[ITEM].num_nodes * (bits + 9) / 8
+    each = data[ITEM].num_nodes * (WEIGHT_BITS + 9) / 8
     for _ in range(ATTEMPTS):
         recipe = replace(recipe, coarse_links=floor(100 * links) / 100)
-        size = export(build(data, recipe), path, bits)
+        size = export(build(data, recipe), path)
         too_large = links == 1 and size > target
         if too_large or EMPTIEST * target <= size <= FULLEST * target:
             break
         links = max(links + (target * (FULLEST + EMPTIEST) / 2 - size) / each, 1.0)
     names = ('embedding_dim', 'coarse_links', 'fine_links', 'num_fine')
-    settings = {x: getattr(recipe, x) for x in names}
-    cell = {'settings': settings, 'bits': bits, 'file': size}
+    cell = {'settings': {x: getattr(recipe, x) for x in names}, 'file': size}
     if size > target:
         return cell
     return cell | {'val': quality(read_score(path, data), data, 'val', NUM_CHOOSERS)}
@@ -166,29 +163,29 @@ def curve(data: HeteroData, base: FastRecipe, result: Any, args: Any) -> Iterato
     """Quality on test items against the size of the file."""
     cells = result.setdefault('cells', {})
     with remembered('spectral_features', spectrum_key):
-        for (width, levels, least), bits in tqdm([*product(SHAPES, CURVE_BITS)]):
+        for width, levels, least in tqdm(SHAPES, 'shapes'):
             shape = {'embedding_dim': width, 'fine_links': levels}
             shape |= {'num_fine': PER_LEVEL * levels} if levels else {}
             for size in [x for x in SIZES if x >= least]:
-                name = f'{size:g} MB, {width} wide, {levels} levels, {bits} bits'
+                name = f'{size:g} MB, {width} wide, {levels} levels'
                 if name not in cells:
                     recipe, target = replace(base, **shape), size * MEGABYTE
                     path = args.files / 'cell.c2f'
-                    cells[name] = fill(data, recipe, bits, target, path)
+                    cells[name] = fill(data, recipe, target, path)
                     cells[name]['size'] = size
                     yield
     runs = result.setdefault('runs', {})
     for size in tqdm(SIZES, 'sizes'):
         known = [x for x in cells.values() if x['size'] == size and 'val' in x]
         best = max(known, key=lambda x: x['val'][METRICS[0]])
-        chosen = {x: best[x] for x in ('size', 'settings', 'bits')}
+        chosen = {x: best[x] for x in ('size', 'settings')}
         for seed in range(args.seeds):
             name = f'{size:g} MB, seed {seed}'
             if chosen.items() <= runs.get(name, {}).items():
                 continue
             model = build(data, replace(base, **chosen['settings']), seed)
             path = args.files / f'{size:g}-{seed}.c2f'
-            file = export(model, path, chosen['bits'])
+            file = export(model, path)
             runs[name] = chosen | {'file': file, **stamp()}
             of_model = evaluate_split(model.scorer(), data, 'test', ks=(LENGTH,))
             runs[name] |= {
@@ -214,10 +211,10 @@ def curve_rows(result: Any) -> tuple[str, list[list[str]]]:
         rows.append([
             f'{size:g}', f'{spread([x["file"] for x in runs])[0]:,.0f}',
             *figures[0], *figures[1], f'{kept[0]:.1%}', str(len(runs)),
-            str(runs[0]['bits']), f'`{as_settings(runs[0]["settings"])}`',
+            f'`{as_settings(runs[0]["settings"])}`',
         ])  # fmt: skip
     names = 'MB|file, bytes|NDCG@20|Recall@20|NDCG@20 of the model|'
-    names += 'Recall@20 of the model|share of Recall kept|seeds|bits|settings'
+    names += 'Recall@20 of the model|share of Recall kept|seeds|settings'
     return names, rows
 
 
@@ -288,7 +285,7 @@ def neighbors(
             for num in NEIGHBORS if weight else (0.0,):
                 name = f'{weight:g}, {num:g} neighbours'
                 if name not in cells:
-                    size = export(model, path, WEIGHT_BITS, num)
+                    size = export(model, path, neighbors=num)
                     val = quality(read_score(path, data), data, 'val', NUM_CHOOSERS)
                     cells[name] = {'file': size, 'val': val, **stamp()}
                     yield
@@ -350,7 +347,7 @@ def newcomers(
             path = args.files / 'newcomers.c2f'
             asking, trained = histories_of(history, *sizes), histories_of(edges, *sizes)
             scores: dict[str, Score] = {
-                f'bundle, {export(model, path, WEIGHT_BITS) / MEGABYTE:.2f} MB':
+                f'bundle, {export(model, path) / MEGABYTE:.2f} MB':
                     reader_score(Bundle.load(path), asking.rowptr, asking.col)
             }  # fmt: skip
             if where == 'in training':
@@ -510,7 +507,7 @@ def fuzz(data: HeteroData, base: FastRecipe, result: Any, args: Any) -> Iterator
     from tests.bundles import damaged
 
     path, rng = args.files / 'fuzz.c2f', np.random.default_rng(0)
-    export(build(data, base), path, WEIGHT_BITS)
+    export(build(data, base), path)
     good, many = path.read_bytes(), args.files / 'fuzz-many'
     cells = {'refused by both': 0, 'the same list from both': 0}
     slowest = {'NumPy': 0.0, 'JavaScript': 0.0}
@@ -605,9 +602,9 @@ PARTS: dict[str, tuple[Any, Any, str]] = {
         fuzz,
         fuzz_rows,
         f'{NUM_DAMAGED:,} damaged copies of a real bundle: bits, bytes and fields of '
-        'the header changed, parts cut out or doubled, nine of ten under a right length '
-        'and checksum. Both readers load each and make the list of item 0 (JavaScript also '
-        'looks for similar items).',
+        'the header changed, parts cut out or doubled, nine of ten under a right '
+        'length and checksum. Both readers load each and make the list of item 0 '
+        '(JavaScript also looks for similar items).',
     ),
     'cost': (
         cost,

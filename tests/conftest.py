@@ -1,6 +1,8 @@
-"""Small random graphs, and SPEC sections 1 to 3 on them with dense matrices."""
+"""Small random graphs, and SPEC sections 1 to 3 on them with dense matrices; data."""
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -142,6 +144,16 @@ def make_toy(seed):
 @pytest.fixture(params=range(3), ids=lambda seed: f'graph{seed}')
 def toy(request):
     return make_toy(request.param)
+
+
+@pytest.fixture
+def data_root():
+    """The folder with real data sets."""
+    default = Path(__file__).parents[1] / '../shared/data'
+    root = Path(os.environ.get('C2F_DATA', default)).resolve()
+    if not root.is_dir():
+        pytest.skip(f'no data at {root}; set C2F_DATA')
+    return root
 
 
 @pytest.fixture

@@ -4,8 +4,11 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
+import sys
 import threading
+from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -338,7 +341,7 @@ def page(tmp_path_factory):
     driver.quit()
 
 
-def test_a_list_by_keyboard_in_a_browser(page, site, tmp_path):
+def test_a_list_by_keyboard_in_a_browser(page, site):
     folder, url = site
     bundle = Bundle.load(folder / 'model.c2f')
     page.size(1280, 900)
@@ -357,12 +360,54 @@ def test_a_list_by_keyboard_in_a_browser(page, site, tmp_path):
     assert page.numbers() == expected.tolist()
     assert page.texts(f'{ITEMS} bdi') == [bundle.item_titles[x] for x in expected]
     assert 0 < float(page.status('ms')) < 1000
-
-    screenshot = os.environ.get('PYG_C2F_SCREENSHOT', tmp_path / 'page.png')
-    assert page.driver.save_screenshot(str(screenshot))
     requests = page.requests()
     assert len(requests) >= len(FILES) + 1
     assert all(x.startswith((url, 'data:', 'about:')) for x in requests)
+
+
+@contextmanager
+def demo(*options):
+    """The address that ``run.py demo`` serves on."""
+    call = [sys.executable, ROOT / 'run.py', 'demo', '--port', '0', *options]
+    with subprocess.Popen(
+        call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    ) as process:
+        try:
+            lines = iter(process.stdout.readline, '')
+            yield next(x.split()[1] for x in lines if x.startswith('open http'))
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=SECONDS)
+
+
+@pytest.mark.parametrize(
+    'dataset', [pytest.param('ml-100k', marks=pytest.mark.dataset), 'made up']
+)
+def test_the_demo_in_a_browser(dataset, page, request, tmp_path):
+    root = tmp_path
+    if dataset == 'ml-100k':
+        root = request.getfixturevalue('data_root')
+        if not (root / dataset).is_dir():
+            pytest.skip(f'no {dataset} in {root}')
+    page.size(1100, 620)
+    page.requests()
+    with demo('--data-root', root, '--out', tmp_path / 'out') as url:
+        bundle = Bundle.load(tmp_path / 'out/site/model.c2f')
+        page.open(url)
+        page.ready()
+        page.type(page.keys.TAB)
+        films = ['Alien (1979)', 'Blade Runner (1982)', 'Brazil (1985)']
+        picks = [3, 14, 159]
+        if dataset == 'ml-100k':
+            picks = [bundle.item_titles.index(film) for film in films]
+        for number in picks:
+            page.pick(bundle.item_titles[number])
+        expected, _ = bundle.recommend(picks, 20)
+        assert page.numbers() == expected.tolist()
+        assert page.texts(f'{ITEMS} bdi') == [bundle.item_titles[x] for x in expected]
+        assert all(x.startswith((url, 'data:', 'about:')) for x in page.requests())
+        if dataset == 'ml-100k' and 'PYG_C2F_SCREENSHOT' in os.environ:
+            page.driver.save_screenshot(os.environ['PYG_C2F_SCREENSHOT'])
 
 
 def test_picks_come_and_go_in_a_browser(page, site):

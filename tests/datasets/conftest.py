@@ -1,4 +1,3 @@
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,13 +23,3 @@ def put(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path
 
     return write
-
-
-@pytest.fixture
-def data_root() -> Path:
-    """The folder with real data sets."""
-    default = Path(__file__).parents[2] / '../shared/data'
-    root = Path(os.environ.get('C2F_DATA', default)).resolve()
-    if not root.is_dir():
-        pytest.skip(f'no data at {root}; set C2F_DATA')
-    return root
