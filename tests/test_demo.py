@@ -396,7 +396,7 @@ def test_the_demo_in_a_browser(dataset, page, request, tmp_path):
         page.open(url)
         page.ready()
         page.type(page.keys.TAB)
-        films = ['Alien (1979)', 'Blade Runner (1982)', 'Brazil (1985)']
+        films = ['Alien', 'Blade Runner', 'Brazil']
         picks = [3, 14, 159]
         if dataset == 'ml-100k':
             picks = [bundle.item_titles.index(film) for film in films]
