@@ -190,9 +190,13 @@ def is_axes(codebook: Tensor) -> bool:
     )
 
 
-def _are_codes(model: LinearC2F) -> bool:
-    """Whether every row has one coarse anchor of each level, with weight one."""
-    return bool((model.coarse.assignment_weight == 1).all())
+def are_codes(assignment: Assignment, num_anchors: int) -> bool:
+    """Whether every row has one anchor of each level, in order, with weight one."""
+    index, weight = assignment
+    num_levels = index.size(1)
+    level = index.div(num_anchors // num_levels, rounding_mode='floor')
+    in_order = level == torch.arange(num_levels, device=index.device)
+    return bool((weight == 1).all() and in_order.all())
 
 
 def _pack(model: LinearC2F, index: Tensor, num: int) -> Tensor:
@@ -231,7 +235,7 @@ def _linear_tensors(model: LinearC2F) -> dict[str, Tensor]:
     alive = links != 0
     index, weight = model.coarse.index.cpu()[alive], links[alive]
     tensors = _graph_tensors(model)
-    if _are_codes(model):
+    if are_codes(model.coarse.assignment, model.num_coarse):
         per_level = model.num_coarse // model.coarse_links
         tensors['coarse.index'] = _pack(model, index % per_level, per_level)
     else:
@@ -251,6 +255,12 @@ def _linear_tensors(model: LinearC2F) -> dict[str, Tensor]:
     if model.bias.any():
         tensors['bias'] = model.bias.detach().to(wide)
     if model.stage == 'fine':
+        if not are_codes(model.fine.assignment, model.num_fine):
+            raise InputError(
+                'a checkpoint of LinearC2F has one fine anchor of each level for each '
+                'item, with weight one; this model has others: set the codes of '
+                'pyg_c2f.codes.residual_codes'
+            )
         per_level = model.num_fine // model.fine_links
         local = model.fine.index.cpu() % per_level
         fine = _fine_tensors(model)
@@ -286,7 +296,7 @@ def model_meta(model: Model) -> dict[str, str]:
         meta |= {
             'model': 'linear',
             'weight_grid': json.dumps(grid),
-            'codes': json.dumps(_are_codes(model)),
+            'codes': json.dumps(are_codes(model.coarse.assignment, model.num_coarse)),
         }
     return meta
 

@@ -23,7 +23,7 @@ from pyg_c2f.config import FastRecipe
 from pyg_c2f.datasets import SyntheticHierarchy
 from pyg_c2f.fast import train_fast
 from pyg_c2f.nn import C2F
-from pyg_c2f.typing import InputError
+from pyg_c2f.typing import Assignment, InputError
 
 both_stages = pytest.mark.parametrize('stage', ['coarse', 'fine'])
 
@@ -405,6 +405,15 @@ def test_linear_round_trip(data, stage, dtype, changes, tmp_path):
     save(again, tmp_path / 'twice.safetensors')
     twice, _ = stored(tmp_path / 'twice.safetensors')
     assert all(twice[key].equal(x) for key, x in tensors.items())
+
+
+def test_fine_links_that_are_no_codes(data, tmp_path):
+    model = linear(data, 'fine')
+    index, weight = model.fine.assignment
+    model.set_assignment(fine=Assignment(index.flip(1), weight))
+    with pytest.raises(InputError, match='one fine anchor of each level'):
+        save(model, tmp_path)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_what_needs_the_graph(data):

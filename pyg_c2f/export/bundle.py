@@ -12,7 +12,7 @@ from torch import Tensor
 from torch_geometric.utils import degree
 
 from pyg_c2f.bundle import HEADER, MAGIC, VERSION, Bundle, BundleError
-from pyg_c2f.checkpoint import Model, is_axes, whole_file
+from pyg_c2f.checkpoint import Model, are_codes, is_axes, whole_file
 from pyg_c2f.codes import (
     WEIGHT_BITS,
     num_bits,
@@ -124,14 +124,11 @@ def check_inductive(model: Model, form: str) -> LinearC2F:
             f'{model.users} num_layers={model.num_layers}; train with --set '
             'users=inductive num_layers=1'
         )
-    if model.stage == 'fine':
-        index, weight = (x.cpu() for x in model.fine.assignment)
-        level = index.div(model.num_fine // model.fine_links, rounding_mode='floor')
-        if (level != torch.arange(model.fine_links)).any() or (weight != 1).any():
-            raise InputError(
-                f'{form} has one fine anchor of each level for each item, with weight '
-                'one; this model has others: train with --recipe fast'
-            )
+    if model.stage == 'fine' and not are_codes(model.fine.assignment, model.num_fine):
+        raise InputError(
+            f'{form} has one fine anchor of each level for each item, with weight one; '
+            'this model has others: train with --recipe fast'
+        )
     return model
 
 
