@@ -33,6 +33,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import product
 from math import floor
 from pathlib import Path
 from statistics import median
@@ -175,24 +176,24 @@ def curve(data: HeteroData, base: FastRecipe, result: Any, args: Any) -> Iterato
                     cells[name]['size'] = size
                     yield
     runs = result.setdefault('runs', {})
-    for size in tqdm(SIZES, 'sizes'):
+    for seed, size in tqdm([*product(range(args.seeds), SIZES)], 'runs'):
         known = [x for x in cells.values() if x['size'] == size and 'val' in x]
         best = max(known, key=lambda x: x['val'][METRICS[0]])
         chosen = {x: best[x] for x in ('size', 'settings')}
-        for seed in range(args.seeds):
-            name = f'{size:g} MB, seed {seed}'
-            if chosen.items() <= runs.get(name, {}).items():
-                continue
-            model = build(data, replace(base, **chosen['settings']), seed)
-            path = args.files / f'{size:g}-{seed}.c2f'
-            file = export(model, path)
-            runs[name] = chosen | {'file': file, **stamp()}
-            of_model = evaluate_split(model.scorer(), data, 'test', ks=(LENGTH,))
-            runs[name] |= {
-                'model': {x: of_model[x] for x in METRICS},
-                'test': quality(read_score(path, data), data, 'test'),
-            }
-            yield
+        name = f'{size:g} MB, seed {seed}'
+        if chosen.items() <= runs.get(name, {}).items():
+            continue
+        model = build(data, replace(base, **chosen['settings']), seed)
+        path = args.files / f'{size:g}-{seed}.c2f'
+        file = export(model, path)
+        of_model = evaluate_split(model.scorer(), data, 'test', ks=(LENGTH,))
+        runs[name] = chosen | {
+            'file': file,
+            'model': {x: of_model[x] for x in METRICS},
+            'test': quality(read_score(path, data), data, 'test'),
+            **stamp(),
+        }
+        yield
 
 
 def curve_rows(result: Any) -> tuple[str, list[list[str]]]:
