@@ -89,7 +89,7 @@ OUTPUTS = (
     RESUME_FILE,
 )
 EXAMPLES = """examples:
-  python run.py                                    the embedded data set, in minutes
+  python run.py                                    the embedded data set, in seconds
   python run.py train --dataset gowalla --out runs/gowalla
   python run.py evaluate --checkpoint runs/gowalla
   python run.py recommend --checkpoint runs/gowalla --user 12 7 -k 10
@@ -225,14 +225,18 @@ def make_parser() -> Parser:
     call.add_argument('--checkpoint', required=True, metavar='DIR')
     who = call.add_mutually_exclusive_group(required=True)
     who.add_argument('--user', nargs='+', metavar='ID', help='known users')
-    who.add_argument('--history', metavar='ITEM,ITEM', help='of an unknown person')
+    who.add_argument(
+        '--history', nargs='+', metavar='ITEM', help='of an unknown person'
+    )
     who.add_argument('--similar', nargs='+', metavar='ITEM', help='items like these')
     who.add_argument('--jsonl', action='store_true', help='many people, see below')
     call.add_argument('-k', type=int, default=20, help='length of the list')
     call.add_argument(
         '--include-seen', action='store_true', help='train items and history too'
     )
-    call.add_argument('--candidates', metavar='ITEM,ITEM', help='what to choose from')
+    call.add_argument(
+        '--candidates', nargs='+', metavar='ITEM', help='what to choose from'
+    )
     call.set_defaults(func=run_recommend)
 
     call = commands.add_parser('export', help='one small file that recommends')
@@ -240,14 +244,14 @@ def make_parser() -> Parser:
     call.add_argument(
         '--format',
         choices=EXPORTS,
-        default='bundle',
-        help='docs/bundle.md and docs/onnx.md describe them (default: bundle)',
+        help='docs/bundle.md and docs/onnx.md describe them (default: by the name of '
+        '--out, or bundle)',
     )
     call.add_argument(
         '--out', metavar='FILE', help='default: model.c2f or model.onnx in DIR'
     )
     call.add_argument(
-        '--weight-bits', type=int, metavar='N', help='bundle: of a link (default: 6)'
+        '--weight-bits', type=int, metavar='N', help='bundle: of a link (default: 8)'
     )
     call.add_argument(
         '--neighbors',
@@ -764,7 +768,7 @@ def print_lists(model: Model, args: argparse.Namespace) -> int:
         who = args.similar
         lists = model.similar_items(model.numbers(who, ITEM), args.k)
     elif history is not None:
-        who = [args.history]
+        who = [' '.join(args.history)]
         lists = model.recommend(k=args.k, history=history.unsqueeze(0), **options)
     else:
         who = args.user
@@ -778,13 +782,15 @@ def print_lists(model: Model, args: argparse.Namespace) -> int:
     return 0
 
 
-def read_items(model: Model, text: str | None, option: str) -> torch.Tensor | None:
+def read_items(
+    model: Model, words: list[str] | None, option: str
+) -> torch.Tensor | None:
     """The numbers of the items in an option, or nothing where it is not given."""
-    if text is None:
+    if words is None:
         return None
-    tokens = [x.strip() for x in text.split(',') if x.strip()]
+    tokens = [x.strip() for word in words for x in word.split(',') if x.strip()]
     if not tokens:
-        raise InputError(f'{option} is empty: give item ids, such as 12,7,40')
+        raise InputError(f'{option} is empty: give item ids, such as 12 7 40')
     return model.numbers(tokens, ITEM)
 
 
@@ -923,6 +929,8 @@ def as_answer(model: Model, ids: list[int], scores: list[float]) -> dict[str, An
 
 def run_export(args: argparse.Namespace) -> int:
     """Writes a file that recommends without this package."""
+    if args.format is None:
+        args.format = 'onnx' if Path(args.out or '').suffix == '.onnx' else 'bundle'
     options = {}
     for form, names in EXPORT_OPTIONS.items():
         for name, option in names.items():
@@ -933,8 +941,6 @@ def run_export(args: argparse.Namespace) -> int:
             options[name] = vars(args)[name]
     model = pyg_c2f.load(args.checkpoint)
     path = Path(args.out or Path(args.checkpoint) / EXPORTS[args.format])
-    if path.is_dir():
-        raise InputError(f'--out {path}: is a folder; name a file in it')
     if args.format == 'onnx':
         size = write_onnx(model, path, **options)
     else:
@@ -972,6 +978,8 @@ def demo_run(data_root: str | None, out: Path) -> Path:
             root,
         )
     folder = out / dataset
+    if (folder / 'model.safetensors').exists():
+        logger.info('%s: trained before; delete it to train anew', folder)
     if not (folder / 'model.safetensors').exists() or (folder / RESUME_FILE).exists():
         call = ['train', '--dataset', dataset, '--out', str(folder)]
         if (folder / RESUME_FILE).exists():

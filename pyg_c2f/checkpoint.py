@@ -83,7 +83,14 @@ def whole_file(path: Path) -> Iterator[Path]:
     """Gives a path to write to that becomes ``path`` in one step, or nothing.
 
     An older file stays until the new one is whole; a failure leaves no trace.
+
+    Raises:
+        OSError: If there is no such folder, or a folder of that name.
     """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f'{path}: there is no folder {path.parent}; make it')
+    if path.is_dir():
+        raise IsADirectoryError(f'{path}: is a folder; name a file in it')
     part = path.with_name(path.name + '.part')
     try:
         yield part

@@ -14,12 +14,12 @@ from torch_geometric.utils import degree
 from pyg_c2f.bundle import HEADER, MAGIC, VERSION, Bundle, BundleError
 from pyg_c2f.checkpoint import Model, are_codes, is_axes, whole_file
 from pyg_c2f.codes import (
-    WEIGHT_BITS,
     num_bits,
     pack_bits,
     pack_sorted,
 )
 from pyg_c2f.nn import LinearC2F
+from pyg_c2f.nn.recommend import Recommender
 from pyg_c2f.typing import InputError
 
 # On Gowalla 99.7 % of the items of lists stay with these, 98.7 % with two bits fewer of
@@ -37,7 +37,7 @@ BLOCK = 2048
 def write_bundle(
     model: Model,
     path: str | Path,
-    weight_bits: int = WEIGHT_BITS,
+    weight_bits: int = 8,
     num_neighbors: float = 0.0,
     names: bool = True,
 ) -> dict[str, int]:
@@ -52,8 +52,8 @@ def write_bundle(
         model (C2F or LinearC2F): The model. Users must live from their items by one
             layer.
         path (str or Path): The file, written in one go.
-        weight_bits (int, optional): The bits of a link's weight, 2 to 8. The default
-            loses nothing of a model with ``dtype='packed'``. (default: ``6``)
+        weight_bits (int, optional): The most bits of a weight, 2 to 8. A model
+            with ``dtype='packed'`` needs six, and loses nothing then. (default: ``8``)
         num_neighbors (float, optional): The mean number of neighbours of an item, where
             the model has a diffusion channel. (default: ``0``)
         names (bool, optional): Whether the original ids and titles that the model has
@@ -113,6 +113,10 @@ def check_inductive(model: Model, form: str) -> LinearC2F:
         InputError: If it needs users or the propagation over a graph, or its fine
             anchors are not one of each level.
     """
+    if not isinstance(model, Recommender):
+        raise InputError(
+            f'expected a model (got {type(model).__name__}); pyg_c2f.load reads one'
+        )
     if not isinstance(model, LinearC2F):
         raise InputError(
             f'a model of recipe paper propagates over the train graph, which {form} '
@@ -137,7 +141,7 @@ def _check_options(model: LinearC2F, weight_bits: int, num_neighbors: float) -> 
         raise InputError(f'{weight_bits} bits of a weight; choose 2 to 8')
     if not 0 <= num_neighbors <= model.num_items:
         raise InputError(
-            f'{num_neighbors:g} neighbours of an item; choose 0 to {model.num_items}'
+            f'{num_neighbors:g} neighbours of an item; choose up to {model.num_items}'
         )
     if model.diffusion and not num_neighbors:
         raise InputError(

@@ -15,6 +15,8 @@ from pyg_c2f.typing import ITEM, USER, InputError
 
 # Scores alive at once, 64 MB: people are served in blocks of rows of these.
 BLOCK_SCORES = 1 << 24
+# Items that an index looks at, as far as it has so many.
+LEAST_VISITED = 4096
 
 Numbers = Sequence[int] | Tensor
 Names = Sequence[str]
@@ -312,7 +314,13 @@ class Recommender(torch.nn.Module):
             found: Any = self._look_up([ids], kind)[0]
         else:
             found = self._look_up(ids, kind) if _are_names(ids) else ids
-        number = torch.as_tensor(found, device=self.edge_index.device)
+        try:
+            number = torch.as_tensor(found, device=self.edge_index.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"'{type(self).__name__}' expected {kind} ids, whole numbers or text: "
+                f'one, a list or a tensor (got {str(ids)[:60]}: {error})'
+            ) from None
         if number.dim() > 1:
             raise ValueError(
                 f"'{type(self).__name__}' expected a flat list of {kind} ids (got "
@@ -323,9 +331,13 @@ class Recommender(torch.nn.Module):
                 f"'{type(self).__name__}' expected at least one {kind} id (got none)"
             )
         num = self._num(kind)
-        whole = not number.is_floating_point() and number.dtype != torch.bool
-        number = number.long() if whole else number
-        wrong = number[(number < 0) | (number >= num)] if whole else number.view(-1)
+        if number.is_floating_point() or number.dtype == torch.bool:
+            raise ValueError(
+                f"'{type(self).__name__}' expected whole numbers as {kind} ids (got "
+                f'{number.dtype})'
+            )
+        number = number.long()
+        wrong = number[(number < 0) | (number >= num)]
         if wrong.numel():
             got = wrong[:3].tolist() if number.dim() else number.item()
             raise ValueError(
@@ -428,8 +440,7 @@ class Recommender(torch.nn.Module):
                 are empty, ``k`` is not positive, or an index does not fit.
         """
         people = self._people(users, history)
-        if k < 1:
-            raise ValueError(f"'recommend' expected k >= 1 (got {k})")
+        _check_length('recommend', k)
         choice = None
         if candidates is not None:
             choice = self._candidates(candidates, people.named)
@@ -478,6 +489,8 @@ class Recommender(torch.nn.Module):
                 "'recommend' takes either original ids, which are text, or numbers: "
                 'candidates are of the other kind'
             )
+        if _is_list(candidates) and not len(candidates):
+            raise ValueError("'recommend' expected at least one candidate (got none)")
         return self.numbers(candidates, ITEM).unique()
 
     def _rank(
@@ -571,8 +584,7 @@ class Recommender(torch.nn.Module):
                 mixed, or ``k`` is not positive.
         """
         asked = self.numbers(items, ITEM)
-        if k < 1:
-            raise ValueError(f"'similar_items' expected k >= 1 (got {k})")
+        _check_length('similar_items', k)
         k = min(k, self.num_items - 1)
         x = torch.nn.functional.normalize(self.item_features().detach(), dim=1)
         is_zero = ~x.any(dim=1)
@@ -598,8 +610,9 @@ class Recommender(torch.nn.Module):
         The items' vectors, with scale and bias in them (:meth:`inner_products`), are
         sorted into cells; a search looks into the cells nearest to a person. It finds
         the exact list with all cells, and most of it with an eighth of them: 99 % of
-        lists of 20 out of Gowalla's 41,000 items. Where it finds fewer items than asked
-        for, the list ends early.
+        lists of 20 out of Gowalla's 41,000 items. A small catalogue needs no index, and
+        gets as many cells to visit as hold 4,096 items. Where it finds fewer items than
+        asked for, the list ends early.
 
         An index is a picture of the model, propagated features included, so that a
         list costs no propagation either; build another after training on.
@@ -608,7 +621,7 @@ class Recommender(torch.nn.Module):
             num_cells (int, optional): The number of cells. (default: four times the
                 root of the number of items, and at least 39 items a cell)
             num_cells_to_visit (int, optional): The number of cells that a search looks
-                into. (default: an eighth)
+                into. (default: an eighth, and at least those of 4,096 items)
 
         Raises:
             ImportError: If faiss is not installed.
@@ -626,13 +639,19 @@ class Recommender(torch.nn.Module):
         if num_cells is None:
             num_cells = max(min(4 * math.isqrt(num), num // 39), 1)
         if num_cells_to_visit is None:
-            num_cells_to_visit = -(-num_cells // 8)
+            least = min(LEAST_VISITED / num, 1)
+            num_cells_to_visit = math.ceil(num_cells * max(1 / 8, least))
         if not 1 <= num_cells_to_visit <= num_cells <= num:
             raise ValueError(
                 f"'build_index' expected 1 <= num_cells_to_visit <= num_cells <= {num} "
                 f'(got {num_cells_to_visit} and {num_cells})'
             )
         return ItemIndex(products, num_cells, num_cells_to_visit)
+
+
+def _check_length(name: str, k: Any) -> None:
+    if not isinstance(k, int) or isinstance(k, bool) or k < 1:
+        raise ValueError(f"'{name}' expected a whole number k >= 1 (got {k!r})")
 
 
 def _blocks(num_rows: int, width: int, device: torch.device) -> Sequence[Tensor]:

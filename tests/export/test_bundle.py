@@ -250,10 +250,10 @@ REFUSED = {
     'one bit': (dict(), dict(weight_bits=1), 'choose 2 to 8'),
     'nine bits': (dict(), dict(weight_bits=9), 'choose 2 to 8'),
     'neighbours': (dict(), dict(num_neighbors=4), 'leave them out'),
-    'negative': (dict(), dict(num_neighbors=-1), 'choose 0 to 4'),
+    'negative': (dict(), dict(num_neighbors=-1), 'choose up to 4'),
     'no neighbours': (dict(diffusion=0.5), dict(), 'neighbors 4'),
-    'too many': (dict(diffusion=0.5), dict(num_neighbors=5), 'choose 0 to 4'),
-    'nan': (dict(diffusion=0.5), dict(num_neighbors=float('nan')), 'choose 0 to 4'),
+    'too many': (dict(diffusion=0.5), dict(num_neighbors=5), 'choose up to 4'),
+    'nan': (dict(diffusion=0.5), dict(num_neighbors=float('nan')), 'choose up to 4'),
     'half a bit': (dict(), dict(weight_bits=6.5), 'choose 2 to 8'),
     'too large': (dict(user_norm=1e39), dict(), 'no finite number'),
 }

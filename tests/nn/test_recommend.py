@@ -314,7 +314,13 @@ UNKNOWN = 'the model knows 6 users, such as ann, bob, cem'
         ({'users': 'ann', 'candidates': 'a'}, 'a list of item ids'),
         ({'users': 'ann', 'history': ['a']}, 'either users or a history'),
         ({'users': [[0, 1]]}, r'flat list of user ids \(got shape \[1, 2\]\)'),
-        ({'users': torch.tensor([True, False])}, r'user ids in \[0, 6\)'),
+        ({'users': torch.tensor([True, False])}, 'whole numbers as user ids'),
+        ({'users': [1.0]}, 'whole numbers as user ids'),
+        ({'users': {0, 1}}, 'user ids, whole numbers or text'),
+        ({'users': [None]}, 'user ids, whole numbers or text'),
+        ({'users': [10**30]}, 'user ids, whole numbers or text'),
+        ({'users': 0, 'k': '3'}, "whole number k >= 1 .got '3'"),
+        ({'users': 0, 'k': True}, 'whole number k >= 1'),
         ({'users': torch.tensor(200, dtype=torch.uint8)}, r'\[0, 6\) \(got 200\)'),
         ({'users': torch.arange(90)}, r'\(got \[6, 7, 8\]\)'),
         ({'history': 3}, r'give a list \(got 3\)'),
@@ -326,7 +332,7 @@ UNKNOWN = 'the model knows 6 users, such as ann, bob, cem'
         ({'history': torch.zeros(2, 0, dtype=torch.long)}, 'history 0 is empty'),
         ({'history': torch.zeros(0, 2, dtype=torch.long)}, 'at least one item id'),
         ({'history': [[1], [8]]}, r'item ids in \[0, 8\) \(got \[8\]\)'),
-        ({'users': 0, 'candidates': []}, 'at least one item id'),
+        ({'users': 0, 'candidates': []}, 'at least one candidate'),
         ({'users': 0, 'candidates': [-1]}, r'item ids in \[0, 8\)'),
         ({'users': 0, 'candidates': 3}, 'a list of item ids'),
         ({'users': 0, 'k': 0}, r'k >= 1 \(got 0\)'),
@@ -401,7 +407,7 @@ def test_features_of_items_are_the_propagated_ones(toy):
         ([], 3, 'at least one item id'),
         ('g', 3, "unknown item 'g'"),
         (['a', 0], 3, 'got both'),
-        (0, 0, r"'similar_items' expected k >= 1 \(got 0\)"),
+        (0, 0, r"'similar_items' expected a whole number k >= 1 \(got 0\)"),
     ],
 )
 def test_wrong_items(toy, items, k, match):
@@ -455,7 +461,9 @@ def test_an_index_is_a_picture_of_the_model(toy, name):
 @withPackage('faiss')
 def test_recall_of_the_index(fast_model):
     index = fast_model.build_index()
-    assert (index.num_cells, index.num_cells_to_visit) == (76, 10)
+    # The catalogue is small: all of it is looked at.
+    assert (index.num_cells, index.num_cells_to_visit) == (76, 76)
+    index = fast_model.build_index(num_cells_to_visit=10)
     rowptr, col = fast_model.train_items()
     users = range(fast_model.num_users)
     histories = [col[rowptr[i] : rowptr[i + 1]] for i in range(500)]
