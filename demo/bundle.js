@@ -137,7 +137,7 @@ function decode(buffer) {
   const near = section('NEAR', false, matrix, N, N);
   const itemIds = section('NAME', false, texts, N);
   const itemTitles = section('TITL', false, texts, N);
-  need(at === last, 'an unknown or misplaced section');
+  need(at === last, 'an unknown section');
   const numberOf = new Map(itemIds?.map((id, i) => [id, i]));
   need(!itemIds || numberOf.size === N, 'an id repeats');
   return {
@@ -197,8 +197,8 @@ export class Bundle {
     return new Bundle(await response.arrayBuffer());
   }
 
-  constructor(arrayBuffer) {
-    Object.assign(this, decode(arrayBuffer));
+  constructor(data) {
+    Object.assign(this, decode(new Uint8Array(data).buffer));
   }
 
   /** Items are numbers, or original ids as strings; they come back as given. */

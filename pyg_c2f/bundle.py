@@ -194,16 +194,18 @@ class Bundle:
             array = np.empty(0)
         named = array.dtype.kind == 'U' and all(isinstance(x, str) for x in ids)
         if array.ndim != 1 or not array.size or not (named or array.dtype.kind in 'iu'):
-            raise BundleError(f'{what}: expected a list of ids, all str or all int')
+            form = 'one id' if what == 'item' else 'a list of ids, one at least'
+            raise BundleError(f'{what}: expected {form}, all str or all int')
         if named:
             array = np.array([self._number_of.get(str(x), -1) for x in ids])
         outside = ((array < 0) | (array >= self.num_items)).nonzero()[0]
         if outside.size:
-            some = ', '.join(repr(x[:40]) for x in list(self._number_of)[:3])
-            raise BundleError(
-                f'{what}: unknown item {str(ids[outside[0]])[:40]!r}; the bundle knows '
-                f'{self.num_items}, such as {some}'
-            )
+            known = f'the numbers 0 to {self.num_items - 1}'
+            wrong = str(ids[outside[0]])[:40]
+            if named:
+                some = ', '.join(repr(x[:40]) for x in list(self._number_of)[:3])
+                known, wrong = f'{self.num_items}, such as {some}', repr(wrong)
+            raise BundleError(f'{what}: unknown item {wrong}; the bundle knows {known}')
         return np.unique(array).astype(np.int64), named
 
     @cached_property

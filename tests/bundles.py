@@ -1,12 +1,15 @@
 """Bundles from the page of the format alone, good and broken, and what they hold."""
 
+import re
 import struct
 import zlib
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 
 HEADER = '<4s7I2f'
+PAGE = Path(__file__).parents[1] / 'docs/bundle.md'
 
 # A writer, which can do what models do not have.
 
@@ -317,3 +320,12 @@ def damaged(rng, data):
             values = [0, 1, 2, 6, 8, 9, 60, 65537, 1 << 26, (1 << 32) - 1]
             struct.pack_into('<I', data, 4 * rng.integers(3, 8), rng.choice(values))
     return sealed(bytes(data)) if rng.random() < 0.9 else bytes(data)
+
+
+def example():
+    """The file in docs/bundle.md, and its scores by history."""
+    page = PAGE.read_text().split('## An example')[1]
+    data = bytes.fromhex(''.join(re.findall(r'^ {4}([0-9a-f]+)$', page, re.M)))
+    rows = re.findall(r'^\| ([\d, ]+) \| (.*) \|$', page, re.M)
+    split = [(x.split(', '), y.split(' | ')) for x, y in rows]
+    return data, [([*map(int, x)], [*map(float, y)]) for x, y in split]

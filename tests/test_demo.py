@@ -28,6 +28,7 @@ from tests.bundles import (
     SIZES,
     bundle_bytes,
     damaged,
+    example,
     random_bundle,
     sealed,
     with_section,
@@ -94,6 +95,19 @@ def test_lists_are_those_of_python(kind, tmp_path):
     assert answer['itemTitles'] == bundle.item_titles
     for given, wanted in zip(answer['results'], expected, strict=True):
         assert same_list(given, wanted)
+
+
+@needs_node
+def test_the_example_of_the_page(tmp_path):
+    data, rows = example()
+    path = tmp_path / 'model.c2f'
+    path.write_bytes(data)
+    every = {'excludeSeen': False}
+    calls = [['recommend', history, 4, every] for history, _ in rows]
+    for (_, expected), given in zip(
+        rows, node('read.mjs', path, calls=calls)['results'], strict=True
+    ):
+        assert given['scores'] == [expected[x] for x in given['items']]
 
 
 @needs_node

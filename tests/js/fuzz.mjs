@@ -12,7 +12,7 @@ const results = lengths.map((length) => {
   const start = performance.now();
   const result = {};
   try {
-    const bundle = new Bundle(content.slice(at, at + length));
+    const bundle = new Bundle(new Uint8Array(content, at, length));
     Object.assign(result, bundle.recommend([0]));
     bundle.similarItems(0);
   } catch (error) {
