@@ -4,6 +4,7 @@ r"""What a bundle is worth: quality through its reader, bytes, milliseconds, new
     python benchmarks/bundle.py bits --dataset gowalla --data-root ../shared/data
     python benchmarks/bundle.py neighbors --dataset gowalla --data-root ../shared/data
     python benchmarks/bundle.py newcomers --dataset gowalla --data-root ../shared/data
+    python benchmarks/bundle.py index --dataset gowalla --data-root ../shared/data
     python benchmarks/bundle.py cost --dataset gowalla --data-root ../shared/data
     python benchmarks/bundle.py fuzz --dataset ml-100k --data-root ../shared/data
 
@@ -12,7 +13,8 @@ the file; the shape with the best validation NDCG@20 is the choice, and is looke
 all test users with several seeds. ``bits`` and ``neighbors``: the same model with other
 bits of a weight, and with neighbours in place of the graph of its diffusion channel.
 ``newcomers``: users who are held out entirely, beside the same users in training.
-``cost``: time and memory of the readers, of the files that ``curve`` has left.
+``index``: what a faiss index finds of the model's own lists. ``cost``: time and memory
+of the readers, with the files that ``curve`` has left.
 ``fuzz``: damaged bundles in both readers.
 
 All lists are those of :class:`pyg_c2f.bundle.Bundle` where it does not say otherwise,
@@ -520,6 +522,47 @@ def in_browser(url: str) -> dict[str, float] | None:
         page.quit()
 
 
+def index(data: HeteroData, base: FastRecipe, result: Any, args: Any) -> Iterator[None]:
+    """What a faiss index finds of the exact lists of the model, and how fast."""
+    model, cells = build(data, base), result.setdefault('cells', {})
+    rowptr, col = model.train_items()
+    users = torch.randperm(data[USER].num_nodes, generator=seeded(0))[:NUM_LISTS]
+    histories = [col[rowptr[u] : rowptr[u + 1]] for u in users.tolist()]
+    exact, _ = model.recommend(history=histories, k=LENGTH)
+    for share in tqdm((None, 32, 16, 8, 4), 'index'):
+        made, name, visited = None, 'exact, all items', model.num_items
+        if share is not None:
+            num_cells = model.build_index().num_cells
+            made = model.build_index(num_cells, -(-num_cells // share))
+            name = f'1 of {share} cells'
+            visited = model.num_items // share
+        found, _ = model.recommend(history=histories, k=LENGTH, index=made)
+        kept = [
+            np.isin(a, b).mean()
+            for a, b in zip(found.numpy(), exact.numpy(), strict=True)
+        ]
+        ms = [
+            timed(partial(model.recommend, history=x, k=LENGTH, index=made))
+            for x in histories[:100]
+        ]
+        cells[name] = {
+            'visited': visited,
+            'kept': float(np.mean(kept)),
+            'ms': median(ms),
+            **stamp(),
+        }
+        yield
+
+
+def index_rows(result: Any) -> tuple[str, list[list[str]]]:
+    """A line for each share of the cells."""
+    rows = [
+        [name, f'{x["visited"]:,}', f'{x["kept"]:.1%}', f'{x["ms"]:.1f}']
+        for name, x in result['cells'].items()
+    ]
+    return 'search|items looked at, about|items of lists kept|a list, ms', rows
+
+
 def fuzz(data: HeteroData, base: FastRecipe, result: Any, args: Any) -> Iterator[None]:
     """Damaged copies of a real bundle, in both readers."""
     sys.path.append(str(ROOT))
@@ -618,6 +661,13 @@ PARTS: dict[str, tuple[Any, Any, str]] = {
         'history, the rest to be found. Never in training: without any of their '
         'items. In training: with their histories. All others have their train items. '
         'Mean ± standard deviation over draws.',
+    ),
+    'index': (
+        index,
+        index_rows,
+        f'The default recipe at seed 0, `model.recommend(history=...)` for {NUM_LISTS} '
+        'users, one at a time for the milliseconds (medians). The index is the one of '
+        '`model.build_index`, whose default is 1 of 8 cells.',
     ),
     'fuzz': (
         fuzz,
