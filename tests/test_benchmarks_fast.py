@@ -193,3 +193,37 @@ def test_the_best_line_repeats_the_trial(scripts, tmp_path, monkeypatch):
     run = ablation.measure(small_data(), recipe, seed=0)
     assert run['val'] == pytest.approx(best['val'])
     assert run['bytes']['stored'] == best['stored']
+
+
+@pytest.mark.parametrize('part', ['curve', 'bits', 'neighbors', 'newcomers', 'index'])
+def test_bundle(part, scripts, tmp_path, monkeypatch):
+    bundle = scripts('bundle')
+    for name, value in {
+        'SIZES': (0.003, 0.004),
+        'SHAPES': ((32, 0, 0.003), (32, 2, 0.02)),
+        'NUM_CHOOSERS': 100,
+        'NUM_NEWCOMERS': 50,
+        'NUM_LISTS': 20,
+        'BITS': (4, 8),
+        'NEIGHBORS': (2.0,),
+        'DIFFUSIONS': (0.5,),
+    }.items():
+        monkeypatch.setattr(bundle, name, value)
+    needs = {'newcomers': 'implicit', 'index': 'faiss'}
+    if part in needs:
+        pytest.importorskip(needs[part])
+    call = [part, *SMALL, '--out', str(tmp_path), '--files', str(tmp_path / 'files')]
+    bundle.main([*call, '--seeds', '1'])
+    path = tmp_path / f'bundle-{part}-small.json'
+    first, page = read(path), path.with_suffix('.md').read_text()
+    assert page.startswith(f'# Bundles: {part}')
+    if part == 'curve':
+        for run in first['runs'].values():
+            assert run['file'] <= run['size'] * 1e6
+            assert run['test']['recall@20'] > 0.9 * run['model']['recall@20']
+    if part == 'index':
+        assert first['cells']['exact, all items']['kept'] == 1
+    # What is done is not done again.
+    if part != 'index':
+        bundle.main([*call, '--seeds', '1'])
+        assert read(path) == first
