@@ -5,6 +5,7 @@ r"""What a bundle is worth: quality through its reader, bytes, milliseconds, new
     python benchmarks/bundle.py neighbors --dataset gowalla --data-root ../shared/data
     python benchmarks/bundle.py newcomers --dataset gowalla --data-root ../shared/data
     python benchmarks/bundle.py index --dataset gowalla --data-root ../shared/data
+    python benchmarks/bundle.py onnx --dataset gowalla --data-root ../shared/data
     python benchmarks/bundle.py cost --dataset gowalla --data-root ../shared/data
     python benchmarks/bundle.py fuzz --dataset ml-100k --data-root ../shared/data
 
@@ -13,7 +14,7 @@ the file; the shape with the best validation NDCG@20 is the choice, and is looke
 all test users with several seeds. ``bits`` and ``neighbors``: the same model with other
 bits of a weight, and with neighbours in place of the graph of its diffusion channel.
 ``newcomers``: users who are held out entirely, beside the same users in training.
-``index``: what a faiss index finds of the model's own lists. ``cost``: time and memory
+``index`` and ``onnx``: lists of these beside the model's own. ``cost``: time and memory
 of the readers, with the files that ``curve`` has left.
 ``fuzz``: damaged bundles in both readers.
 
@@ -67,7 +68,7 @@ from pyg_c2f.checkpoint import write_json, write_text
 from pyg_c2f.codes import WEIGHT_BITS
 from pyg_c2f.config import FastRecipe
 from pyg_c2f.evaluate import Score, evaluate, evaluate_split
-from pyg_c2f.export import write_bundle
+from pyg_c2f.export import write_bundle, write_onnx
 from pyg_c2f.nn import LinearC2F
 from pyg_c2f.typing import ITEM, RATES, USER
 
@@ -563,6 +564,54 @@ def index_rows(result: Any) -> tuple[str, list[list[str]]]:
     return 'search|items looked at, about|items of lists kept|a list, ms', rows
 
 
+def onnx(data: HeteroData, base: FastRecipe, result: Any, args: Any) -> Iterator[None]:
+    """Lists of onnxruntime beside those of the model, and their milliseconds."""
+    import onnxruntime
+
+    model, cells = build(data, base), result.setdefault('cells', {})
+    rowptr, col = model.train_items()
+    users = torch.randperm(data[USER].num_nodes, generator=seeded(0))[:NUM_LISTS]
+    exact, scores = (x.numpy() for x in model.recommend(users, LENGTH))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    for int8 in (False, True):
+        path, kept, off, ms = args.files / 'model.onnx', [], [], []
+        size = write_onnx(model, path, int8)
+        session = onnxruntime.InferenceSession(path, options)
+        for row, user in enumerate(users.tolist()):
+            history = col[rowptr[user] : rowptr[user + 1]].long().numpy()
+            asked = {'history': history, 'k': np.array([LENGTH])}
+            start = time.perf_counter()
+            items, values = session.run(None, asked)
+            ms.append(1000 * (time.perf_counter() - start))
+            kept.append(np.isin(items, exact[row]).mean())
+            off.append(np.abs(values - scores[row]).max() / scores[row, 0])
+        cells['int8' if int8 else 'float'] = {
+            'file': size,
+            'kept': float(np.mean(kept)),
+            'off': float(max(off)),
+            'ms': median(ms),
+            **stamp(),
+        }
+        yield
+
+
+def onnx_rows(result: Any) -> tuple[str, list[list[str]]]:
+    """A line for each form."""
+    rows = [
+        [
+            name,
+            f'{x["file"]:,}',
+            f'{x["kept"]:.2%}',
+            f'{x["off"]:.5%}',
+            f'{x["ms"]:.1f}',
+        ]
+        for name, x in result['cells'].items()
+    ]
+    names = 'form|file, bytes|items of lists kept|scores off by at most|a list, ms'
+    return names, rows
+
+
 def fuzz(data: HeteroData, base: FastRecipe, result: Any, args: Any) -> Iterator[None]:
     """Damaged copies of a real bundle, in both readers."""
     sys.path.append(str(ROOT))
@@ -668,6 +717,13 @@ PARTS: dict[str, tuple[Any, Any, str]] = {
         f'The default recipe at seed 0, `model.recommend(history=...)` for {NUM_LISTS} '
         'users, one at a time for the milliseconds (medians). The index is the one of '
         '`model.build_index`, whose default is 1 of 8 cells.',
+    ),
+    'onnx': (
+        onnx,
+        onnx_rows,
+        f'The default recipe at seed 0, {NUM_LISTS} users and their train items; one '
+        'thread of onnxruntime, medians. Scores are off in proportion to the best of '
+        'the list.',
     ),
     'fuzz': (
         fuzz,

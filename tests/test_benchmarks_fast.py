@@ -195,7 +195,9 @@ def test_the_best_line_repeats_the_trial(scripts, tmp_path, monkeypatch):
     assert run['bytes']['stored'] == best['stored']
 
 
-@pytest.mark.parametrize('part', ['curve', 'bits', 'neighbors', 'newcomers', 'index'])
+@pytest.mark.parametrize(
+    'part', ['curve', 'bits', 'neighbors', 'newcomers', 'index', 'onnx']
+)
 def test_bundle(part, scripts, tmp_path, monkeypatch):
     bundle = scripts('bundle')
     for name, value in {
@@ -209,7 +211,7 @@ def test_bundle(part, scripts, tmp_path, monkeypatch):
         'DIFFUSIONS': (0.5,),
     }.items():
         monkeypatch.setattr(bundle, name, value)
-    needs = {'newcomers': 'implicit', 'index': 'faiss'}
+    needs = {'newcomers': 'implicit', 'index': 'faiss', 'onnx': 'onnxruntime'}
     if part in needs:
         pytest.importorskip(needs[part])
     call = [part, *SMALL, '--out', str(tmp_path), '--files', str(tmp_path / 'files')]
@@ -224,6 +226,6 @@ def test_bundle(part, scripts, tmp_path, monkeypatch):
     if part == 'index':
         assert first['cells']['exact, all items']['kept'] == 1
     # What is done is not done again.
-    if part != 'index':
+    if part not in ('index', 'onnx'):
         bundle.main([*call, '--seeds', '1'])
         assert read(path) == first

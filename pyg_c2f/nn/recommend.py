@@ -3,6 +3,7 @@ r"""Lists out of a model: the best items for a person, and the items most alike.
 import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
+from numbers import Integral
 from typing import Any, NamedTuple, overload
 
 import torch
@@ -650,7 +651,7 @@ class Recommender(torch.nn.Module):
 
 
 def _check_length(name: str, k: Any) -> None:
-    if not isinstance(k, int) or isinstance(k, bool) or k < 1:
+    if not isinstance(k, Integral) or isinstance(k, bool) or k < 1:
         raise ValueError(f"'{name}' expected a whole number k >= 1 (got {k!r})")
 
 
