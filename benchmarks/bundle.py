@@ -223,7 +223,7 @@ def curve_rows(result: Any) -> tuple[str, list[list[str]]]:
 
 
 def draw(result: Any, path: Path) -> None:
-    """Recall@20 on test items against the size of the file, and the targets."""
+    """Recall@20 on test items against the size of the file."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3.6), layout='constrained')
@@ -239,7 +239,6 @@ def draw(result: Any, path: Path) -> None:
             points.append((spread([x['file'] for x in runs])[0] / MEGABYTE, *recall))
         x, y, error = zip(*points, strict=True)
         axes.errorbar(x, y, error, fmt=style, color=colour, capsize=3, label=label)
-    axes.plot([0.5, 1, 1.5], [0.156, 0.167, 0.174], 'x', color='#D55E00', label='goal')
     axes.set_xlabel('megabytes of the file')
     axes.set_ylabel('Recall@20, test items')
     axes.set_title(f'{result["dataset"]}, protocol {result["protocol"]}')
