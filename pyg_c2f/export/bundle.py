@@ -13,11 +13,7 @@ from torch_geometric.utils import degree
 
 from pyg_c2f.bundle import HEADER, MAGIC, VERSION, Bundle, BundleError
 from pyg_c2f.checkpoint import Model, are_codes, is_axes, whole_file
-from pyg_c2f.codes import (
-    num_bits,
-    pack_bits,
-    pack_sorted,
-)
+from pyg_c2f.codes import num_bits, pack_bits, pack_sorted
 from pyg_c2f.nn import LinearC2F
 from pyg_c2f.nn.recommend import Recommender
 from pyg_c2f.typing import InputError
