@@ -236,7 +236,7 @@ def test_recommend_for_a_history(toy, stage, num_layers, history):
         ({'users': 6}, r'user ids in \[0, 6\) \(got 6\)'),
         ({'users': [0, -1]}, r'user ids in \[0, 6\)'),
         ({'users': []}, 'at least one user id'),
-        ({'users': [0.5]}, r'user ids in \[0, 6\)'),
+        ({'users': [0.5]}, 'whole numbers as user ids'),
         ({'history': []}, 'at least one item id'),
         ({'history': [8]}, r'item ids in \[0, 8\) \(got \[8\]\)'),
         ({'history': [-1, 2]}, r'item ids in \[0, 8\)'),
