@@ -230,7 +230,7 @@ def make_parser() -> Parser:
     )
     who.add_argument('--similar', nargs='+', metavar='ITEM', help='items like these')
     who.add_argument('--jsonl', action='store_true', help='many people, see below')
-    call.add_argument('-k', type=int, default=20, help='length of the list')
+    call.add_argument('-k', type=int, help='length of the list (default: 20)')
     call.add_argument(
         '--include-seen', action='store_true', help='train items and history too'
     )
@@ -278,8 +278,8 @@ def make_parser() -> Parser:
     call.add_argument(
         '--data-root',
         metavar='DIR',
-        help='the folder that holds the folder ml-100k; without it, made-up films '
-        '(default: datasets)',
+        help='the folder that holds ml-100k/ml-100k.inter and .item, as RecBole has '
+        'them; without these, made-up films (default: datasets)',
     )
     call.add_argument(
         '--checkpoint', metavar='DIR', help='show this model, without training'
@@ -710,7 +710,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     """Prints the figures of a checkpoint."""
     folder = Path(args.checkpoint)
     config = read_config(folder)
-    model, data = pyg_c2f.load(folder), load_data(config)
+    model, data = load_model(folder), load_data(config)
     ours = (model.num_users, model.num_items)
     theirs = (data[USER].num_nodes, data[ITEM].num_nodes)
     if ours != theirs:
@@ -734,10 +734,25 @@ def run_evaluate(args: argparse.Namespace) -> int:
     return 0
 
 
+def load_model(path: str | Path) -> Model:
+    """The model of a run or a file, with the ids that it was trained with."""
+    model = pyg_c2f.load(path)
+    if model.item_ids is None and (Path(path) / 'ids.json').exists():
+        raise InputError(
+            f'{path}: a run of an older version, whose ids are in ids.json and not in '
+            'the model; train again'
+        )
+    return model
+
+
 def run_recommend(args: argparse.Namespace) -> int:
     """Prints lists for people, or the items most alike."""
-    model = pyg_c2f.load(args.checkpoint)
+    model = load_model(args.checkpoint)
+    if args.k is None:
+        args.k = min(20, model.num_items)
     check_length(args.k, '-k', model)
+    # Titles are shown as far as the other side can show them.
+    sys.stdout.reconfigure(errors='backslashreplace')  # type: ignore[union-attr]
     try:
         status = answer_lines(model, args) if args.jsonl else print_lists(model, args)
         sys.stdout.flush()
@@ -765,8 +780,10 @@ def print_lists(model: Model, args: argparse.Namespace) -> int:
     if args.similar is not None:
         if args.include_seen or args.candidates is not None:
             raise InputError('--similar goes without --include-seen and --candidates')
-        who = args.similar
-        lists = model.similar_items(model.numbers(who, ITEM), args.k)
+        items = read_items(model, args.similar, '--similar')
+        assert items is not None
+        who = [item_id(model, x) for x in items.tolist()]
+        lists = model.similar_items(items, args.k)
     elif history is not None:
         who = [' '.join(args.history)]
         lists = model.recommend(k=args.k, history=history.unsqueeze(0), **options)
@@ -939,8 +956,12 @@ def run_export(args: argparse.Namespace) -> int:
             if form != args.format:
                 raise InputError(f'{option} is no option of --format {args.format}')
             options[name] = vars(args)[name]
-    model = pyg_c2f.load(args.checkpoint)
+    model = load_model(args.checkpoint)
     path = Path(args.out or Path(args.checkpoint) / EXPORTS[args.format])
+    source = Path(args.checkpoint)
+    source = source / 'model.safetensors' if source.is_dir() else source
+    if path.resolve() == source.resolve():
+        raise InputError(f'--out {path}: is the checkpoint itself; name another file')
     if args.format == 'onnx':
         size = write_onnx(model, path, **options)
     else:
@@ -955,7 +976,9 @@ def run_export(args: argparse.Namespace) -> int:
 def run_demo(args: argparse.Namespace) -> int:
     """Trains where there is no model yet, puts the page together and serves it."""
     out = Path(args.out)
-    model = pyg_c2f.load(args.checkpoint or demo_run(args.data_root, out))
+    if args.checkpoint and args.data_root:
+        raise InputError('--checkpoint needs no --data-root; give one of the two')
+    model = load_model(args.checkpoint or demo_run(args.data_root, out))
     if args.checkpoint is None and model.item_titles is None:
         titles = map(made_up, range(model.num_items))
         model.set_ids(model.user_ids, model.item_ids, titles)
@@ -971,10 +994,12 @@ def run_demo(args: argparse.Namespace) -> int:
 def demo_run(data_root: str | None, out: Path) -> Path:
     """The directory of the demo's run, which is trained where it is not complete."""
     root = Path(data_root or DEFAULT_ROOT)
-    dataset = 'ml-100k' if (root / 'ml-100k').is_dir() else 'synthetic'
+    is_there = (root / 'ml-100k/ml-100k.inter').exists()
+    dataset = 'ml-100k' if is_there else 'synthetic'
     if dataset == 'synthetic':
         logger.info(
-            'no folder ml-100k in %s: the films are made up; --data-root names another',
+            'no ml-100k/ml-100k.inter in %s: the films are made up; --data-root names '
+            'another folder',
             root,
         )
     folder = out / dataset

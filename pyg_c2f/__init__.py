@@ -1,6 +1,7 @@
 r"""Recommenders whose embeddings fit in a megabyte, for PyTorch Geometric."""
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,7 +14,6 @@ __version__ = '0.1.0'
 __all__ = ['C2F', 'fit', 'load', 'save']
 
 _HOMES = {'C2F': 'nn', 'fit': 'train', 'load': 'checkpoint', 'save': 'checkpoint'}
-_ROOMS = ('baselines', 'bundle', 'datasets', 'evaluate', 'export', 'nn')
 
 
 def __getattr__(name: str) -> Any:
@@ -21,10 +21,10 @@ def __getattr__(name: str) -> Any:
     # ``pyg_c2f.bundle`` needs NumPy and no torch.
     if name in _HOMES:
         return getattr(import_module(f'pyg_c2f.{_HOMES[name]}'), name)
-    if name in _ROOMS:
+    if not name.startswith('_') and find_spec(f'pyg_c2f.{name}'):
         return import_module(f'pyg_c2f.{name}')
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_ROOMS})
+    return sorted({*globals(), *__all__})

@@ -335,7 +335,7 @@ class _Matrix(NamedTuple):
 
 
 def _check_length(k: int) -> None:
-    if not isinstance(k, int | np.integer) or k < 1:
+    if not isinstance(k, int | np.integer) or isinstance(k, bool) or k < 1:
         raise BundleError(f'k: expected a whole number from 1 up (got {k!r})')
 
 

@@ -235,7 +235,7 @@ def test_wrong_ids(ids):
         assert assert_refused(bundle.similar_items, ids[0]).startswith('item')
 
 
-@pytest.mark.parametrize('k', [0, -1, 1.5, 2.0, '3', None])
+@pytest.mark.parametrize('k', [0, -1, 1.5, 2.0, '3', None, True])
 def test_wrong_k(k):
     bundle = Bundle(random_bundle(**KINDS['plain']))
     for call in (bundle.recommend, bundle.similar_items):

@@ -102,6 +102,21 @@ def test_export_of_the_paper(capsys, tmp_path):
     assert '--recipe fast' in error_of(capsys, 'export', '--checkpoint', tmp_path)
 
 
+def test_export_leaves_the_checkpoint_alone(trained, capsys):
+    before = (trained / 'model.safetensors').read_bytes()
+    call = ['export', '--checkpoint', trained, '--out', trained / 'model.safetensors']
+    assert 'is the checkpoint itself' in error_of(capsys, *call)
+    assert (trained / 'model.safetensors').read_bytes() == before
+
+
+def test_a_run_whose_ids_lie_beside_it(trained, tmp_path, capsys):
+    pyg_c2f.save(pyg_c2f.load(trained), tmp_path)
+    lines_of(capsys, 'recommend', '--checkpoint', tmp_path, '--user', '3')
+    (tmp_path / 'ids.json').write_text('{}')
+    call = ['recommend', '--checkpoint', tmp_path, '--user', '3']
+    assert 'older version' in error_of(capsys, *call)
+
+
 @pytest.fixture
 def served(monkeypatch):
     """What the demo would serve."""
@@ -132,6 +147,11 @@ def test_demo_of_a_checkpoint(served, trained, tmp_path):
     bundle = Bundle.load(tmp_path / 'site/model.c2f')
     assert bundle.item_titles is None
     assert {path.name for path in tmp_path.iterdir()} == {'site'}
+
+
+def test_demo_of_a_checkpoint_and_data(capsys, trained):
+    call = ['demo', '--checkpoint', trained, '--data-root', '.']
+    assert 'one of the two' in error_of(capsys, *call)
 
 
 def test_titles_that_are_made_up():

@@ -9,17 +9,17 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from torch import Tensor
-from torch_geometric.utils import degree
+from torch_geometric.utils import coalesce, degree
 
 from pyg_c2f.bundle import HEADER, MAGIC, VERSION, Bundle, BundleError
 from pyg_c2f.checkpoint import Model, are_codes, is_axes, whole_file
 from pyg_c2f.codes import num_bits, pack_bits, pack_sorted
+from pyg_c2f.graph import assignment_to_edges
 from pyg_c2f.nn import LinearC2F
 from pyg_c2f.nn.recommend import Recommender
 from pyg_c2f.typing import InputError
 
-# On Gowalla 99.7 % of the items of lists stay with these, 98.7 % with two bits fewer of
-# a degree, and 99.9 % with two more of the codebook, which take 9 kB.
+# With these 99.7 % of the items of Gowalla's lists stay (benchmarks/bundle.py, bits).
 CODEBOOK_BITS = 6
 DEGREE_BITS = 8
 # Of what models seldom have: a trained coarse codebook, and biases.
@@ -158,7 +158,8 @@ def _sections(
     deg = degree(model.edge_index[1].cpu(), model.num_items).clamp(min=1)
     code, deg = fit_table(deg, DEGREE_BITS)
     yield 'ITEM', _table(code, deg**-model.item_norm, deg**model.item_power)
-    yield 'LINK', _entries(*_links(model), weight_bits)
+    pairs, weight = item_links(model)
+    yield 'LINK', _entries(pairs[0] * model.num_coarse + pairs[1], weight, weight_bits)
     codebook = model.coarse.codebook.detach().cpu()
     if not is_axes(codebook):
         yield 'COAR', _matrix(codebook, OTHER_BITS)
@@ -174,14 +175,17 @@ def _sections(
         yield 'NEAR', _entries(*nearest(model, num_neighbors), weight_bits)
 
 
-def _links(model: LinearC2F) -> tuple[Tensor, Tensor]:
-    """The places of links to coarse anchors, rising, and their weights."""
-    index, weight = (x.cpu() for x in model.coarse.assignment)
-    row, slot = weight.nonzero(as_tuple=True)
-    place = row * model.num_coarse + index[row, slot]
-    place, inverse = place.unique(return_inverse=True)
-    total = weight.new_zeros(len(place))
-    return place, total.index_add_(0, inverse, weight[row, slot])
+def item_links(model: LinearC2F) -> tuple[Tensor, Tensor]:
+    """The links of items to coarse anchors, sorted, each pair once.
+
+    Args:
+        model (LinearC2F): The model, of inductive users.
+
+    Returns:
+        Tuple: Items and anchors ``[2, num_links]``, and the weights.
+    """
+    pairs, weight = assignment_to_edges(model.coarse.assignment)
+    return coalesce(pairs.cpu(), weight.cpu())
 
 
 def fit_table(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
@@ -226,9 +230,9 @@ def nearest(model: LinearC2F, num_neighbors: float) -> tuple[Tensor, Tensor]:
 
     The diffusion channel adds :math:`d_j^p \, (\tilde{\mathbf{R}}^{\top}
     \tilde{\mathbf{R}})_{ij}` to the score of item :math:`j` for each item :math:`i`
-    of a history, by its weight :math:`d_i^{-r}`. Kept are the entries that add most
+    of a history, by its weight :math:`d_i^{-b}`. Kept are the entries that add most
     over all histories, in which :math:`i` is :math:`d_i` times:
-    :math:`d_i^{1 / 2 - r} d_j^p (\cdot)_{ij}`, as a root mean square counts them.
+    :math:`d_i^{1 / 2 - b} d_j^p (\cdot)_{ij}`, as a root mean square counts them.
 
     Args:
         model (LinearC2F): The model.

@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch_geometric.utils import coalesce, degree
+from torch_geometric.utils import degree
 
 from pyg_c2f.checkpoint import Model, whole_file
-from pyg_c2f.export.bundle import check_inductive, fit_table
-from pyg_c2f.graph import assignment_to_edges
+from pyg_c2f.export.bundle import check_inductive, fit_table, item_links
 from pyg_c2f.nn import LinearC2F
 from pyg_c2f.typing import InputError
 
@@ -33,8 +32,8 @@ def write_onnx(model: Model, path: str | Path, int8: bool = False) -> int:
         model (LinearC2F): The model. Users must live from their items by one layer,
             without a diffusion channel.
         path (str or Path): The file, written in one go.
-        int8 (bool, optional): Whether each number of a link, a codebook or a degree
-            takes one byte. Without it nothing is lost. (default: :obj:`False`)
+        int8 (bool, optional): Whether each number of a link, a codebook, a degree or a
+            bias takes one byte. Without it nothing is lost. (default: :obj:`False`)
 
     Returns:
         int: The bytes of the file.
@@ -199,8 +198,7 @@ def _add_nodes(b: _Builder, model: LinearC2F) -> None:
 def _links(b: _Builder, model: LinearC2F) -> tuple[str, str, str]:
     """The links of all items to anchors: items, anchors and weights."""
     num_coarse, num_items = model.num_coarse, model.num_items
-    pairs, weight = assignment_to_edges(model.coarse.assignment)
-    pairs, weight = coalesce(pairs.cpu(), weight.cpu())
+    pairs, weight = item_links(model)
     place, weight = b.places(pairs[0] * num_coarse + pairs[1], weight)
     divisor = b.const(num_coarse)
     row, col = b.op('Div', place, divisor), b.op('Mod', place, divisor)

@@ -321,6 +321,8 @@ UNKNOWN = 'the model knows 6 users, such as ann, bob, cem'
         ({'users': [10**30]}, 'user ids, whole numbers or text'),
         ({'users': 0, 'k': '3'}, "whole number k >= 1 .got '3'"),
         ({'users': 0, 'k': True}, 'whole number k >= 1'),
+        ({'users': torch.tensor([1j])}, 'whole numbers as user ids'),
+        ({'users': 0, 'index': 5}, 'an index that .build_index. made .got int'),
         ({'users': torch.tensor(200, dtype=torch.uint8)}, r'\[0, 6\) \(got 200\)'),
         ({'users': torch.arange(90)}, r'\(got \[6, 7, 8\]\)'),
         ({'history': 3}, r'give a list \(got 3\)'),
