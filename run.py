@@ -28,6 +28,7 @@ import pyg_c2f
 from pyg_c2f.checkpoint import (
     Model,
     model_bytes,
+    model_file,
     phase_file,
     whole_file,
     write_json,
@@ -772,19 +773,17 @@ def check_length(k: int, name: str, model: Model) -> None:
 
 def print_lists(model: Model, args: argparse.Namespace) -> int:
     """The lists of a call, to be read."""
-    options: dict[str, Any] = {
-        'exclude_seen': not args.include_seen,
-        'candidates': read_items(model, args.candidates, '--candidates'),
-    }
-    history = read_items(model, args.history, '--history')
+    options: dict[str, Any] = {'exclude_seen': not args.include_seen}
+    if args.candidates is not None:
+        options['candidates'] = read_items(model, args.candidates, '--candidates')
     if args.similar is not None:
         if args.include_seen or args.candidates is not None:
             raise InputError('--similar goes without --include-seen and --candidates')
         items = read_items(model, args.similar, '--similar')
-        assert items is not None
         who = [item_id(model, x) for x in items.tolist()]
         lists = model.similar_items(items, args.k)
-    elif history is not None:
+    elif args.history is not None:
+        history = read_items(model, args.history, '--history')
         who = [' '.join(args.history)]
         lists = model.recommend(k=args.k, history=history.unsqueeze(0), **options)
     else:
@@ -799,12 +798,8 @@ def print_lists(model: Model, args: argparse.Namespace) -> int:
     return 0
 
 
-def read_items(
-    model: Model, words: list[str] | None, option: str
-) -> torch.Tensor | None:
-    """The numbers of the items in an option, or nothing where it is not given."""
-    if words is None:
-        return None
+def read_items(model: Model, words: list[str], option: str) -> torch.Tensor:
+    """The numbers of the items in an option."""
     tokens = [x.strip() for word in words for x in word.split(',') if x.strip()]
     if not tokens:
         raise InputError(f'{option} is empty: give item ids, such as 12 7 40')
@@ -835,7 +830,6 @@ def answer_lines(model: Model, args: argparse.Namespace) -> int:
     given = {'k': args.k, 'exclude_seen': not args.include_seen}
     if args.candidates is not None:
         candidates = read_items(model, args.candidates, '--candidates')
-        assert candidates is not None
         given['candidates'] = [item_id(model, x) for x in candidates.tolist()]
     num_lines = num_wrong = 0
     for lines in blocks_of_lines(sys.stdin.buffer):
@@ -958,9 +952,7 @@ def run_export(args: argparse.Namespace) -> int:
             options[name] = vars(args)[name]
     model = load_model(args.checkpoint)
     path = Path(args.out or Path(args.checkpoint) / EXPORTS[args.format])
-    source = Path(args.checkpoint)
-    source = source / 'model.safetensors' if source.is_dir() else source
-    if path.resolve() == source.resolve():
+    if path.resolve() == model_file(args.checkpoint).resolve():
         raise InputError(f'--out {path}: is the checkpoint itself; name another file')
     if args.format == 'onnx':
         size = write_onnx(model, path, **options)
@@ -1003,18 +995,19 @@ def demo_run(data_root: str | None, out: Path) -> Path:
             root,
         )
     folder = out / dataset
-    if (folder / 'model.safetensors').exists():
+    if (folder / RESUME_FILE).exists():
+        options = ['--resume']
+    elif (folder / 'model.safetensors').exists():
         logger.info('%s: trained before; delete it to train anew', folder)
-    if not (folder / 'model.safetensors').exists() or (folder / RESUME_FILE).exists():
-        call = ['train', '--dataset', dataset, '--out', str(folder)]
-        if (folder / RESUME_FILE).exists():
-            call = ['train', '--resume', '--out', str(folder)]
-        elif data_root is not None:
-            call += ['--data-root', data_root]
-        args = make_parser().parse_args(call)
-        args.argv = call
-        if run_train(args):
-            raise KeyboardInterrupt
+        return folder
+    else:
+        options = ['--dataset', dataset]
+        options += [] if data_root is None else ['--data-root', data_root]
+    call = ['train', *options, '--out', str(folder)]
+    args = make_parser().parse_args(call)
+    args.argv = call
+    if run_train(args):
+        raise KeyboardInterrupt
     return folder
 
 

@@ -127,6 +127,20 @@ def quality(score: Score, data: HeteroData, split: str, users: int = 0) -> Any:
     return {name: out[name] for name in METRICS}
 
 
+def askers(data: HeteroData) -> tuple[Tensor, list[Tensor]]:
+    """Users who ask for lists, drawn at random, and their train items."""
+    sizes = data[USER].num_nodes, data[ITEM].num_nodes
+    rowptr, col, _ = histories_of(data[RATES].edge_index, *sizes)
+    users = torch.randperm(sizes[0], generator=seeded(0))[:NUM_LISTS]
+    return users, [col[rowptr[u] : rowptr[u + 1]] for u in users.tolist()]
+
+
+def share_kept(lists: Sequence[Any], exact: Tensor) -> float:
+    """The mean share of a list's items that are in the exact list."""
+    pairs = zip(lists, exact.numpy(), strict=True)
+    return float(np.mean([np.isin(found, items).mean() for found, items in pairs]))
+
+
 def seeded(seed: int) -> torch.Generator:
     """A generator."""
     return torch.Generator().manual_seed(seed)
@@ -252,7 +266,7 @@ def draw(result: Any, path: Path) -> None:
 def bits(data: HeteroData, base: FastRecipe, result: Any, args: Any) -> Iterator[None]:
     """What the bits of a weight keep of the model's lists and figures."""
     cells, path = result.setdefault('cells', {}), args.files / 'bits.c2f'
-    users = torch.randperm(data[USER].num_nodes, generator=seeded(0))[:NUM_LISTS]
+    users, histories = askers(data)
     with remembered('spectral_features', spectrum_key):
         for dtype, num in tqdm(
             [*product(('packed', 'float32'), (None, *BITS))], 'bits'
@@ -265,14 +279,9 @@ def bits(data: HeteroData, base: FastRecipe, result: Any, args: Any) -> Iterator
             if num:
                 cells[name]['file'] = export(model, path, num)
                 score = read_score(path, data)
-                rowptr, col = model.train_items()
-                bundle, kept = Bundle.load(path), []
-                for user, items in zip(
-                    users.tolist(), model.recommend(users, LENGTH)[0], strict=True
-                ):
-                    found, _ = bundle.recommend(col[rowptr[user] : rowptr[user + 1]])
-                    kept.append(np.isin(found, items).mean())
-                cells[name]['kept'] = float(np.mean(kept))
+                bundle, (exact, _) = Bundle.load(path), model.recommend(users, LENGTH)
+                lists = [bundle.recommend(x, LENGTH)[0] for x in histories]
+                cells[name]['kept'] = share_kept(lists, exact)
             cells[name]['val'] = quality(score, data, 'val', NUM_CHOOSERS)
             yield
 
@@ -409,11 +418,7 @@ def newcomers_rows(result: Any) -> tuple[str, list[list[str]]]:
 
 def cost(data: HeteroData, base: FastRecipe, result: Any, args: Any) -> Iterator[None]:
     """Milliseconds and memory of the readers, from users' own histories."""
-    rows = histories_of(
-        data[RATES].edge_index, data[USER].num_nodes, data[ITEM].num_nodes
-    )
-    users = torch.randperm(rows.num_users, generator=seeded(0))[:NUM_LISTS].tolist()
-    histories = [rows.col[rows.rowptr[u] : rows.rowptr[u + 1]].tolist() for u in users]
+    histories = [x.tolist() for x in askers(data)[1]]
     cells = result.setdefault('cells', {})
     for size in tqdm(SIZES, 'files'):
         path = args.files / f'{size:g}-0.c2f'
@@ -531,9 +536,7 @@ def in_browser(url: str) -> dict[str, float] | None:
 def index(data: HeteroData, base: FastRecipe, result: Any, args: Any) -> Iterator[None]:
     """What a faiss index finds of the exact lists of the model, and how fast."""
     model, cells = build(data, base), result.setdefault('cells', {})
-    rowptr, col = model.train_items()
-    users = torch.randperm(data[USER].num_nodes, generator=seeded(0))[:NUM_LISTS]
-    histories = [col[rowptr[u] : rowptr[u + 1]] for u in users.tolist()]
+    _, histories = askers(data)
     exact, _ = model.recommend(history=histories, k=LENGTH)
     for share in tqdm((None, 32, 16, 8, 4), 'index'):
         made, name, visited = None, 'exact, all items', model.num_items
@@ -543,17 +546,13 @@ def index(data: HeteroData, base: FastRecipe, result: Any, args: Any) -> Iterato
             name = f'1 of {share} cells'
             visited = model.num_items // share
         found, _ = model.recommend(history=histories, k=LENGTH, index=made)
-        kept = [
-            np.isin(a, b).mean()
-            for a, b in zip(found.numpy(), exact.numpy(), strict=True)
-        ]
         ms = [
             timed(partial(model.recommend, history=x, k=LENGTH, index=made))
             for x in histories[:100]
         ]
         cells[name] = {
             'visited': visited,
-            'kept': float(np.mean(kept)),
+            'kept': share_kept(found.numpy(), exact),
             'ms': median(ms),
             **stamp(),
         }
@@ -574,26 +573,24 @@ def onnx(data: HeteroData, base: FastRecipe, result: Any, args: Any) -> Iterator
     import onnxruntime
 
     model, cells = build(data, base), result.setdefault('cells', {})
-    rowptr, col = model.train_items()
-    users = torch.randperm(data[USER].num_nodes, generator=seeded(0))[:NUM_LISTS]
-    exact, scores = (x.numpy() for x in model.recommend(users, LENGTH))
+    users, histories = askers(data)
+    exact, scores = model.recommend(users, LENGTH)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     for int8 in (False, True):
-        path, kept, off, ms = args.files / 'model.onnx', [], [], []
+        path, lists, off, ms = args.files / 'model.onnx', [], [], []
         size = write_onnx(model, path, int8)
         session = onnxruntime.InferenceSession(path, options)
-        for row, user in enumerate(users.tolist()):
-            history = col[rowptr[user] : rowptr[user + 1]].long().numpy()
-            asked = {'history': history, 'k': np.array([LENGTH])}
+        for history, expected in zip(histories, scores.numpy(), strict=True):
+            asked = {'history': history.numpy(), 'k': np.array([LENGTH])}
             start = time.perf_counter()
             items, values = session.run(None, asked)
             ms.append(1000 * (time.perf_counter() - start))
-            kept.append(np.isin(items, exact[row]).mean())
-            off.append(np.abs(values - scores[row]).max() / scores[row, 0])
+            lists.append(items)
+            off.append(np.abs(values - expected).max() / expected[0])
         cells['int8' if int8 else 'float'] = {
             'file': size,
-            'kept': float(np.mean(kept)),
+            'kept': share_kept(lists, exact),
             'off': float(max(off)),
             'ms': median(ms),
             **stamp(),

@@ -156,6 +156,12 @@ def phase_file(out: Path, stage: Stage, phase: int) -> Path:
     return out / f'{stage}-{phase}.safetensors'
 
 
+def model_file(path: str | Path) -> Path:
+    """The file of a model: the path itself, or the one in the directory."""
+    path = Path(path)
+    return path / 'model.safetensors' if path.is_dir() else path
+
+
 def model_tensors(model: Model) -> dict[str, Tensor]:
     """The tensors that stand for a model: what is stored, and what its bytes are.
 
@@ -391,8 +397,7 @@ def save(model: Model, path: str | Path) -> None:
         model (C2F or LinearC2F): The model.
         path (str or Path): The file, or a directory that gets a ``model.safetensors``.
     """
-    path = Path(path)
-    path = path / 'model.safetensors' if path.is_dir() else path
+    path = model_file(path)
     meta = {'format': FORMAT} | model_meta(model)
     write_tensors(path, model_tensors(model) | text_tensors(model), meta)
 
@@ -406,8 +411,7 @@ def load(path: str | Path) -> Model:
     Raises:
         InputError: If there is no such file, or it is damaged or not ours.
     """
-    path = Path(path)
-    path = path / 'model.safetensors' if path.is_dir() else path
+    path = model_file(path)
     tensors, meta = read_tensors(path)
     try:
         model = restore_model(tensors, meta)

@@ -1,7 +1,7 @@
 """Full ranking of the items for each user, and its Recall@k and NDCG@k."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,12 +14,9 @@ from torch_geometric.metrics import (
 from torch_geometric.utils import degree
 
 from pyg_c2f.graph import check_pairs, ranges
-from pyg_c2f.typing import ITEM, KS, RATES, USER, InputError, Split
+from pyg_c2f.typing import ITEM, KS, RATES, USER, InputError, Score, Split
 
 logger = logging.getLogger(__name__)
-
-Score = Callable[[Tensor], Tensor]
-"""Maps user ids ``[B]`` to the scores of all items, ``[B, num_items]``."""
 
 # Users ranked at once: two score matrices of this many rows are alive, 126 MB for
 # 41,000 items. Larger blocks share out more work per parallel step.

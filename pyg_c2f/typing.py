@@ -1,5 +1,6 @@
-"""Names of node and edge types, and the one error for bad input."""
+"""Names of node and edge types, what scores are, and the one error for bad input."""
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from torch import Tensor
@@ -25,6 +26,9 @@ Split = Literal['val', 'test']
 Stage = Literal['coarse', 'fine']
 Users = Literal['inductive', 'assigned']
 Stored = Literal['packed', 'float16', 'float32']
+
+Score = Callable[[Tensor], Tensor]
+"""Maps users ``[B]`` to the scores of all items, ``[B, num_items]``."""
 
 KS = (5, 10, 20, 50)
 SELECTION = 'ndcg@5'  # of the validation items: what models are chosen by

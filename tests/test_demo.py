@@ -10,7 +10,7 @@ import sys
 import threading
 from contextlib import contextmanager
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from pyg_c2f.bundle import Bundle, BundleError
 from pyg_c2f.export import write_bundle
 from pyg_c2f.nn import LinearC2F
 from pyg_c2f.typing import Assignment
+from run import QuietHandler
 from tests.bundles import (
     BROKEN,
     GOOD,
@@ -241,11 +242,6 @@ def test_the_page_asks_nobody_else():
 # In a browser.
 
 
-class Site(SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture
 def site(tmp_path):
     """A folder with the page, served, and its address."""
@@ -254,7 +250,9 @@ def site(tmp_path):
     for name in FILES:
         shutil.copy(DEMO / name, folder)
     (folder / 'model.c2f').write_bytes(random_bundle(**KINDS['large']))
-    server = ThreadingHTTPServer(('127.0.0.1', 0), partial(Site, directory=folder))
+    server = ThreadingHTTPServer(
+        ('127.0.0.1', 0), partial(QuietHandler, directory=folder)
+    )
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield folder, f'http://127.0.0.1:{server.server_port}/'

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from torch import Tensor
-from torch_geometric.utils import coalesce, degree
+from torch_geometric.utils import coalesce
 
 from pyg_c2f.bundle import HEADER, MAGIC, VERSION, Bundle, BundleError
 from pyg_c2f.checkpoint import Model, are_codes, is_axes, whole_file
@@ -155,8 +155,7 @@ def _sections(
     model: LinearC2F, weight_bits: int, num_neighbors: float
 ) -> Iterator[tuple[str, bytes]]:
     """The tags and contents of the sections that hold numbers."""
-    deg = degree(model.edge_index[1].cpu(), model.num_items).clamp(min=1)
-    code, deg = fit_table(deg, DEGREE_BITS)
+    code, deg = fit_table(model.item_degree().cpu(), DEGREE_BITS)
     yield 'ITEM', _table(code, deg**-model.item_norm, deg**model.item_power)
     pairs, weight = item_links(model)
     yield 'LINK', _entries(pairs[0] * model.num_coarse + pairs[1], weight, weight_bits)
@@ -245,7 +244,7 @@ def nearest(model: LinearC2F, num_neighbors: float) -> tuple[Tensor, Tensor]:
     shape = (model.num_users, model.num_items)
     by_user = sp.csr_array((weight, col, rowptr), shape=shape)
     by_item = by_user.T.tocsr()
-    deg = degree(model.edge_index[1].cpu(), model.num_items).clamp(min=1).numpy()
+    deg = model.item_degree().cpu().numpy()
     row_gain, col_gain = deg ** (0.5 - model.item_norm), deg**model.item_power
     most = round(num_neighbors * model.num_items)
     place, value, gain = np.empty(0, np.int64), np.empty(0, 'f4'), np.empty(0, 'f4')

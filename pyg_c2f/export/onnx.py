@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch_geometric.utils import degree
 
 from pyg_c2f.checkpoint import Model, whole_file
 from pyg_c2f.export.bundle import check_inductive, fit_table, item_links
@@ -167,8 +166,7 @@ def _add_nodes(b: _Builder, model: LinearC2F) -> None:
     num_items = model.num_items
     num_anchors = model.codebook().size(0)
     row, col, weight = _links(b, model)
-    deg = degree(model.edge_index[1].cpu(), num_items).clamp(min=1)
-    deg_name = b.numbers(deg)
+    deg_name = b.numbers(model.item_degree().cpu())
     item_weight = b.op('Pow', deg_name, b.const(-model.item_norm, np.float32))
     item_scale = b.op('Pow', deg_name, b.const(model.item_power, np.float32))
     codebook = _codebook(b, model)

@@ -4,7 +4,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
-from torch_geometric.utils import cumsum, degree
+from torch_geometric.utils import cumsum
 
 from pyg_c2f.graph import (
     CSR,
@@ -17,7 +17,6 @@ from pyg_c2f.nn.fused import weighted_sum
 from pyg_c2f.nn.recommend import (
     InnerProducts,
     Recommender,
-    Score,
     check_edges,
     take_rows,
 )
@@ -38,6 +37,7 @@ from pyg_c2f.typing import (
     USER_COARSE,
     USER_FINE,
     Assignment,
+    Score,
     Stage,
     Stored,
     Users,
@@ -281,8 +281,7 @@ class LinearC2F(Recommender):
 
     def item_scale(self) -> Tensor:
         r"""The scale :math:`d_i^p` of the items' scores, ``[num_items]``."""
-        deg = degree(self.edge_index[1], self.num_items, self.bias.dtype)
-        return deg.clamp(min=1) ** self.item_power
+        return self.item_degree() ** self.item_power
 
     def forward(self, users: Tensor, items: Tensor) -> Tensor:
         """The scores of pairs of user and item ids, ``[batch_size]`` each."""
@@ -376,7 +375,7 @@ class LinearC2F(Recommender):
 
     def _history_rows(self, rowptr: Tensor, col: Tensor) -> CSR:
         """The normalised interactions of histories."""
-        deg = degree(self.edge_index[1], self.num_items, self.bias.dtype).clamp(min=1)
+        deg = self.item_degree()
         user_norm, item_norm = self._norms()
         count = rowptr.diff()
         weight = count.to(deg) ** -user_norm

@@ -4,7 +4,6 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
-from torch_geometric.utils import degree
 
 from pyg_c2f.anchors import bridge_scores, pinv_assignment, softmax_assignment
 from pyg_c2f.graph import (
@@ -23,11 +22,10 @@ from pyg_c2f.nn.fused import fused_ego, fused_propagation, weighted_sum
 from pyg_c2f.nn.recommend import (
     InnerProducts,
     Recommender,
-    Score,
     check_edges,
     take_rows,
 )
-from pyg_c2f.typing import COARSE, FINE, ITEM, USER, Assignment, Stage
+from pyg_c2f.typing import COARSE, FINE, ITEM, USER, Assignment, Score, Stage
 
 
 class C2F(Recommender):
@@ -386,7 +384,7 @@ class C2F(Recommender):
         """From histories, as CSR, to the features of the people who have them."""
         num_layers, graph = self.num_layers, self.block_graph()
         scale = graph.scale[self.num_users : self.num_users + self.num_items]
-        deg = degree(self.edge_index[1], self.num_items, self.bias.dtype).clamp(min=1)
+        deg = self.item_degree()
         x0 = torch.cat(self.layer0())
         below = torch.zeros_like(x0)
         if num_layers > 0:

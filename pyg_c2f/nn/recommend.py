@@ -9,10 +9,10 @@ from typing import Any, NamedTuple, overload
 import torch
 from torch import Tensor
 from torch_geometric.nn import KNNIndex
-from torch_geometric.utils import cumsum
+from torch_geometric.utils import cumsum, degree
 
 from pyg_c2f.graph import ranges
-from pyg_c2f.typing import ITEM, USER, InputError
+from pyg_c2f.typing import ITEM, USER, InputError, Score
 
 # Scores alive at once, 64 MB: people are served in blocks of rows of these.
 BLOCK_SCORES = 1 << 24
@@ -22,8 +22,6 @@ LEAST_VISITED = 4096
 
 Numbers = Sequence[int] | Tensor
 Names = Sequence[str]
-Score = Callable[[Tensor], Tensor]
-"""Maps row numbers ``[B]`` to the scores of all items, ``[B, num_items]``."""
 
 
 def check_edges(
@@ -181,6 +179,7 @@ class Recommender(torch.nn.Module):
     num_users: int
     num_items: int
     edge_index: Tensor
+    bias: Tensor
     user_ids: list[str] | None
     item_ids: list[str] | None
     item_titles: list[str] | None
@@ -230,6 +229,11 @@ class Recommender(torch.nn.Module):
         """
         score = self.scorer()
         return lambda rows: score(users[rows])
+
+    def item_degree(self) -> Tensor:
+        """The items' numbers of train users, at least one, ``[num_items]``."""
+        deg = degree(self.edge_index[1], self.num_items, self.bias.dtype)
+        return deg.clamp(min=1)
 
     # Ids ------------------------------------------------------------------------------
 
@@ -598,7 +602,7 @@ class Recommender(torch.nn.Module):
         asked = self.numbers(items, ITEM)
         _check_length('similar_items', k)
         k = min(k, self.num_items - 1)
-        x = torch.nn.functional.normalize(self.item_features().detach(), dim=1)
+        x = torch.nn.functional.normalize(self.item_features(), dim=1)
         is_zero = ~x.any(dim=1)
         out = []
         for rows in _blocks(asked.numel(), self.num_items, x.device):
