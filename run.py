@@ -50,13 +50,8 @@ from pyg_c2f.datasets import (
 from pyg_c2f.evaluate import evaluate_split, popularity_score
 from pyg_c2f.export import write_bundle, write_onnx
 from pyg_c2f.report import results_table, size_table, write_report
-from pyg_c2f.train import (
-    RESUME_FILE,
-    Run,
-    check_run,
-    reuse_freed_memory,
-    train,
-)
+from pyg_c2f.resume import RESUME_FILES, delete_resume, resume_files
+from pyg_c2f.train import Run, check_run, reuse_freed_memory, train
 from pyg_c2f.typing import ITEM, RATES, SELECTION, USER, InputError, Stage
 
 logger = logging.getLogger('pyg_c2f.run')
@@ -87,7 +82,7 @@ OUTPUTS = (
     'metrics.json',
     'report.html',
     'model.safetensors',
-    RESUME_FILE,
+    *RESUME_FILES,
 )
 EXAMPLES = """examples:
   python run.py                                    the embedded data set, in seconds
@@ -374,6 +369,7 @@ def run_train(args: argparse.Namespace) -> int:
     seed_everything(config['seed'])
     history = History(out)
     show = sys.stderr.isatty() and not args.quiet
+    again = shlex.join(['python', 'run.py', 'train', '--resume', '--out', str(out)])
     try:
         run = train(
             data,
@@ -397,20 +393,24 @@ def run_train(args: argparse.Namespace) -> int:
             seconds['train'] += time.perf_counter() - start
             pyg_c2f.save(model, out)
             metrics['test'] = test(model, data)
+        metrics['bytes'] = model_bytes(pyg_c2f.load(out))
+        # Of a resumed run the earlier sessions count too.
+        seconds['total'] = max(time.perf_counter() - begin, sum(seconds.values()))
+        metrics['seconds'] = {key: round(value, 3) for key, value in seconds.items()}
+        metrics['versions'] = config['versions']
+        write_json(out / 'metrics.json', metrics)
+        report = write_report(out, metrics | {'command': config['call']}, history.lines)
     except KeyboardInterrupt:
         leave_best(out, history.lines)
-        again = shlex.join(['python', 'run.py', 'train', '--resume', '--out', str(out)])
         print(f'\ninterrupted; continue with: {again}', file=sys.stderr)
         return 130
-    metrics['bytes'] = model_bytes(pyg_c2f.load(out))
-    # Of a resumed run the earlier sessions count too.
-    seconds['total'] = max(time.perf_counter() - begin, sum(seconds.values()))
-    metrics['seconds'] = {key: round(value, 3) for key, value in seconds.items()}
-    metrics['versions'] = config['versions']
-
-    write_json(out / 'metrics.json', metrics)
-    report = write_report(out, metrics | {'command': config['call']}, history.lines)
-    (out / RESUME_FILE).unlink(missing_ok=True)
+    except InputError:
+        leave_best(out, history.lines)
+        raise
+    except OSError as error:
+        there = (out / 'config.json').exists()
+        return fail(f'{error}; then {f"continue with: {again}" if there else "repeat"}')
+    delete_resume(out)
     print(results_table(metrics))
     print(size_table(metrics))
     print(f'report: {report}')
@@ -479,7 +479,7 @@ def parse_settings(texts: list[str]) -> dict[str, str]:
 def resumed_config(out: Path, args: argparse.Namespace) -> dict[str, Any]:
     """The configuration of an interrupted run; options that differ are refused."""
     config = read_config(out)
-    if (out / 'metrics.json').exists() and not (out / RESUME_FILE).exists():
+    if (out / 'metrics.json').exists() and not resume_files(out):
         raise InputError(
             f'{out}: this run is complete; leave --resume out to repeat it'
         )
@@ -623,10 +623,10 @@ def check_out(out: Path, args: argparse.Namespace) -> None:
         raise InputError(f'--out {out}: {there} {why}; name another directory')
     if args.init is not None and out.resolve() == Path(args.init).resolve():
         raise InputError(f'--out {out}: --init is read from there; name another --out')
-    if (out / RESUME_FILE).exists() and not args.resume:
+    if resume_files(out) and not args.resume:
         raise InputError(
             f'{out}: holds an interrupted run; add --resume to continue it, name '
-            f'another --out, or delete {RESUME_FILE} there to start anew'
+            f'another --out, or delete {" and ".join(RESUME_FILES)} there to start anew'
         )
 
 
@@ -995,7 +995,7 @@ def demo_run(data_root: str | None, out: Path) -> Path:
             root,
         )
     folder = out / dataset
-    if (folder / RESUME_FILE).exists():
+    if resume_files(folder):
         options = ['--resume']
     elif (folder / 'model.safetensors').exists():
         logger.info('%s: trained before; delete it to train anew', folder)

@@ -13,6 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 from torch_geometric.utils import cumsum, scatter
 
+from pyg_c2f.finite import NotFiniteError, check_finite
 from pyg_c2f.typing import Assignment
 
 BLOCK = 16_384  # rows of a dense entities x anchors block: 20 MB with 300 anchors
@@ -135,11 +136,25 @@ def pinv_assignment(h_nodes: Tensor, h_anchors: Tensor, num_links: int) -> Assig
         h_anchors (Tensor): The propagated anchors' features, ``[num_anchors,
             channels]``.
         num_links (int): The number :math:`t` of anchors of each node.
+
+    Raises:
+        NotFiniteError: If features or weights are no numbers.
     """
-    pinv = torch.linalg.pinv(h_anchors)
+    pinv = _pinv('anchors', h_anchors)
     tops = [(block @ pinv).topk(num_links) for block in h_nodes.split(BLOCK)]
     weight = torch.cat([top.values for top in tops]).clamp_(min=0)
+    check_finite([('the new assignment', weight)])
     return Assignment(torch.cat([top.indices for top in tops]), weight)
+
+
+def _pinv(what: str, h: Tensor) -> Tensor:
+    check_finite([(f'the features of the {what}', h)])
+    try:
+        pinv = torch.linalg.pinv(h)
+    except torch.linalg.LinAlgError as error:
+        raise NotFiniteError(f'the pseudo-inverse of the {what}: {error}') from None
+    check_finite([(f'the pseudo-inverse of the {what}', pinv)])
+    return pinv
 
 
 def bridge_scores(h_nodes: Tensor, h_coarse: Tensor, h_fine: Tensor) -> Tensor:
@@ -160,11 +175,16 @@ def bridge_scores(h_nodes: Tensor, h_coarse: Tensor, h_fine: Tensor) -> Tensor:
 
     Returns:
         Tensor: The scores, ``[num_coarse, num_fine]``.
+
+    Raises:
+        NotFiniteError: If features or scores are no numbers.
     """
     gram = torch.stack([b.double().T @ b.double() for b in h_nodes.split(BLOCK)])
-    pinv_c = torch.linalg.pinv(h_coarse).double()
-    pinv_f = torch.linalg.pinv(h_fine).double()
-    return (pinv_c.T @ gram.sum(dim=0) @ pinv_f).to(h_nodes.dtype)
+    pinv_c = _pinv('coarse anchors', h_coarse).double()
+    pinv_f = _pinv('fine anchors', h_fine).double()
+    scores = (pinv_c.T @ gram.sum(dim=0) @ pinv_f).to(h_nodes.dtype)
+    check_finite([('the bridge from coarse to fine anchors', scores)])
+    return scores
 
 
 def partition_scores(

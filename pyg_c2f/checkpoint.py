@@ -1,11 +1,13 @@
 r"""Checkpoints: safetensors with what inference needs, and JSON; nothing pickled."""
 
+import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -23,11 +25,16 @@ from pyg_c2f.codes import (
     weights_of,
 )
 from pyg_c2f.nn import C2F, LinearC2F
-from pyg_c2f.typing import Assignment, InputError, Stage
+from pyg_c2f.typing import Assignment, InputError, Stage, Stored, Users
 
 Model = C2F | LinearC2F
 
-FORMAT = 'pyg_c2f 1'
+FORMAT = 'pyg_c2f 2'
+# What a damaged or hostile file raises on the way to a model.
+UNFIT = (KeyError, TypeError, ValueError, RuntimeError, IndexError, RecursionError)
+# The entries of a table at the most, so that no small file takes all memory: a GiB.
+MAX_ENTRIES = 1 << 28
+MAX_LAYERS = 1000
 SIZES = (
     'num_users',
     'num_items',
@@ -57,6 +64,20 @@ LINEAR_SIZES = (
     'users',
     'dtype',
 )
+# Which of these are whole numbers, and which texts; the others are numbers.
+WHOLE = {
+    'num_users',
+    'num_items',
+    'num_coarse',
+    'num_fine',
+    'embedding_dim',
+    'num_layers',
+    'anchors_per_entity',
+    'fine_per_coarse',
+    'coarse_links',
+    'fine_links',
+}
+NAMES = {'users': get_args(Users), 'dtype': get_args(Stored)}
 # What of the stored tensors belongs to which entry of SPEC section 6.
 KINDS = {
     'codebooks': ('coarse.codebook', 'fine.rowptr', 'fine.col', 'fine.value'),
@@ -82,10 +103,12 @@ TEXTS = {
 def whole_file(path: Path) -> Iterator[Path]:
     """Gives a path to write to that becomes ``path`` in one step, or nothing.
 
-    An older file stays until the new one is whole; a failure leaves no trace.
+    What is written is on the disk before it takes the name, and an older file stays
+    until then; a failure leaves no trace.
 
     Raises:
-        OSError: If there is no such folder, or a folder of that name.
+        OSError: If there is no such folder, a folder of that name, or it cannot be
+            written: the disk is full, say, or the folder has vanished.
     """
     if not path.parent.is_dir():
         raise FileNotFoundError(f'{path}: there is no folder {path.parent}; make it')
@@ -94,9 +117,27 @@ def whole_file(path: Path) -> Iterator[Path]:
     part = path.with_name(path.name + '.part')
     try:
         yield part
+        _sync(part, os.O_RDWR)
         os.replace(part, path)
+        if os.name == 'posix':  # Elsewhere folders cannot be opened.
+            _sync(path.parent, os.O_RDONLY)
+    except OSError as error:
+        raise OSError(
+            f'{path}: cannot be written ({error.strerror or error}); what was there '
+            'before is untouched: make room, or name another place'
+        ) from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def _sync(path: Path, flags: int) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, flags)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -110,19 +151,42 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2) + '\n')
 
 
+def checksum(tensors: dict[str, Tensor], meta: dict[str, str]) -> str:
+    """The SHA-256 of names, types, shapes, bytes, and what stands beside them."""
+    digest = hashlib.sha256(json.dumps(sorted(meta.items())).encode())
+    for key in sorted(tensors):
+        tensor = tensors[key]
+        digest.update(f'{key} {tensor.dtype} {tuple(tensor.shape)}\n'.encode())
+        digest.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
 def write_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, str]) -> None:
-    """Writes a safetensors file in one go."""
+    """Writes a safetensors file in one go, with format and checksum."""
+    on_cpu = {key: value.cpu().contiguous() for key, value in tensors.items()}
+    meta = {'format': FORMAT} | meta
+    meta['sha256'] = checksum(on_cpu, meta)
     with whole_file(path) as part:
         # Not by the library's own writer, whose files only their owner can read.
-        on_cpu = {key: value.cpu().contiguous() for key, value in tensors.items()}
-        part.write_bytes(to_bytes(on_cpu, meta))
+        part.write_bytes(_with_sorted_header(to_bytes(on_cpu, meta)))
+
+
+def _with_sorted_header(content: bytes) -> bytes:
+    """The same safetensors file, but one run gives the bytes of another.
+
+    The library writes what stands beside the tensors in random order.
+    """
+    start = 8 + int.from_bytes(content[:8], 'little')
+    header = json.dumps(json.loads(content[8:start]), sort_keys=True).encode()
+    header += b' ' * (-len(header) % 8)  # Tensors stay aligned.
+    return len(header).to_bytes(8, 'little') + header + content[start:]
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Reads a safetensors file of ours.
 
     Raises:
-        InputError: If the file is missing, cut short, or not ours.
+        InputError: If the file is missing, cut short, changed, or not ours.
     """
     if not path.is_file():
         raise InputError(
@@ -131,18 +195,24 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, 'pt') as file:
             meta = file.metadata() or {}
-            if meta.get('format') != FORMAT:
-                raise InputError(
-                    f'{path}: not a checkpoint of pyg_c2f (format '
-                    f'{meta.get("format")!r}, expected {FORMAT!r}); name another '
-                    f'directory'
-                )
-            return {key: file.get_tensor(key) for key in file.keys()}, meta
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
     except (SafetensorError, OSError) as error:
         raise InputError(
             f'{path}: damaged or no safetensors file ({error}); train again, or name '
             f'another directory'
         ) from None
+    if meta.get('format') != FORMAT:
+        raise InputError(
+            f'{path}: not a checkpoint of this version of pyg_c2f (format '
+            f'{meta.get("format")!r}, expected {FORMAT!r}); train again, or name '
+            'another directory'
+        )
+    if meta.pop('sha256', '') != checksum(tensors, meta):
+        raise InputError(
+            f'{path}: damaged (its content has another checksum); train again, or '
+            'name another directory'
+        )
+    return tensors, meta
 
 
 def small_int_below(index: Tensor, num: int) -> Tensor:
@@ -318,8 +388,8 @@ def restore_model(tensors: dict[str, Tensor], meta: dict[str, str]) -> Model:
     """The model of :func:`model_tensors` and :func:`model_meta`.
 
     Raises:
-        KeyError or TypeError or ValueError or RuntimeError or IndexError: If they do
-            not fit together.
+        KeyError or TypeError or ValueError or RuntimeError or IndexError or
+            RecursionError: If they do not fit together.
     """
     if meta.get('model') == 'linear':
         return _load_linear(tensors, meta)
@@ -397,9 +467,8 @@ def save(model: Model, path: str | Path) -> None:
         model (C2F or LinearC2F): The model.
         path (str or Path): The file, or a directory that gets a ``model.safetensors``.
     """
-    path = model_file(path)
-    meta = {'format': FORMAT} | model_meta(model)
-    write_tensors(path, model_tensors(model) | text_tensors(model), meta)
+    tensors = model_tensors(model) | text_tensors(model)
+    write_tensors(model_file(path), tensors, model_meta(model))
 
 
 def load(path: str | Path) -> Model:
@@ -416,31 +485,70 @@ def load(path: str | Path) -> Model:
     try:
         model = restore_model(tensors, meta)
         restore_texts(model, tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+    except UNFIT as error:
         raise InputError(
             f'{path}: the checkpoint does not fit together ({error}); train again'
         ) from None
     return model.eval()
 
 
+def _sizes(
+    tensors: dict[str, Tensor], meta: dict[str, str], names: tuple[str, ...]
+) -> dict[str, Any]:
+    """The settings of a model, checked before anything of these sizes is made."""
+    sizes = {key: json.loads(meta[key]) for key in names}
+    for key, value in sizes.items():
+        if key in WHOLE:
+            fits = type(value) is int and 0 <= value < 2**31
+        elif key in NAMES:
+            fits = value in NAMES[key]
+        else:
+            fits = type(value) in (int, float) and math.isfinite(value)
+        if not fits:
+            raise ValueError(f'{key} is {value!r}')
+    num_users, num_items = sizes['num_users'], sizes['num_items']
+    is_linear = 'coarse_links' in sizes
+    ids = len(tensors['degree']) + num_users if is_linear else len(tensors['bias'])
+    if (num_users + 1, num_users + num_items) != (len(tensors['graph.rowptr']), ids):
+        raise ValueError(f'the tensors are not of {num_users} users, {num_items} items')
+    rows = num_users + num_items
+    if is_linear:
+        links = rows * max(sizes['coarse_links'], sizes['fine_links'])
+    else:
+        links = max(
+            rows * sizes['anchors_per_entity'],
+            sizes['num_coarse'] * sizes['fine_per_coarse'],
+        )
+    anchors = max(sizes['num_coarse'], sizes['num_fine'])
+    if max(links, anchors * sizes['embedding_dim']) > MAX_ENTRIES:
+        raise ValueError(f'a table has more than {MAX_ENTRIES:,} entries')
+    if sizes['num_layers'] > MAX_LAYERS:
+        raise ValueError(f'there are more than {MAX_LAYERS} layers')
+    return sizes
+
+
+def _row(rowptr: Tensor, col: Tensor) -> Tensor:
+    """The row of each entry of a CSR matrix."""
+    count = rowptr.long().diff()
+    if rowptr[0] != 0 or rowptr[-1] != len(col) or (count < 0).any():
+        raise ValueError('the rows of a sparse matrix are not in order')
+    return torch.repeat_interleave(count)
+
+
 def _edges(tensors: dict[str, Tensor]) -> Tensor:
-    users = torch.repeat_interleave(tensors['graph.rowptr'].diff().long())
-    return torch.stack([users, tensors['graph.col'].long()])
+    rowptr, col = tensors['graph.rowptr'], tensors['graph.col']
+    return torch.stack([_row(rowptr, col), col.long()])
 
 
 def _fine_codebook(tensors: dict[str, Tensor], model: Model) -> Tensor:
     fine = torch.zeros(model.num_fine, model.embedding_dim)
-    row = torch.repeat_interleave(tensors['fine.rowptr'].diff().long())
-    fine[row, tensors['fine.col'].long()] = tensors['fine.value'].float()
+    col = tensors['fine.col'].long()
+    fine[_row(tensors['fine.rowptr'], col), col] = tensors['fine.value'].float()
     return fine
 
 
 def _load_linear(tensors: dict[str, Tensor], meta: dict[str, str]) -> LinearC2F:
-    # Files of before these were settings do not have them.
-    meta = {'user_norm': '0.5', 'item_norm': '0.5'} | meta
-    model = LinearC2F(
-        _edges(tensors), **{key: json.loads(meta[key]) for key in LINEAR_SIZES}
-    )
+    model = LinearC2F(_edges(tensors), **_sizes(tensors, meta, LINEAR_SIZES))
     model.set_stage('fine' if meta['stage'] == 'fine' else 'coarse')
     index = tensors['coarse.index']
     if json.loads(meta['codes']):
@@ -474,8 +582,7 @@ def _load_linear(tensors: dict[str, Tensor], meta: dict[str, str]) -> LinearC2F:
 
 
 def _load_c2f(tensors: dict[str, Tensor], meta: dict[str, str]) -> C2F:
-    sizes = {key: json.loads(meta[key]) for key in SIZES}
-    model = C2F(_edges(tensors), **sizes)
+    model = C2F(_edges(tensors), **_sizes(tensors, meta, SIZES))
     model.set_stage('fine' if meta['stage'] == 'fine' else 'coarse')
     with torch.no_grad():
         model.coarse.codebook.copy_(tensors['coarse.codebook'])

@@ -30,6 +30,7 @@ from pyg_c2f.codes import (
 )
 from pyg_c2f.config import FastRecipe
 from pyg_c2f.evaluate import evaluate_split
+from pyg_c2f.finite import NotFiniteError, check_finite, check_step
 from pyg_c2f.graph import csr_matmul, unique_pairs
 from pyg_c2f.nn import (
     BPRLoss,
@@ -345,7 +346,11 @@ class FastTrainer:
         return h_user, h_item * self.scale.unsqueeze(1)
 
     def epoch(self) -> float:
-        """One pass; the mean loss."""
+        """One pass; the mean loss.
+
+        Raises:
+            NotFiniteError: If a loss, a gradient or what was learned is no number.
+        """
         if self.recipe.loss == 'whole':
             return self._step(self._whole_loss())
         batches = (
@@ -353,13 +358,20 @@ class FastTrainer:
             if self.recipe.loss == 'softmax'
             else self._bpr_batches
         )
-        losses = [self._step(loss) for loss in batches()]
+        losses = []
+        for number, loss in enumerate(batches(), 1):
+            try:
+                losses.append(self._step(loss))
+            except NotFiniteError as error:
+                raise NotFiniteError(f'{error} in step {number}') from None
         return sum(losses) / len(losses)
 
     def _step(self, loss: Tensor) -> float:
         self.optimizer.zero_grad()
         loss.backward()
+        check_step(loss, self.model)
         self.optimizer.step()
+        check_finite(self.model.named_parameters())
         return float(loss.detach())
 
     def _whole_loss(self) -> Tensor:
@@ -530,12 +542,14 @@ def _train_on(
     last = recipe.epochs if fixed_epochs is None else fixed_epochs
     for epoch in tqdm(range(1, last + 1), 'train', leave=False, disable=not progress):
         begin = time.perf_counter()
-        loss = trainer.epoch()
-        clock['train'] += time.perf_counter() - begin
-        if not loss < float('inf'):
+        try:
+            loss = trainer.epoch()
+        except NotFiniteError as error:
             raise InputError(
-                f'the loss became {loss} in epoch {epoch}: lower --set lr={recipe.lr}'
-            )
+                f'{error} of epoch {epoch}: lower --set lr={recipe.lr}; nothing of '
+                'this stage was saved'
+            ) from None
+        clock['train'] += time.perf_counter() - begin
         if result is None or (epoch % recipe.eval_every and epoch != last):
             continue
         val = look(stage, epoch, loss)

@@ -1,7 +1,6 @@
 r"""The two-stage, two-phase schedule of SPEC sections 2 and 3."""
 
 import ctypes
-import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -23,26 +22,20 @@ from pyg_c2f.anchors import (
     softmax_assignment,
     sparse_pca_codebook,
 )
-from pyg_c2f.checkpoint import (
-    FORMAT,
-    Model,
-    phase_file,
-    read_tensors,
-    save,
-    write_tensors,
-)
+from pyg_c2f.checkpoint import UNFIT, Model, phase_file, save
 from pyg_c2f.config import FastRecipe, Recipe, get_recipe
 from pyg_c2f.evaluate import evaluate_split
 from pyg_c2f.fast import check_data, check_fast, train_fast
+from pyg_c2f.finite import NotFiniteError, check_finite, check_step
 from pyg_c2f.graph import unique_pairs
 from pyg_c2f.nn import C2F, BPRLoss
+from pyg_c2f.resume import delete_resume, read_resume, resume_files, write_resume
 from pyg_c2f.sampler import TripletSampler
 from pyg_c2f.typing import ITEM, RATES, SELECTION, USER, InputError, Stage
 
 logger = logging.getLogger(__name__)
 
 Triples = tuple[Tensor, Tensor, Tensor]
-RESUME_FILE = 'resume.safetensors'
 
 
 def reuse_freed_memory() -> None:
@@ -206,6 +199,9 @@ def train_step(
 
     Returns:
         Tuple: The loss, and the propagated features that it was computed from.
+
+    Raises:
+        NotFiniteError: If the loss, a gradient or what was learned is no number.
     """
     users, positives, negatives = triples
     x = model.layer0()
@@ -217,8 +213,10 @@ def train_step(
     loss = criterion(positive, negative, x[0], count)
     optimizer.zero_grad()
     loss.backward()
+    check_step(loss, model)
     torch.nn.utils.clip_grad_value_(model.parameters(), clip)
     optimizer.step()
+    check_finite(model.named_parameters())
     return loss.detach(), h.detach()
 
 
@@ -237,13 +235,20 @@ def train_epoch(
 
     Returns:
         float: The mean loss of the batches.
+
+    Raises:
+        NotFiniteError: If a loss, a gradient, what was learned or a new assignment is
+            no number, with the step.
     """
     losses = []
     for number, triples in enumerate(batches):
-        loss, h = train_step(model, optimizer, criterion, triples, clip)
+        try:
+            loss, h = train_step(model, optimizer, criterion, triples, clip)
+            if number == 0 and update_assignment:
+                model.update_assignment(h)
+        except NotFiniteError as error:
+            raise NotFiniteError(f'{error} in step {number + 1}') from None
         losses.append(loss)
-        if number == 0 and update_assignment:
-            model.update_assignment(h)
     return float(torch.stack(losses).mean())
 
 
@@ -289,7 +294,9 @@ class Trainer:
         context (Dict, optional): Kept beside the state for whoever resumes the run.
 
     Raises:
-        InputError: If the loss is no longer a number.
+        InputError: If a loss, a gradient or a pseudo-inverse is no longer a number,
+            with the step, the tensor's name, and the last good checkpoint.
+        OSError: If ``out`` cannot be written any more.
     """
 
     def __init__(
@@ -346,17 +353,13 @@ class Trainer:
                     recipe.clip,
                     update_assignment=state.phase == 2,
                 )
-            except torch.linalg.LinAlgError:
-                # The re-assignment met features that are no numbers any more.
-                self.loss = float('nan')
-            if not self.loss < float('inf'):
-                if self.out is not None:  # Nothing there is worth going on from.
-                    (self.out / RESUME_FILE).unlink(missing_ok=True)
+            except NotFiniteError as error:
                 name = f'lr_{state.stage}'
                 raise InputError(
-                    f'the loss became {self.loss} in epoch {state.epoch} of the '
-                    f'{state.stage} stage: lower --set {name}={getattr(recipe, name)}'
-                )
+                    f'{error} of epoch {state.epoch} of the {state.stage} stage: lower '
+                    f'--set {name}={getattr(recipe, name)} and start anew in another '
+                    f'directory; the last good checkpoint is {self._last_good()}'
+                ) from None
             state.seconds += time.perf_counter() - start
             state.epoch += 1
             self._save_state()
@@ -404,7 +407,6 @@ class Trainer:
             if key != 'edge_index'
         }
         if self.out is not None:
-            self.out.mkdir(parents=True, exist_ok=True)
             save(self.model, phase_file(self.out, self.state.stage, self.state.phase))
 
     def _batches(self) -> Iterator[Triples]:
@@ -441,8 +443,13 @@ class Trainer:
             'loss': self.loss,
             'context': self.context,
         }
-        meta = {'format': FORMAT, 'resume': json.dumps(content)}
-        write_tensors(self.out / RESUME_FILE, tensors, meta)
+        write_resume(self.out, tensors, content)
+
+    def _last_good(self) -> str:
+        """The newest state on disk, for a message."""
+        files = [] if self.out is None else resume_files(self.out)
+        newest = max(files, key=lambda path: path.stat().st_mtime_ns, default=None)
+        return str(newest) if newest else 'none'
 
     def load_state(self, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
         """Goes back to where an interrupted run of this stage stood."""
@@ -463,23 +470,6 @@ class Trainer:
             optimizer['state'].setdefault(int(number), {})[name] = value
         self.optimizer.load_state_dict(optimizer)
         self.generator.set_state(tensors['generator'])
-
-
-def read_resume(out: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """What an interrupted run left in its output directory, or nothing."""
-    path = out / RESUME_FILE
-    if not path.exists():
-        return None
-    tensors, meta = read_tensors(path)
-    try:
-        content = json.loads(meta['resume'])
-        Progress(**content['progress'])
-        content['context']['phases'], content['context']['seconds']
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f'{path}: holds no interrupted run ({error!r}); start anew without --resume'
-        ) from None
-    return tensors, content
 
 
 @dataclass
@@ -525,6 +515,8 @@ def train(
             fit, or the checkpoint to resume from is damaged.
     """
     check_run(data, recipe, init)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
     if stages[0] == 'fine' and init is None:
         raise InputError(
             'the fine stage starts from a coarse model: name it with --init'
@@ -583,10 +575,10 @@ def train(
         if state is not None:
             try:
                 trainer.load_state(*state)
-            except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            except UNFIT as error:
                 raise InputError(
-                    f'{RESUME_FILE} does not fit the configuration ({error}); start '
-                    'anew without --resume'
+                    f'{out}: the interrupted run does not fit the configuration '
+                    f'({error}); start anew without --resume'
                 ) from None
         phases[stage] = trainer.run()
         seconds['train'] += trainer.state.seconds
@@ -608,7 +600,6 @@ def _run_fast(
     def keep(model: Model, stage: Stage) -> None:
         model.set_ids(**original_ids(data))
         if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
             save(model, phase_file(out, stage, 1))
 
     epochs = None if fixed_epochs is None else fixed_epochs[stages[-1]][1]
@@ -658,5 +649,5 @@ def fit(
     run = train(data, recipe, seed, out=target, progress=progress)
     if target is not None:
         save(run.model, target)
-        (target / RESUME_FILE).unlink(missing_ok=True)
+        delete_resume(target)
     return run.model

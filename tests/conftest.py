@@ -1,6 +1,7 @@
 """Small random graphs, and SPEC sections 1 to 3 on them with dense matrices; data."""
 
 import os
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -160,3 +161,27 @@ def data_root():
 def dense():
     """The function from an assignment and a number of anchors to a dense matrix."""
     return matrix
+
+
+class SmallDisk:
+    """A file system of 256 kB of its own."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def remount(self, options):
+        call = ['mount', '-o', f'remount,{options}', str(self.folder)]
+        subprocess.run(call, check=True)
+
+
+@pytest.fixture
+def disk(tmp_path):
+    folder = tmp_path / 'disk'
+    folder.mkdir()
+    call = ['mount', '-t', 'tmpfs', '-o', 'size=256k', 'tmpfs', str(folder)]
+    try:
+        subprocess.run(call, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f'no small disk can be mounted here: {error}')
+    yield SmallDisk(folder)
+    subprocess.run(['umount', str(folder)], check=True)

@@ -1,6 +1,8 @@
 import json
+import os
 import re
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -8,7 +10,6 @@ from safetensors.torch import save_file
 
 from pyg_c2f import load, save
 from pyg_c2f.checkpoint import (
-    FORMAT,
     KINDS,
     LINEAR_SIZES,
     SIZES,
@@ -157,13 +158,103 @@ def test_text_file(tmp_path):
     assert_names(error, path)
 
 
-@pytest.mark.parametrize('meta', [None, {'format': 'pt'}])
+@pytest.mark.parametrize('meta', [None, {'format': 'pt'}, {'format': 'pyg_c2f 1'}])
 def test_foreign_safetensors(tmp_path, meta):
     path = tmp_path / 'model.safetensors'
     save_file({'weight': torch.ones(3)}, path, meta)
-    with pytest.raises(InputError, match='not a checkpoint of pyg_c2f') as error:
+    with pytest.raises(InputError, match='not a checkpoint of this version') as error:
         load(path)
     assert_names(error, path)
+
+
+def test_one_model_is_one_file(toy, tmp_path):
+    """Byte for byte, and read by the library as before."""
+    model = toy.model('fine')
+    model.set_ids(USER_IDS, ITEM_IDS, TITLES)
+    paths = [tmp_path / f'{i}.safetensors' for i in range(9)]
+    for path in paths:
+        save(model, path)
+    assert len({path.read_bytes() for path in paths}) == 1
+    tensors, _ = stored(paths[0])
+    given = model_tensors(model)
+    assert all(tensors[key].equal(given[key]) for key in given)
+
+
+def test_any_changed_byte_is_noticed(toy, tmp_path):
+    path = tmp_path / 'model.safetensors'
+    save(toy.model('fine'), path)
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], 'little')
+    rng = np.random.default_rng(0)
+    for at in [*range(start, len(content)), *rng.integers(0, start, 500)]:
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        with pytest.raises(InputError) as error:
+            load(path)
+        assert_names(error, path)
+
+
+def assert_untouched(write, folder, says):
+    """A failed write leaves the folder as it was."""
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(OSError, match=says) as error:
+        write()
+    assert '\n' not in str(error.value) and str(folder) in str(error.value)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_full_disk(toy, disk):
+    model = toy.model('fine')
+    save(model, disk.folder)
+    (disk.folder / 'other').write_bytes(bytes(200_000))
+    before = load(disk.folder)
+    tensors = {'x': torch.zeros(20_000)}
+    path = disk.folder / 'model.safetensors'
+
+    def write():
+        write_tensors(path, tensors, {})
+
+    assert_untouched(write, disk.folder, 'No space left .* make room')
+    for key, tensor in model_tensors(load(disk.folder)).items():
+        assert tensor.equal(model_tensors(before)[key])
+    (disk.folder / 'other').unlink()
+    write()
+    assert read_tensors(path)[0]['x'].equal(tensors['x'])
+
+
+def test_a_read_only_disk(toy, disk):
+    model = toy.model('fine')
+    save(model, disk.folder)
+    disk.remount('ro')
+    assert_untouched(lambda: save(model, disk.folder), disk.folder, 'Read-only')
+    disk.remount('rw')
+    save(model, disk.folder)
+
+
+def test_a_folder_that_vanished(toy, tmp_path):
+    with pytest.raises(OSError, match='there is no folder .*gone; make it'):
+        save(toy.model('fine'), tmp_path / 'gone' / 'model.safetensors')
+
+
+def test_what_is_written_is_on_the_disk_before_it_takes_the_name(
+    toy, tmp_path, monkeypatch
+):
+    """Else a machine that stops would leave an empty file under the right name."""
+    calls = []
+    sync, replace = os.fsync, os.replace
+
+    def note_sync(handle):
+        calls.append(os.readlink(f'/proc/self/fd/{handle}'))
+        sync(handle)
+
+    def note_replace(source, target):
+        calls.append('replace')
+        replace(source, target)
+
+    monkeypatch.setattr(os, 'fsync', note_sync)
+    monkeypatch.setattr(os, 'replace', note_replace)
+    path = tmp_path / 'model.safetensors'
+    save(toy.model('fine'), path)
+    assert calls == [f'{path}.part', 'replace', str(tmp_path)]
 
 
 def without(name):
@@ -210,7 +301,7 @@ def test_tensors_that_do_not_fit_together(toy, tmp_path, spoil):
 def test_write_tensors_and_read_them(tmp_path):
     path = tmp_path / 'x.safetensors'
     tensors = {'a': torch.randn(3, 4).T, 'b': torch.arange(3)}
-    write_tensors(path, tensors, {'format': FORMAT, 'more': 'yes'})
+    write_tensors(path, tensors, {'more': 'yes'})
     again, meta = read_tensors(path)
     assert meta['more'] == 'yes' and set(again) == set(tensors)
     assert all(again[key].equal(tensors[key]) for key in tensors)

@@ -10,14 +10,15 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / 'pyg_c2f'
 # From the ground up. A room imports from rooms below its own and from itself.
 FLOORS = (
-    ('typing', 'bundle'),
+    ('typing', 'finite', 'bundle'),
     ('graph', 'anchors', 'codes'),
     ('spectral',),
     ('nn', 'datasets'),
     ('sampler', 'evaluate'),
     ('config',),
     ('checkpoint', 'fast'),
-    ('train', 'report', 'export'),
+    ('resume', 'report', 'export'),
+    ('train',),
     ('baselines',),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

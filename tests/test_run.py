@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import shlex
 import signal
 import subprocess
@@ -19,8 +20,11 @@ from safetensors.torch import save_file
 
 import pyg_c2f
 import run
-from pyg_c2f.checkpoint import model_bytes, model_tensors
+from pyg_c2f import train as module
+from pyg_c2f.checkpoint import model_bytes, model_tensors, write_tensors
 from pyg_c2f.datasets import get_dataset
+from pyg_c2f.finite import NotFiniteError
+from pyg_c2f.resume import RESUME_FILES, delete_resume, resume_files
 from pyg_c2f.typing import KS, RATES
 
 PROGRAM = [sys.executable, str(Path(run.__file__).resolve())]
@@ -818,9 +822,9 @@ def test_resume_keeps_its_options(interrupted, refused, no_report):
 def test_an_interrupted_run_is_not_overwritten(interrupted, train, refused, no_report):
     before = {path: path.read_bytes() for path in interrupted.glob('*.*')}
     line = refused('train', '--out', interrupted)
-    assert '--resume' in line and 'resume.safetensors' in line
+    assert '--resume' in line and all(name in line for name in RESUME_FILES)
     assert before == {path: path.read_bytes() for path in interrupted.glob('*.*')}
-    (interrupted / 'resume.safetensors').unlink()
+    delete_resume(interrupted)
     assert train('--out', interrupted) == 0
 
 
@@ -832,10 +836,10 @@ def test_damaged_interrupted_run(interrupted, refused):
     path.write_text('{"epoch": 3}\n')
     assert 'history.jsonl: damaged' in refused(*call)
     path.unlink()
-    path = interrupted / 'resume.safetensors'
-    path.write_bytes(path.read_bytes()[:100])
+    for path in resume_files(interrupted):
+        path.write_bytes(path.read_bytes()[:100])
     line = refused('train', '--resume', '--out', interrupted)
-    assert 'resume.safetensors: damaged' in line
+    assert re.search(r'resume-\d.safetensors: damaged', line)
 
 
 def test_the_best_model_is_left(copied):
@@ -1050,13 +1054,76 @@ def test_users_with_gaps(refused, tmp_path):
 
 
 def test_training_that_diverges(train, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr('pyg_c2f.train.train_epoch', lambda *_, **__: float('nan'))
-    assert train('--out', tmp_path / 'out') == 2
-    assert 'lower --set lr_coarse=0.1' in capsys.readouterr().err.splitlines()[-1]
-    assert_nothing_new(tmp_path / 'out')
-    # The advice can be followed.
+    out, step = tmp_path / 'out', module.train_step
+
+    def diverge(model, *args):
+        loss, h = step(model, *args)
+        if resume_files(out):
+            raise NotFiniteError('the loss holds nan')
+        return loss, h
+
+    monkeypatch.setattr(module, 'train_step', diverge)
+    assert train('--out', out) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == (
+        'error: the loss holds nan in step 1 of epoch 1 of the coarse stage: lower '
+        '--set lr_coarse=0.1 and start anew in another directory; the last good '
+        f'checkpoint is {out / "resume-1.safetensors"}'
+    )
+    assert not (out / 'metrics.json').exists()
+    # The best model so far is left, and the advice can be followed.
+    assert run.main(['evaluate', '--checkpoint', str(out)]) == 0
     monkeypatch.undo()
-    assert train('--out', tmp_path / 'out', lr_coarse=0.05) == 0
+    assert train('--out', tmp_path / 'other', lr_coarse=0.05) == 0
+
+
+def test_full_disk_and_vanished_folder(root, train, disk, capsys, no_report):
+    """In the middle of a run that then goes on to what it would have been."""
+    out = disk.folder / 'out'
+    rest, add = disk.folder / 'rest', run.History.add
+
+    def fill(history, line):
+        add(history, line)
+        if line['stage'] == 'fine' and line['epoch'] == 1:
+            free = shutil.disk_usage(disk.folder).free
+            rest.write_bytes(bytes(free))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run.History, 'add', fill)
+        assert train('--out', out) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(
+        f'error: {out}/.*: cannot be written .No space left on device.; what was there '
+        'before is untouched: make room, or name another place; then continue with: '
+        f'python run.py train --resume --out {out}',
+        line,
+    )
+    rest.unlink()
+    assert resume(out) == 0
+    assert train('--out', disk.folder.parent / 'whole') == 0
+    assert comparable(out) == comparable(disk.folder.parent / 'whole')
+
+    def vanish(history, line):
+        add(history, line)
+        if line['epoch'] == 1:
+            shutil.rmtree(disk.folder / 'gone')
+
+    capsys.readouterr()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run.History, 'add', vanish)
+        assert train('--out', disk.folder / 'gone') == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert re.search('there is no folder .*gone; make it; then repeat', line)
+    assert not (disk.folder / 'gone').exists()
+
+
+def test_read_only_disk(train, disk, refused, root, capsys):
+    disk.remount('ro')
+    call = ['train', *data_options(root, 'text'), *settings()]
+    line = refused(*call, '--out', disk.folder / 'out')
+    assert 'cannot be written; name another directory' in line
+    assert not (disk.folder / 'out').exists()
+    disk.remount('rw')
 
 
 def test_out_of_memory(train, tmp_path, monkeypatch, capsys):
@@ -1141,8 +1208,8 @@ def test_wrong_checkpoints(use, refused, copied, tmp_path):
         model.write_bytes(content)
         assert 'damaged' in refused(*call, copied)
     save_file({'weight': torch.ones(3)}, model)
-    assert 'not a checkpoint of pyg_c2f' in refused(*call, copied)
-    save_file({'weight': torch.ones(3)}, model, {'format': 'pyg_c2f 1'})
+    assert 'not a checkpoint of this version' in refused(*call, copied)
+    write_tensors(model, {'weight': torch.ones(3)}, {})
     assert 'does not fit together' in refused(*call, copied)
     model.unlink()
     assert 'no such checkpoint' in refused(*call, copied)

@@ -1,6 +1,7 @@
 """The schedule: phases, stages, what is kept, and interrupted runs."""
 
 import copy
+import re
 from dataclasses import replace
 from itertools import count
 
@@ -16,8 +17,8 @@ from pyg_c2f.config import FastRecipe, Recipe, get_recipe
 from pyg_c2f.datasets import SyntheticHierarchy
 from pyg_c2f.datasets.interactions import Labels
 from pyg_c2f.nn import C2F
+from pyg_c2f.resume import read_resume, resume_files
 from pyg_c2f.train import (
-    RESUME_FILE,
     Trainer,
     build_model,
     fit,
@@ -390,13 +391,31 @@ def test_a_resumed_run_must_fit(data, tmp_path):
         train(data, replace(TINY, num_coarse=7), out=tmp_path, resume=True)
 
 
-def test_damaged_resume_file(data, tmp_path):
-    interrupted(data, tmp_path)
-    path = tmp_path / RESUME_FILE
-    path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(InputError, match='damaged'):
+def test_damaged_resume_files(data, whole, tmp_path, caplog):
+    def interrupt(line):
+        if line['stage'] == 'fine' and line['epoch'] == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(data, TINY, out=tmp_path, on_evaluation=interrupt)
+    before, last = (tmp_path / name for name in ('resume-1', 'resume-0'))
+    before, last = (x.with_suffix('.safetensors') for x in (before, last))
+    content = {path: path.read_bytes() for path in (before, last)}
+    for spoiled in (content[last][:-9], b'', content[last].replace(b'fine', b'fond')):
+        last.write_bytes(spoiled)
+        before.write_bytes(content[before])
+        caplog.clear()
+        run = train(data, TINY, out=tmp_path, resume=True)
+        assert_same_model(run.model, whole[0].model)
+        (message,) = (x.message for x in caplog.records if 'damaged' in x.message)
+        assert str(last) in message
+        assert 'going on from resume-1.safetensors, epoch 3 of stage fine' in message
+    for path in (before, last):
+        path.write_bytes(content[path][:-9])
+    with pytest.raises(InputError, match='resume-0.*damaged'):
         train(data, TINY, out=tmp_path, resume=True)
-    path.write_bytes(phase_file(tmp_path, 'coarse', 1).read_bytes())
+    for path in (before, last):
+        path.write_bytes(phase_file(tmp_path, 'coarse', 1).read_bytes())
     with pytest.raises(InputError, match='no interrupted run'):
         train(data, TINY, out=tmp_path, resume=True)
 
@@ -420,19 +439,88 @@ def test_fixed_epochs(data, whole, monkeypatch):
     assert run.phases == {'coarse': {}, 'fine': {}}
 
 
-@pytest.mark.parametrize('loss', [float('nan'), float('inf')])
-def test_a_loss_that_is_no_number(loss, data, monkeypatch):
-    monkeypatch.setattr(module, 'train_epoch', lambda *_, **__: loss)
-    with pytest.raises(InputError, match=f'{loss} in epoch 0 .* lower --set lr_coarse'):
+class Spoil(torch.autograd.Function):
+    """Puts something else into one entry, of what comes or of its gradient."""
+
+    @staticmethod
+    def forward(ctx, x, forward, backward):
+        ctx.backward = backward
+        out = x.clone()
+        out.view(-1)[0] += forward
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad = grad.clone()
+        grad.view(-1)[0] += ctx.backward
+        return grad, None, None
+
+
+NAN, INF = float('nan'), float('inf')
+
+
+@pytest.mark.parametrize('stage', ['coarse', 'fine'])
+@pytest.mark.parametrize(
+    ('forward', 'backward', 'says'),
+    [
+        (NAN, 0, 'the loss holds nan'),
+        (INF, 0, 'the loss holds (inf|nan)'),
+        (0, NAN, 'the gradient of {stage}.codebook holds nan'),
+        (0, -INF, 'the gradient of {stage}.codebook holds -inf'),
+    ],
+)
+def test_a_step_that_goes_wrong(
+    stage, forward, backward, says, data, tmp_path, monkeypatch
+):
+    """In step 2 of the fourth epoch of a stage."""
+    count = {'coarse': 0, 'fine': 0}
+    step = module.train_step
+    recipe = replace(TINY, batch_size_fine=TINY.batch_size_coarse)
+    batches = len(list(make_trainer(data, recipe)._batches()))
+
+    def train_step(model, optimizer, criterion, triples, clip):
+        count[model.stage] += 1
+        if count[stage] == 3 * batches + 2 and model.stage == stage:
+            blocks = [Spoil.apply(x, forward, backward) for x in model.layer0()]
+            monkeypatch.setattr(model, 'layer0', lambda: blocks)
+        return step(model, optimizer, criterion, triples, clip)
+
+    monkeypatch.setattr(module, 'train_step', train_step)
+    says = says.format(stage=stage)
+    with pytest.raises(InputError) as error:
+        train(data, recipe, out=tmp_path)
+    message = str(error.value)
+    assert re.match(f'{says} in step 2 of epoch 3 of the {stage} stage: lower', message)
+    assert f'lower --set lr_{stage}={getattr(TINY, f"lr_{stage}")}' in message
+    last = message.rpartition(' is ')[2]
+    assert last == str(tmp_path / 'resume-1.safetensors')
+    assert read_resume(tmp_path)[1]['progress']['epoch'] == 3
+    assert pyg_c2f.load(phase_file(tmp_path, stage, 1)).stage == stage
+
+
+@pytest.mark.parametrize('phase', [1, 2])
+def test_features_and_weights_that_are_no_numbers(phase, data, monkeypatch):
+    """Of the anchors, before and after the pseudo-inverse."""
+    pinv = torch.linalg.pinv
+    what = {1: 'the pseudo-inverse of the anchors', 2: 'the new assignment'}[phase]
+    wrong = {1: NAN, 2: 3e38}[phase]
+    monkeypatch.setattr(torch.linalg, 'pinv', lambda x: pinv(x).fill_(wrong))
+    val = {'ndcg@5': 0.1, 'recall@20': 0.1}
+    monkeypatch.setattr(module, 'evaluate_split', lambda *_: val)
+    with pytest.raises(InputError, match=f'{what} holds (nan|inf) in step 1 of epoch'):
         train(data, TINY)
 
 
-def test_features_that_are_no_numbers(data, monkeypatch):
-    def train_epoch(*_, **__):
-        torch.linalg.pinv(torch.full((3, 3), torch.nan))
+def test_what_was_learned_is_no_number(data, monkeypatch):
+    step = torch.optim.Adam.step
 
-    monkeypatch.setattr(module, 'train_epoch', train_epoch)
-    with pytest.raises(InputError, match='nan in epoch 0'):
+    def wrong_step(optimizer, *args):
+        step(optimizer, *args)
+        optimizer.param_groups[0]['params'][-1].data[0] = NAN
+
+    monkeypatch.setattr(torch.optim.Adam, 'step', wrong_step)
+    says = 'holds nan in step 1 of epoch 0 .* checkpoint is none$'
+    with pytest.raises(InputError, match=says):
         train(data, TINY)
 
 
@@ -498,7 +586,7 @@ def test_fit_on_a_graph_of_ones_own(data, tmp_path):
     own['user'].num_nodes = np.int64(data['user'].num_nodes)
     assert_same_model(fit(own, TINY, out=tmp_path), model)
     assert_same_model(pyg_c2f.load(tmp_path), model)
-    assert not (tmp_path / 'resume.safetensors').exists()
+    assert not resume_files(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,45 @@
+"""Stops at the first number that is none."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+class NotFiniteError(ArithmeticError):
+    """A tensor holds NaN or infinity; says which."""
+
+
+def check_finite(tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Checks that tensors hold finite numbers only.
+
+    It looks at their sums first, which costs one pass over each tensor and waits for
+    its device once.
+
+    Args:
+        tensors (Iterable): Names and tensors, on one device.
+
+    Raises:
+        NotFiniteError: If one holds NaN or infinity: the first of them.
+    """
+    named = [(name, x.detach()) for name, x in tensors]
+    if torch.stack([x.sum() for _, x in named]).isfinite().all():
+        return
+    for name, x in named:  # A sum of finite numbers may overflow, too.
+        wrong = x[~x.isfinite()]
+        if wrong.numel():
+            raise NotFiniteError(f'{name} holds {float(wrong[0])}')
+
+
+def check_step(loss: Tensor, model: torch.nn.Module) -> None:
+    """Checks the loss of a step, and the gradients that it has left.
+
+    Raises:
+        NotFiniteError: If one is no number.
+    """
+    gradients = (
+        (f'the gradient of {name}', parameter.grad)
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    )
+    check_finite([('the loss', loss), *gradients])

@@ -1,0 +1,89 @@
+"""What an interrupted run goes on from: the states after its last two epochs.
+
+They take turns in two files, so that one is whole whatever happens to the other.
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pyg_c2f.checkpoint import read_tensors, write_tensors
+from pyg_c2f.typing import InputError
+
+logger = logging.getLogger(__name__)
+
+RESUME_FILES = ('resume-0.safetensors', 'resume-1.safetensors')
+
+State = tuple[dict[str, Tensor], dict[str, Any]]
+
+
+def resume_files(out: Path) -> list[Path]:
+    """The files of an interrupted run that are there."""
+    return [path for name in RESUME_FILES if (path := out / name).exists()]
+
+
+def delete_resume(out: Path) -> None:
+    """Deletes what an interrupted run has left."""
+    for name in RESUME_FILES:
+        (out / name).unlink(missing_ok=True)
+
+
+def write_resume(out: Path, tensors: dict[str, Tensor], content: Any) -> None:
+    """Writes the state after an epoch, in place of the one before the last.
+
+    Args:
+        out (Path): The directory of the run.
+        tensors (Dict): The tensors of the state.
+        content (Dict): What JSON can hold of it; ``progress`` has ``stage``, ``epoch``.
+    """
+    path = out / RESUME_FILES[content['progress']['epoch'] % 2]
+    write_tensors(path, tensors, {'resume': json.dumps(content)})
+
+
+def read_resume(out: Path) -> State | None:
+    """The newest whole state in a directory, or nothing where there is none.
+
+    Raises:
+        InputError: If all that is there is damaged.
+    """
+    states: dict[Path, State] = {}
+    errors: dict[Path, InputError] = {}
+    for path in resume_files(out):
+        try:
+            states[path] = _read(path)
+        except InputError as error:
+            errors[path] = error
+    if errors and not states:
+        raise next(iter(errors.values()))
+    if not states:
+        return None
+    newest = max(states, key=lambda path: _place(states[path]))
+    for path in errors:
+        logger.warning(
+            '%s is damaged: going on from %s, epoch %d of stage %s',
+            path,
+            newest.name,
+            _place(states[newest])[1],
+            states[newest][1]['progress']['stage'],
+        )
+    return states[newest]
+
+
+def _place(state: State) -> tuple[bool, int]:
+    progress = state[1]['progress']
+    return progress['stage'] == 'fine', progress['epoch']
+
+
+def _read(path: Path) -> State:
+    tensors, meta = read_tensors(path)
+    try:
+        content = json.loads(meta['resume'])
+        _place((tensors, content))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f'{path}: holds no interrupted run ({error!r}); start anew without --resume'
+        ) from None
+    return tensors, content
