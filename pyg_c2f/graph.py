@@ -285,10 +285,11 @@ def build_block_graph(
         count = coarse_t.rowptr.diff() + f
         end = count.cumsum(0)
         fine_at = end.unsqueeze(1) - f + torch.arange(f, device=device)
-        is_entity = torch.ones(int(end[-1]), dtype=torch.bool, device=device)
+        size = coarse_t.col.numel() + fine.index.numel()
+        is_entity = torch.ones(size, dtype=torch.bool, device=device)
         is_entity[fine_at] = False
-        col = torch.empty(is_entity.numel(), dtype=torch.long, device=device)
-        weight = torch.empty(is_entity.numel(), dtype=dtype, device=device)
+        col = torch.empty(size, dtype=torch.long, device=device)
+        weight = torch.empty(size, dtype=dtype, device=device)
         col[is_entity], weight[is_entity] = coarse_t.col, coarse_t.weight
         col[fine_at], weight[fine_at] = fine.index + first_fine, fine.weight
         cols += [col, fine_t.col + num_entities]
@@ -375,7 +376,7 @@ def joint_norm(
         for node_type, num in num_nodes_dict.items()
     }
     for rel, (_, dst, weight) in edges.items():
-        deg[rel[2]].index_add_(0, dst, weight.detach().double())
+        deg[rel[2]].index_add_(0, dst, weight.double())
     scale = {
         node_type: inverse_sqrt(value).to(some.dtype)
         for node_type, value in deg.items()

@@ -31,7 +31,8 @@ class AnchorConv(MessagePassing):
     entities. The graph may be an ``edge_index`` tensor, an
     :class:`~torch_geometric.EdgeIndex` (sorted by column and with its ``sparse_size``
     it takes the fused way), or the transposed matrix as torch sparse CSR or
-    ``torch_sparse.SparseTensor`` (always fused, with the weights inside).
+    ``torch_sparse.SparseTensor`` (always fused, with the weights inside). Under
+    :func:`torch.compile` it must be a tensor: torch traces no other form.
 
     Args:
         **kwargs (optional): Additional arguments of
@@ -46,7 +47,7 @@ class AnchorConv(MessagePassing):
 
     Raises:
         ValueError: If ``edge_weight`` is given beside a sparse matrix, which has its
-            own weights.
+            own weights, or the flow of a bipartite graph is not from source to target.
 
     Example:
         >>> conv = AnchorConv()
@@ -70,6 +71,12 @@ class AnchorConv(MessagePassing):
     ) -> Tensor:
         if isinstance(x, Tensor):
             x = (x, x)
+        elif self.flow != 'source_to_target':
+            # PyG 2.8 takes the first of two sizes for that of the output, silently.
+            raise ValueError(
+                f"'{self.__class__.__name__}' sends from source to target in a "
+                f"bipartite graph: flip the 'edge_index' (got flow={self.flow!r})"
+            )
         if edge_weight is not None and is_sparse(edge_index):
             raise ValueError(
                 f"'{self.__class__.__name__}' takes the weights of a sparse matrix "
@@ -81,6 +88,7 @@ class AnchorConv(MessagePassing):
             learned = edge_weight is not None and edge_weight.requires_grad
             unknown = None in edge_index.sparse_size()
             if learned or unknown or self.flow != 'source_to_target':
+                size = edge_index.sparse_size() if size is None else size
                 edge_index = edge_index.as_tensor()
         # propagate_type: (x: OptPairTensor, edge_weight: OptTensor)
         return self.propagate(edge_index, x=x, edge_weight=edge_weight, size=size)
@@ -96,7 +104,14 @@ class AnchorConv(MessagePassing):
             if edge_weight is None:
                 edge_weight = x[0].new_ones(edge_index.size(1))
             edge_index = edge_index.to_sparse_csc(edge_weight).t()
-        return spmm(edge_index, x[0], reduce=self.aggr)
+        dtype, device = x[0].dtype, x[0].device.type
+        wide = torch.promote_types(dtype, torch.float)
+        if wide == dtype and not torch.is_autocast_enabled(device):
+            return spmm(edge_index, x[0], reduce=self.aggr)
+        # The CPU's sparse product knows no lower precision than single.
+        with torch.autocast(device, enabled=False):
+            out = spmm(edge_index.to(wide), x[0].to(wide), reduce=self.aggr)
+        return out.to(dtype)
 
     def __repr__(self) -> str:
         return f'{self.__class__.__name__}()'

@@ -53,11 +53,12 @@ class MetaEmbedding(torch.nn.Module):
     and `"Coarse-to-Fine Lightweight Meta-Embedding for ID-Based Recommendation"
     <https://arxiv.org/abs/2501.11870>`_. Call it with ids wherever a
     :class:`torch.nn.Embedding` is called; :attr:`weight` is the table it stands for,
-    computed when asked for.
+    computed when asked for: what is written into it is lost.
 
     The assignment (two buffers) starts at random, seeded by the global generator;
     :meth:`set_assignment` puts another one in place, such as those of
-    :mod:`pyg_c2f.anchors`.
+    :mod:`pyg_c2f.anchors`. As of :class:`torch.nn.EmbeddingBag`, there is no second
+    derivative.
 
     Args:
         num_entities (int): The number of entities.
@@ -136,17 +137,21 @@ class MetaEmbedding(torch.nn.Module):
                 f'{tuple(self.index.shape)} (got {tuple(index.shape)} and '
                 f'{tuple(weight.shape)})'
             )
+        if not index.is_meta:  # No anchors are there yet to look at.
+            self._check_anchors(index)
+        # New tensors, not copies into the old ones: a graph of the old assignment
+        # may still be waiting for its backward pass. Nor the given ones, which
+        # loading a state would write into.
+        self.index = index.to(self.codebook.device, torch.long, copy=True)
+        self.assignment_weight = weight.to(self.codebook, copy=True)
+
+    def _check_anchors(self, index: Tensor) -> None:
         low, high = index.min().item(), index.max().item()
         if index.is_floating_point() or low < 0 or high >= self.num_anchors:
             raise ValueError(
                 f"'MetaEmbedding' expected anchors in [0, {self.num_anchors}) (got "
                 f'{low} to {high}, {index.dtype})'
             )
-        # New tensors, not copies into the old ones: a graph of the old assignment
-        # may still be waiting for its backward pass. Nor the given ones, which
-        # loading a state would write into.
-        self.index = index.to(self.codebook.device, torch.long, copy=True)
-        self.assignment_weight = weight.to(self.codebook, copy=True)
 
     @property
     def weight(self) -> Tensor:

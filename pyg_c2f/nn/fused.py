@@ -114,14 +114,15 @@ class _Propagation(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        out = torch.empty_like(grads[0])
-        for grad_block, out_block in _column_blocks(grads[0], out):
+        blocks = []
+        for (grad_block,) in _column_blocks(grads[0]):
             grad = grad_block / (ctx.num_layers + 1)
             total = grad.contiguous()
             for _ in range(ctx.num_layers):
                 total = fused_layer_t(total, ctx.graph, ctx.gate).add_(grad)
-            out_block.copy_(total)
-        return out, None, None, None
+            blocks.append(total)
+        # Not written into one table: a second derivative goes through here.
+        return torch.cat(blocks, dim=1), None, None, None
 
 
 def _column_blocks(*tables: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -155,12 +155,17 @@ class LinearC2F(Recommender):
         self.register_buffer('edge_index', edge_index.clone())
         self.register_buffer('is_fine', torch.tensor(False))
         self._interactions: Interactions | None = None
-        self.register_load_state_dict_post_hook(lambda model, _: model._forget())
+        self.register_load_state_dict_post_hook(LinearC2F._after_load)
+        self.set_stage('coarse')
 
-    @property
-    def stage(self) -> Stage:
-        """``'fine'`` where the fine anchors take part."""
-        return 'fine' if self.is_fine else 'coarse'
+    def reset_parameters(self) -> None:
+        r"""Draws everything anew: codebooks from :math:`\mathcal{N}(0, 1)`, random
+        links, :math:`b = 0`, stage coarse.
+        """
+        self.coarse.reset_parameters()
+        self.fine.reset_parameters()
+        torch.nn.init.zeros_(self.bias)
+        self.set_stage('coarse')
 
     def set_stage(self, stage: Stage) -> None:
         """Lets the fine anchors take part, or not.
@@ -172,6 +177,8 @@ class LinearC2F(Recommender):
             raise ValueError(
                 f"'LinearC2F' expected a stage of {get_args(Stage)} (got {stage})"
             )
+        # Beside the buffer, which a branch would have to wait for on a GPU.
+        self.stage: Stage = stage
         self.is_fine.fill_(stage == 'fine')
 
     def set_assignment(
@@ -207,8 +214,9 @@ class LinearC2F(Recommender):
         """The normalised train interactions (built once)."""
         if self._interactions is None:
             sizes, norms = (self.num_users, self.num_items), self._norms()
-            self._interactions = normalized_interactions(
-                self.edge_index, *sizes, *norms
+            both = normalized_interactions(self.edge_index, *sizes, *norms)
+            self._interactions = Interactions(
+                *(csr._replace(weight=csr.weight.to(self.bias.dtype)) for csr in both)
             )
         return self._interactions
 
@@ -495,6 +503,10 @@ class LinearC2F(Recommender):
 
     def _forget(self) -> None:
         self._interactions = None
+
+    def _after_load(self, _: Any) -> None:
+        self._forget()
+        self.set_stage('fine' if self.is_fine else 'coarse')
 
     def _apply(self, fn, recurse: bool = True) -> 'LinearC2F':  # type: ignore[no-untyped-def]
         self._forget()

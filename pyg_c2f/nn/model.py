@@ -121,7 +121,7 @@ class C2F(Recommender):
         self._graph: BlockGraph | None = None
         # The stage as part of the state: it decides what the tables mean.
         self.register_buffer('is_fine', torch.tensor(False))
-        self.register_load_state_dict_post_hook(lambda model, _: model._after_load())
+        self.register_load_state_dict_post_hook(C2F._after_load)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -437,7 +437,7 @@ class C2F(Recommender):
     def _forget_graphs(self) -> None:
         self._entities = self._graph = None
 
-    def _after_load(self) -> None:
+    def _after_load(self, _: Any) -> None:
         self._forget_graphs()
         self.set_stage('fine' if self.is_fine else 'coarse')
 

@@ -4,7 +4,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch_geometric.utils import cumsum
 
 from pyg_c2f.graph import CSR, check_pairs, csr_matmul
@@ -83,10 +82,9 @@ class _SampledDot(torch.autograd.Function):
         out = torch.sparse_csr_tensor(*csr, size, check_invariants=False)
         for x, y in zip(a.split(BLOCK, dim=1), b.split(BLOCK, dim=1), strict=True):
             out = torch.sparse.sampled_addmm(out, x, y.t())
-        return out.values()
+        return out.values().detach()  # No view: torch.compile fails on that of a CSR.
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         a, b = ctx.saved_tensors
         pairs, grad = ctx.pairs, grads[0].contiguous()
@@ -117,7 +115,9 @@ def sampled_dot(pairs: Pairs, a: Tensor, b: Tensor) -> Tensor:
     user's row and reads each item's row in place. On Gowalla's 810,128 pairs (one
     thread, 128 / 256 columns) that took 25 / 48 ms, all columns at once 34 / 71 ms;
     gathering the rows by blocks of pairs took 71 / 185 ms, and in bfloat16 no less than
-    67 / 129 ms. The gradient has no second derivative.
+    67 / 129 ms. That kernel knows single and double precision: lower ones are
+    computed, and come back, in single precision. :func:`torch.compile` breaks its graph
+    here: it does not trace sparse tensors.
 
     Args:
         pairs (Pairs): The pairs, from :func:`build_pairs`.
@@ -142,4 +142,5 @@ def sampled_dot(pairs: Pairs, a: Tensor, b: Tensor) -> Tensor:
             f"'sampled_dot' expected features of {sizes[0]} users and {sizes[1]} items "
             f'of one width (got shapes {tuple(a.shape)} and {tuple(b.shape)})'
         )
-    return _SampledDot.apply(a, b, pairs)
+    dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float)
+    return _SampledDot.apply(a.to(dtype), b.to(dtype), pairs)

@@ -232,8 +232,9 @@ class Recommender(torch.nn.Module):
 
     def item_degree(self) -> Tensor:
         """The items' numbers of train users, at least one, ``[num_items]``."""
-        deg = degree(self.edge_index[1], self.num_items, self.bias.dtype)
-        return deg.clamp(min=1)
+        # Counted in single precision: half of it ends at 2048, bfloat16 at 256.
+        deg = degree(self.edge_index[1], self.num_items, torch.float)
+        return deg.clamp(min=1).to(self.bias.dtype)
 
     # Ids ------------------------------------------------------------------------------
 
