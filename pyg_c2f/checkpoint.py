@@ -157,7 +157,7 @@ def checksum(tensors: dict[str, Tensor], meta: dict[str, str]) -> str:
     for key in sorted(tensors):
         tensor = tensors[key]
         digest.update(f'{key} {tensor.dtype} {tuple(tensor.shape)}\n'.encode())
-        digest.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -1,6 +1,7 @@
 """Recipe fast from interactions to a model, on small planted data."""
 
 import copy
+import itertools
 import sys
 from dataclasses import replace
 
@@ -327,10 +328,24 @@ def test_small_data_have_few_directions(data):
     assert model.scorer()(torch.arange(200)).isfinite().all()
 
 
-def test_a_loss_that_is_no_number(data, monkeypatch):
-    monkeypatch.setattr(FastTrainer, '_step', lambda self, loss: float('nan'))
-    with pytest.raises(InputError, match='the loss became nan in epoch 1: lower'):
-        train_fast(data, small(loss='whole'), 0, BOTH)
+@pytest.mark.parametrize('loss', ['whole', 'softmax', 'bpr'])
+@pytest.mark.parametrize('what', ['the loss', 'the gradient of coarse.codebook'])
+def test_a_step_that_goes_wrong(what, loss, data, monkeypatch):
+    step, count = FastTrainer._step, itertools.count()
+
+    def wrong_step(trainer, value):
+        if next(count) == 1:  # The second step, of the first epoch or the second.
+            if what == 'the loss':
+                value = value * float('inf')
+            else:
+                trainer.model.coarse.codebook.register_hook(lambda x: x * float('nan'))
+        return step(trainer, value)
+
+    monkeypatch.setattr(FastTrainer, '_step', wrong_step)
+    where = 'of epoch 2' if loss == 'whole' else 'in step 2 of epoch 1'
+    says = f'{what} holds (inf|nan) {where}: lower --set lr=0.003'
+    with pytest.raises(InputError, match=says):
+        train_fast(data, small(loss=loss, batch_size=256), 0, BOTH)
 
 
 def test_check_fast(data, monkeypatch):

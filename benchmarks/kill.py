@@ -1,0 +1,263 @@
+r"""Kills runs and continues them: do they end with the same bits?
+
+    python benchmarks/kill.py --points 50
+
+Each run is a process of its own that gets SIGKILL, at a random time or at a random
+write of a file (half written, before it takes its name, just after), and is then
+continued with ``--resume``; half of the continued runs are killed once more. In the end
+all files are compared with those of a run that was never killed: models byte for byte,
+figures and history but for their seconds. Of every other run the newer of the two
+states on disk is also cut short, so that it goes on from the one before.
+"""
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from ablation import header, header_text, markdown_table, stamp
+from tqdm import tqdm
+
+from pyg_c2f import checkpoint
+from pyg_c2f.checkpoint import write_json, write_text
+from pyg_c2f.resume import resume_files
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / 'benchmarks' / 'results'
+# Eight epochs of each stage; phase 2 begins after four or so.
+SETTINGS = {
+    'max_epochs': 8,
+    'eval_every': 1,
+    'patience': 2,
+    'lr_coarse': 0.1,
+    'lr_fine': 0.1,
+}
+WRITES = ('half written', 'before the rename', 'after the rename')
+Kill = tuple[str, float]
+"""Where a run is killed: at a time in seconds, or at the n-th write."""
+
+
+def die() -> None:
+    """Ends this process as a power cut would."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_at_write(kind: str, number: int) -> None:
+    """Has this process die at its n-th write of a whole file."""
+    left = [number]
+    write, sync = Path.write_bytes, checkpoint._sync
+
+    def half(path: Path, content: bytes) -> int:
+        if path.suffix == '.part':
+            left[0] -= 1
+            if not left[0]:
+                write(path, content[: len(content) // 2])
+                die()
+        return write(path, content)
+
+    def at_sync(path: Path, flags: int) -> None:
+        is_part = path.suffix == '.part'
+        if is_part == (kind == 'before the rename'):
+            left[0] -= 1
+            if not left[0]:
+                die()
+        sync(path, flags)
+
+    if kind == 'half written':
+        Path.write_bytes = half  # type: ignore[method-assign, assignment]
+    else:
+        checkpoint._sync = at_sync
+
+
+def work(call: list[str], kill: Kill | None, log: Path) -> None:
+    """The process of a run."""
+    sys.path.append(str(ROOT))  # run.py is not installed.
+    import run
+
+    with log.open('a') as file, contextlib.redirect_stdout(file):
+        sys.stderr = file
+        if kill is not None and kill[0] in WRITES:
+            kill_at_write(kill[0], int(kill[1]))
+        status = run.main(call)
+        file.flush()
+        os._exit(status)
+
+
+def start(call: list[str], kill: Kill | None, log: Path) -> int:
+    """Runs a call in a fork of this process; negative where it was killed."""
+    process = multiprocessing.get_context('fork').Process(
+        target=work, args=(call, kill, log)
+    )
+    process.start()
+    if kill is not None and kill[0] == 'time':
+        process.join(kill[1])
+        process.kill()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def content(out: Path) -> dict[str, Any]:
+    """What a run has left, but for what clocks say."""
+
+    def timeless(value: Any) -> Any:
+        return {k: v for k, v in value.items() if k != 'seconds'}
+
+    lines = (out / 'history.jsonl').read_text().splitlines()
+    left: dict[str, Any] = {
+        path.name: path.read_bytes() for path in out.glob('*.safetensors*')
+    }
+    return left | {
+        'files': sorted(x.name for x in out.iterdir() if x.name != 'tensorboard'),
+        'metrics.json': timeless(json.loads((out / 'metrics.json').read_text())),
+        'history.jsonl': [timeless(json.loads(line)) for line in lines],
+    }
+
+
+def where(out: Path) -> str:
+    """Where a killed run stood: the stage and phase of its last evaluation."""
+    if (out / 'metrics.json').exists():
+        return 'after the end'
+    path = out / 'history.jsonl'
+    if not path.exists():
+        return 'before the first evaluation'
+    last = json.loads(path.read_text().splitlines()[-1])
+    return f'{last["stage"]}, phase {last["phase"]}'
+
+
+def draw(rng: random.Random, number: int, seconds: float) -> Kill:
+    """A point to kill at: six of ten a time, the others a write."""
+    if number % 5 < 3:
+        return 'time', rng.uniform(0, seconds)
+    return rng.choice(WRITES), rng.randint(1, 28)
+
+
+def cut_newer(out: Path) -> bool:
+    """Cuts the newer state of an interrupted run short, where there are two."""
+    files = sorted(resume_files(out), key=lambda path: path.stat().st_mtime_ns)
+    if len(files) < 2:
+        return False
+    data = files[-1].read_bytes()
+    files[-1].write_bytes(data[: len(data) // 2])
+    return True
+
+
+def trial(
+    out: Path, call: list[str], kills: list[Kill], log: Path, damage: bool
+) -> dict[str, Any]:
+    """Kills a run at each point in turn, and has it go on to its end.
+
+    Returns:
+        Dict: ``points``, each with where the run stood; ``damaged``, whether it went on
+        from the state before the last.
+    """
+    shutil.rmtree(out, ignore_errors=True)
+    points, damaged = [], False
+    again = ['train', '--resume', '--quiet', '--out', str(out)]
+    for number, kill in enumerate([*kills, None]):
+        begun = number > 0 and (out / 'config.json').exists()
+        if number > 0 and (out / 'metrics.json').exists() and not resume_files(out):
+            break
+        status = start(again if begun else [*call, '--out', str(out)], kill, log)
+        if status == -signal.SIGKILL:
+            points.append([*kill, where(out)] if kill else [])
+        elif status:
+            raise SystemExit(f'{out}: exit status {status}, see {log}')
+        else:
+            break
+        if damage and not damaged:
+            damaged = cut_newer(out)
+    return {'points': points, 'damaged': damaged}
+
+
+def settings() -> list[str]:
+    """The options of :data:`SETTINGS`."""
+    return ['--set', *(f'{key}={value}' for key, value in SETTINGS.items())]
+
+
+def compare(
+    folder: Path, call: list[str], num_points: int, seed: int, progress: bool = True
+) -> dict[str, Any]:
+    """Kills at so many points; what was found.
+
+    Returns:
+        Dict: ``seconds`` of the run that was not killed, ``trials``, and ``different``,
+        the trials that did not end as it did and in which files.
+    """
+    rng, log = random.Random(seed), folder / 'log.txt'
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = folder / 'whole'
+    shutil.rmtree(whole, ignore_errors=True)
+    begin = time.perf_counter()
+    if start([*call, '--out', str(whole)], None, log):
+        raise SystemExit(f'the run does not work, see {log}')
+    seconds = time.perf_counter() - begin
+    expected = content(whole)
+    trials: list[dict[str, Any]] = []
+    different = []
+    bar = tqdm(total=num_points, desc='points', disable=not progress)
+    while sum(len(x['points']) for x in trials) < num_points:
+        number = len(trials)
+        kills = [draw(rng, number, seconds)]
+        if number % 2:
+            kills.append(('time', rng.uniform(0, seconds / 2)))
+        out = folder / 'killed'
+        trials.append(trial(out, call, kills, log, damage=number % 2 == 0))
+        bar.update(len(trials[-1]['points']))
+        found = content(out)
+        wrong = sorted(x for x in expected | found if expected.get(x) != found.get(x))
+        if wrong:
+            different.append([number, wrong])
+            shutil.copytree(out, folder / f'different-{number}', dirs_exist_ok=True)
+    return {'seconds': seconds, 'trials': trials, 'different': different}
+
+
+def main(argv: list[str]) -> None:
+    """Kills, compares, writes the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--points', type=int, default=50, metavar='N')
+    parser.add_argument('--seed', type=int, default=2024)
+    parser.add_argument('--work', type=Path, default=Path('runs/kill'), metavar='DIR')
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)  # A fork cannot take over a pool of threads.
+    call = ['train', '--recipe', 'paper', '--quiet', *settings()]
+    found = compare(args.work, call, args.points, args.seed)
+    result = header('kill', args, argv) | stamp() | found
+    result['dataset'] = 'synthetic'
+    write_json(RESULTS / 'kill.json', result)
+    points = [point for x in found['trials'] for point in x['points']]
+    kinds, stages = Counter(x[0] for x in points), Counter(x[2] for x in points)
+    rows = [
+        (f'killed {"at a random time" if kind == "time" else kind}', times)
+        for kind, times in kinds.items()
+    ]
+    rows += [(f'killed in: {stage}', times) for stage, times in sorted(stages.items())]
+    rows += [
+        (
+            'continued from the state before the last, which was cut short',
+            sum(x['damaged'] for x in found['trials']),
+        ),
+        ('points, all together', len(points)),
+        ('runs', len(found['trials'])),
+        ('runs that ended otherwise', len(found['different'])),
+    ]
+    table = markdown_table(['what', 'times'], [(what, str(n)) for what, n in rows])
+    text = f'# Killed and continued\n\n{header_text(result, [result])}\n{table}'
+    write_text(RESULTS / 'kill.md', text)
+    print(text)
+
+
+if __name__ == '__main__':
+    main(sys.argv[1:])
