@@ -18,7 +18,8 @@ class TripletSampler:
     are shuffled.
 
     The negatives of a user are drawn by their rank among the items that the user has
-    not rated. Floyd's algorithm [1]_ draws a uniform :math:`m`-subset of the ranks
+    not rated. Floyd's algorithm (Bentley and Floyd, *A sample of brilliance*, Commun.
+    ACM 30 (9), 1987) draws a uniform :math:`m`-subset of the ranks
     :math:`0, \ldots, n - 1` in the steps :math:`j = 0, \ldots, m - 1`: draw :math:`x`
     uniformly from :math:`0, \ldots, n - m + j` and take it, or :math:`n - m + j` if
     :math:`x` is taken already. With the user's train items :math:`p_0 < p_1 < \ldots`,
@@ -39,8 +40,6 @@ class TripletSampler:
             ``num_neg_samples`` is below 1, a user leaves fewer than
             ``num_neg_samples`` items unrated, or so few of the users have train items
             that an epoch would hold none of them.
-
-    .. [1] Bentley and Floyd, *A sample of brilliance*, Commun. ACM 30 (9), 1987.
 
     Example:
         >>> edge_index = torch.tensor([[0, 0, 2], [1, 3, 0]])
@@ -92,10 +91,10 @@ class TripletSampler:
         fullest = int(self._degree.argmax())
         num_unrated = num_items - int(self._degree[fullest])
         if num_unrated < num_neg_samples:
+            lower = f' or lower num_neg_samples from {num_neg_samples}'
             raise InputError(
                 f'TripletSampler: user {fullest} leaves {num_unrated} of {num_items} '
-                f'items unrated; drop the user or lower num_neg_samples from '
-                f'{num_neg_samples}'
+                f'items unrated; drop the user{lower if num_unrated else ""}'
             )
 
     def sample_epoch(self) -> tuple[Tensor, Tensor, Tensor]:
