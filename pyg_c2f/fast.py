@@ -54,6 +54,7 @@ from pyg_c2f.typing import (
 )
 
 CACHE_BYTES = 1 << 30
+BPR_NEGATIVES = 5
 
 
 def build_fast(
@@ -168,6 +169,23 @@ def check_fast(data: HeteroData, recipe: FastRecipe) -> None:
             f'the data hold {rank} columns only, which do not share out over '
             f'coarse_links={blocks} blocks: set embedding_dim to a lower multiple'
         )
+    if recipe.loss == 'bpr':
+        _bpr_sampler(data[RATES].edge_index, data[USER].num_nodes, num_items)
+
+
+def _bpr_sampler(
+    edge_index: Tensor,
+    num_users: int,
+    num_items: int,
+    generator: torch.Generator | None = None,
+) -> TripletSampler:
+    try:
+        return TripletSampler(
+            edge_index.cpu(), num_users, num_items, BPR_NEGATIVES, generator
+        )
+    except InputError as error:
+        why = str(error).partition(';')[0]
+        raise InputError(f'loss=bpr: {why}; set another loss') from None
 
 
 def spectral_features(
@@ -317,9 +335,8 @@ class FastTrainer:
         self.optimizer = torch.optim.Adam(parameters, lr=recipe.lr)
         self.sampler = None
         if recipe.loss == 'bpr':
-            self.sampler = TripletSampler(
-                self.edge_index.cpu(), model.num_users, model.num_items, 5, generator
-            )
+            sizes = model.num_users, model.num_items
+            self.sampler = _bpr_sampler(self.edge_index, *sizes, generator)
 
     @torch.no_grad()
     def _normalise(self) -> None:
@@ -503,6 +520,13 @@ def train_fast(
                 fixed_epochs,
             )
         model.round_()
+        try:
+            check_finite(model.named_parameters())
+        except NotFiniteError as error:
+            raise InputError(
+                f'{error}, too large for dtype={recipe.dtype}: lower --set '
+                f'lr={recipe.lr}, or set dtype=float32'
+            ) from None
         if keep is not None:
             keep(model, stage)
     return model, results, clock

@@ -128,6 +128,16 @@ def test_users_with_one_label() -> None:
     )
 
 
+@pytest.mark.parametrize('num_labels', [1, 11, 20, 59])
+def test_a_perfect_list_has_one_and_no_more(num_labels: int) -> None:
+    scores = -torch.arange(60.0).view(1, -1)
+    labels = torch.stack([torch.zeros(num_labels), torch.arange(num_labels)]).long()
+    nothing, ks = labels[:, :0], range(1, 60)
+    result = evaluate(lambda u: scores[u], labels, nothing, 1, 60, ks)
+    assert max(result.values()) == 1.0
+    assert all(result[f'ndcg@{k}'] == pytest.approx(1.0) for k in ks)
+
+
 def test_masked_items_never_count() -> None:
     # All items of user 0 but one are seen, so that seen items fill up the ranking.
     exclude = torch.tensor([[0, 0, 0], [0, 1, 2]])

@@ -154,7 +154,8 @@ def test_dense_users_cost_no_more() -> None:
         ([[0, 6], [0, 1]], 5, 'user ids 0 to 6'),
         ([[0, -1], [0, 1]], 5, 'user ids -1 to 0'),
         ([[0, 1], [0, 1]], 0, 'num_neg_samples=0'),
-        ([[0] + [4] * 8, [0, *range(8)]], 5, 'user 4 leaves 4 of 12'),
+        ([[0] + [4] * 8, [0, *range(8)]], 5, 'user 4 leaves 4 of 12.*lower num_neg'),
+        ([[4] * 12, [*range(12)]], 1, 'user 4 leaves 0 of 12 .*drop the user$'),
     ],
 )
 def test_bad_input(edges: list[list[int]], num_neg: int, match: str) -> None:

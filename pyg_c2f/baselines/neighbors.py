@@ -89,7 +89,14 @@ class ItemKNN(Baseline):
         }[self.measure]
         # One more, since an item is mostly the nearest to itself.
         model = recommender(self.num_neighbors + 1, num_threads=torch.get_num_threads())
-        rated = as_scipy(histories.matrix(), histories.num_items)
+        alive = torch.ones(histories.col.numel())
+        if self.measure == 'tfidf':
+            # The weight of a user with all items but one is zero, and so is the length
+            # of an item that only such users have, which implicit divides by.
+            count = histories.rowptr.diff()
+            alive = (count != histories.num_items - 1).repeat_interleave(count).float()
+        rated = as_scipy(histories.matrix(alive), histories.num_items)
+        rated.eliminate_zeros()
         with warnings.catch_warnings():
             # It warns of the form that its own weighting gives the matrix.
             warnings.simplefilter('ignore')

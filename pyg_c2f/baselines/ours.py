@@ -82,20 +82,22 @@ class Fast(Baseline):
 
     @torch.no_grad()
     def scorer(self, stored: Tensors, histories: Histories) -> Score:
+        recipe = self.recipe
+        if recipe.diffusion:
+            graph = without_prefix('graph', stored)
+            train = unpack_graph(graph, histories.num_items)
+            stored = stored | {'degree': item_degree(train)}
         # A model without interactions: what users have comes with the request.
         model = _model(
             stored,
             histories._replace(rowptr=histories.rowptr * 0, col=histories.col[:0]),
         )
         assert isinstance(model, LinearC2F)
-        x, recipe = model.ego()[1], self.recipe
         exponents = recipe.item_power, histories, recipe.item_norm
+        low = low_pass_scorer(model.ego()[1], stored['degree'], *exponents)
         if not recipe.diffusion:
-            return low_pass_scorer(x, stored['degree'], *exponents)
-        graph = without_prefix('graph', stored)
-        train = unpack_graph(graph, histories.num_items)
-        deg = item_degree(train).clamp(min=1).float().unsqueeze(1)
-        low = low_pass_scorer(x, deg.flatten(), *exponents)
+            return low
+        deg = stored['degree'].clamp(min=1).float().unsqueeze(1)
         hop = item_graph(train, recipe.user_norm, recipe.item_norm)
         scale = recipe.diffusion * deg**recipe.item_power
 

@@ -6,7 +6,7 @@ from math import log
 import pytest
 import torch
 
-from pyg_c2f.baselines import Histories, file_bytes
+from pyg_c2f.baselines import Histories, file_bytes, histories_of
 from pyg_c2f.baselines.base import unpack_matrix
 from pyg_c2f.baselines.filters import as_scipy
 from pyg_c2f.baselines.neighbors import ItemKNN, sparse_scorer
@@ -102,6 +102,17 @@ def test_more_neighbors_than_items_and_items_without_users(small):
     scores = method.scorer(method.fit(more), more)(torch.arange(more.num_users))
     assert scores.isfinite().all()
     assert not scores[:, small.num_items :].any()
+
+
+def test_users_of_all_items_but_one_weigh_nothing_by_tfidf():
+    # Item 3 has no other user; the idf of the first one is log(4) - log(1 + 3) = 0.
+    pairs = torch.tensor([[0, 0, 0, 1, 1, 2, 2], [0, 1, 3, 0, 1, 1, 2]])
+    train, method = histories_of(pairs, 3, 4), ItemKNN(2, 'tfidf', weight_bits=EXACT)
+    rated = train.rows(torch.arange(3)).double()
+    want = similarity(rated, 'tfidf').fill_diagonal_(0)
+    got = method.scorer(method.fit(train), train)(torch.arange(3))
+    assert torch.allclose(got.double(), rated @ want, atol=1e-6)
+    assert not got[:, 3].any()
 
 
 def test_no_entries_score_nothing(small):
