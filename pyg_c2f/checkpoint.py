@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
@@ -522,6 +522,8 @@ def _sizes(
     anchors = max(sizes['num_coarse'], sizes['num_fine'])
     if max(links, anchors * sizes['embedding_dim']) > MAX_ENTRIES:
         raise ValueError(f'a table has more than {MAX_ENTRIES:,} entries')
+    if meta['stage'] not in get_args(Stage):
+        raise ValueError(f'stage is {meta["stage"]!r}')
     if sizes['num_layers'] > MAX_LAYERS:
         raise ValueError(f'there are more than {MAX_LAYERS} layers')
     return sizes
@@ -543,13 +545,15 @@ def _edges(tensors: dict[str, Tensor]) -> Tensor:
 def _fine_codebook(tensors: dict[str, Tensor], model: Model) -> Tensor:
     fine = torch.zeros(model.num_fine, model.embedding_dim)
     col = tensors['fine.col'].long()
+    if (col < 0).any():  # It would count from the end.
+        raise ValueError('a column of the fine codebook is below zero')
     fine[_row(tensors['fine.rowptr'], col), col] = tensors['fine.value'].float()
     return fine
 
 
 def _load_linear(tensors: dict[str, Tensor], meta: dict[str, str]) -> LinearC2F:
     model = LinearC2F(_edges(tensors), **_sizes(tensors, meta, LINEAR_SIZES))
-    model.set_stage('fine' if meta['stage'] == 'fine' else 'coarse')
+    model.set_stage(cast(Stage, meta['stage']))
     index = tensors['coarse.index']
     if json.loads(meta['codes']):
         links = _levels(model, index, model.num_coarse, model.coarse_links)
@@ -583,7 +587,7 @@ def _load_linear(tensors: dict[str, Tensor], meta: dict[str, str]) -> LinearC2F:
 
 def _load_c2f(tensors: dict[str, Tensor], meta: dict[str, str]) -> C2F:
     model = C2F(_edges(tensors), **_sizes(tensors, meta, SIZES))
-    model.set_stage('fine' if meta['stage'] == 'fine' else 'coarse')
+    model.set_stage(cast(Stage, meta['stage']))
     with torch.no_grad():
         model.coarse.codebook.copy_(tensors['coarse.codebook'])
         model.bias.copy_(tensors['bias'])

@@ -1,0 +1,617 @@
+"""No file runs code, makes the package read other files, or takes all memory."""
+
+import ast
+import json
+import os
+import pickle
+import random
+import resource
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.fuzz import DAMAGE
+from pyg_c2f import load, save
+from pyg_c2f.bundle import Bundle, BundleError
+from pyg_c2f.checkpoint import LINEAR_SIZES, SIZES, read_tensors, write_tensors
+from pyg_c2f.config import FastRecipe
+from pyg_c2f.datasets import SyntheticHierarchy
+from pyg_c2f.fast import train_fast
+from pyg_c2f.typing import InputError
+from tests.bundles import example
+from tests.conftest import make_toy
+
+ROOT = Path(__file__).parents[1]
+SOURCES = [
+    ROOT / 'run.py',
+    *(
+        path
+        for folder in ('pyg_c2f', 'benchmarks', 'examples', 'demo')
+        for path in sorted((ROOT / folder).rglob('*.py'))
+    ),
+]
+
+# What the code calls ------------------------------------------------------------------
+
+MODULES = {
+    'pickle', '_pickle', 'cPickle', 'dill', 'cloudpickle', 'marshal', 'shelve', 'runpy',
+}  # fmt: skip
+NAMES = {
+    'eval', 'exec', 'compile', '__import__', 'os.system', 'os.popen', 'joblib.load',
+    'pandas.read_pickle', 'subprocess.getoutput', 'subprocess.getstatusoutput',
+    'torch.hub.load', 'torch.jit.load', 'torch.package.PackageImporter',
+    'yaml.full_load', 'yaml.load', 'yaml.load_all', 'yaml.unsafe_load',
+}  # fmt: skip
+# Those that are safe with an argument of one value, and whether also without it.
+WITH = {
+    'torch.load': ('weights_only', True, False),
+    'numpy.load': ('allow_pickle', False, True),
+    'numpy.lib.format.read_array': ('allow_pickle', False, True),
+    **{
+        f'subprocess.{name}': ('shell', False, True)
+        for name in ('run', 'call', 'check_call', 'check_output', 'Popen')
+    },
+}
+
+
+def find_unsafe(source: str) -> list[str]:
+    """What a program uses that may run what a file says, with the line."""
+    tree, known, found, safe = ast.parse(source), {}, [], set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                first = alias.name.partition('.')[0]
+                known[alias.asname or first] = alias.name if alias.asname else first
+                if first in MODULES:
+                    found.append(f'{node.lineno}: {first}')
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            if str(node.module).partition('.')[0] in MODULES:
+                found.append(f'{node.lineno}: {node.module}')
+            for alias in node.names:
+                known[alias.asname or alias.name] = f'{node.module}.{alias.name}'
+
+    def name_of(node: ast.AST) -> str:
+        if isinstance(node, ast.Name):
+            return known.get(node.id, node.id)
+        if isinstance(node, ast.Attribute):
+            return f'{name_of(node.value)}.{node.attr}'
+        return ''
+
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and (rule := WITH.get(name_of(node.func))):
+            name, value, default = rule
+            given = {keyword.arg: keyword.value for keyword in node.keywords}
+            is_safe = default and None not in given
+            if name in given:
+                constant = given[name]
+                is_safe = isinstance(constant, ast.Constant) and constant.value is value
+            if is_safe:
+                safe.add(node.func)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name | ast.Attribute) and node not in safe:
+            name = name_of(node).removeprefix('builtins.')
+            if name in NAMES or name in WITH:
+                found.append(f'{node.lineno}: {name}')
+    return found
+
+
+@pytest.mark.parametrize('path', SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_unsafe_is_called(path):
+    assert not find_unsafe(path.read_text(encoding='utf-8'))
+
+
+def test_all_of_the_package_is_looked_at():
+    names = {str(path.relative_to(ROOT)) for path in SOURCES}
+    assert {'run.py', 'pyg_c2f/checkpoint.py', 'benchmarks/fuzz.py'} <= names
+    assert len(names) > 50
+
+
+@pytest.mark.parametrize(
+    'source',
+    [
+        'import pickle',
+        'import pickle as p',
+        'from pickle import loads',
+        'import os, marshal',
+        'def f():\n    import dill',
+        'import shelve',
+        'import cloudpickle',
+        'eval("1")',
+        'exec(text)',
+        'f = eval',
+        'import builtins\nbuiltins.eval(x)',
+        'compile(text, "", "exec")',
+        '__import__(name)',
+        'import os\nos.system("ls")',
+        'from os import system as s\ns("ls")',
+        'import os\nos.popen("ls")',
+        'import torch\ntorch.load(path)',
+        'import torch\ntorch.load(path, weights_only=False)',
+        'import torch\ntorch.load(path, weights_only=flag)',
+        'import torch\ntorch.load(path, **options)',
+        'import torch as t\nt.load(path)',
+        'from torch import load\nload(path)',
+        'import torch\nread = torch.load',
+        'import torch\ntorch.jit.load(path)',
+        'from torch import jit\njit.load(path)',
+        'import torch.jit\ntorch.jit.load(path)',
+        'import torch\ntorch.hub.load(path)',
+        'import yaml\nyaml.load(text)',
+        'import yaml\nyaml.load(text, Loader=yaml.Loader)',
+        'import yaml\nyaml.unsafe_load(text)',
+        'import joblib\njoblib.load(path)',
+        'import numpy as np\nnp.load(path, allow_pickle=True)',
+        'import numpy as np\nnp.load(path, allow_pickle=x)',
+        'import numpy as np\nnp.load(path, **options)',
+        'import pandas as pd\npd.read_pickle(path)',
+        'import subprocess\nsubprocess.run(text, shell=True)',
+        'import subprocess\nsubprocess.Popen(text, shell=x)',
+        'from subprocess import check_output\ncheck_output(text, shell=1)',
+        'import subprocess\nsubprocess.getoutput(text)',
+    ],
+)
+def test_the_walker_finds(source):
+    assert find_unsafe(source)
+
+
+@pytest.mark.parametrize(
+    'source',
+    [
+        'import torch\ntorch.load(path, weights_only=True)',
+        'import numpy as np\nnp.load(path)',
+        'import numpy as np\nnp.load(path, allow_pickle=False)',
+        'import subprocess\nsubprocess.run([x], shell=False, check=True)',
+        'import subprocess\nsubprocess.run([x])',
+        'import yaml\nyaml.safe_load(text)',
+        'model.eval()',
+        'import re\nre.compile(x)',
+        'from pyg_c2f import load\nload(path)',
+        '# eval(x), pickle',
+        '"torch.load(path)"',
+    ],
+)
+def test_the_walker_leaves(source):
+    assert not find_unsafe(source)
+
+
+# Hostile checkpoints ------------------------------------------------------------------
+
+
+@contextmanager
+def limited(seconds=10, size=10**9):
+    """Memory beside what the process has, and time."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path('/proc/self/statm').read_text().split()[0])
+    limit = pages * resource.getpagesize() + size
+    resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert time.perf_counter() - start < seconds
+
+
+def refused(path):
+    """The message of a file that must be refused before memory runs out."""
+    with limited(), pytest.raises(InputError) as error:
+        load(path)
+    text = str(error.value)
+    assert str(path) in text and '\n' not in text and len(text) < 1000
+    assert 'alloc' not in text
+    return text
+
+
+@pytest.fixture(scope='module')
+def linear(tmp_path_factory):
+    """The files of a model of recipe fast, by their stored form."""
+    data, files = SyntheticHierarchy(60, 80, 900, 4, 8)[0], {}
+    for dtype in ('packed', 'float32'):
+        recipe = FastRecipe(embedding_dim=18, num_fine=16, dtype=dtype)
+        model = train_fast(data, recipe, 0, ('coarse', 'fine'), fixed_epochs=2)[0]
+        model.set_ids(range(60), range(80), map(str, range(80)))
+        files[dtype] = tmp_path_factory.mktemp('linear') / f'{dtype}.safetensors'
+        save(model, files[dtype])
+    return files
+
+
+@pytest.fixture(params=['c2f', 'packed', 'float32'])
+def contents(request, linear, tmp_path):
+    """Tensors and metadata of a good file, and the names of its settings."""
+    if request.param == 'c2f':
+        model = make_toy(0).model('fine')
+        model.set_ids(range(6), range(8), map(str, range(8)))
+        save(model, tmp_path / 'good.safetensors')
+        return *read_tensors(tmp_path / 'good.safetensors'), SIZES
+    return *read_tensors(linear[request.param]), LINEAR_SIZES
+
+
+class Payload:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize('name', ['model.safetensors', 'model.pt', 'model.pkl'])
+@pytest.mark.parametrize('form', ['pickle', 'torch', 'torch, old', 'numpy'])
+def test_a_pickle_is_not_loaded(tmp_path, name, form):
+    payload, path = Payload(tmp_path / 'pwned'), tmp_path / name
+    if form == 'pickle':
+        path.write_bytes(pickle.dumps(payload))
+    elif form == 'numpy':
+        with path.open('wb') as file:
+            np.save(file, np.array([payload]), allow_pickle=True)
+    else:
+        zipped = form == 'torch'
+        torch.save({'x': payload}, path, _use_new_zipfile_serialization=zipped)
+    assert 'damaged or no safetensors file' in refused(path)
+    with pytest.raises(BundleError):
+        Bundle.load(path)
+    assert [x.name for x in tmp_path.iterdir()] == [name]
+
+
+def header_file(header, data=b'', size=None):
+    content = header if isinstance(header, bytes) else json.dumps(header).encode()
+    size = len(content) if size is None else size
+    return size.to_bytes(8, 'little') + content + data
+
+
+def tensor(begin, end, shape=(4,), dtype='F32'):
+    return {'dtype': dtype, 'shape': list(shape), 'data_offsets': [begin, end]}
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        header_file({}, size=10**15),
+        header_file({}, size=2**64 - 1),
+        header_file({}, size=0),
+        header_file(b'[' * 10**5),
+        header_file(b'{"a":' * 10**5),
+        header_file(b'{"__metadata__": {"format": [' + b'[' * 10**5),
+        header_file(b'\xff\xfe{}'),
+        header_file({'x': tensor(0, 4 * 10**15, [10**15])}),
+        header_file({'x': tensor(0, 16, [10**15])}, bytes(16)),
+        header_file({'x': tensor(0, 16, [2**63, 2**63])}, bytes(16)),
+        header_file({'x': tensor(0, 16, [-4])}, bytes(16)),
+        header_file({'x': tensor(16, 0)}, bytes(16)),
+        header_file({'x': tensor(-16, 0)}, bytes(16)),
+        header_file({'x': tensor(0, 16), 'y': tensor(0, 16)}, bytes(16)),
+        header_file({'x': tensor(0, 16), 'y': tensor(8, 24)}, bytes(24)),
+        header_file({'x': tensor(0, 16), 'y': tensor(32, 48)}, bytes(48)),
+        header_file({'x': tensor(0, 16, dtype='PICKLE')}, bytes(16)),
+        header_file({'x': tensor(0, 16)}, bytes(15)),
+        header_file({'x': tensor(0, 16)}, bytes(17)),
+        header_file({'__metadata__': {'format': 3}}),
+        header_file({'__metadata__': {'format': 'pyg_c2f 2', 'x': 'y' * 10**7}}),
+        header_file(b'{"x":1e999}'),
+        b'',
+        b'\0' * 7,
+    ],
+    ids=range(24),
+)
+def test_a_header_that_lies(tmp_path, content):
+    path = tmp_path / 'model.safetensors'
+    path.write_bytes(content)
+    refused(path)
+
+
+def test_a_header_of_100_megabytes(tmp_path):
+    path = tmp_path / 'model.safetensors'
+    with path.open('wb') as file:
+        file.write((10**8 + 1).to_bytes(8, 'little') + b'{')
+        file.truncate(10**8 + 9)
+    refused(path)
+    path.write_bytes(header_file(b'{' + b' ' * 99_999_990 + b'}'))
+    refused(path)
+
+
+@pytest.mark.parametrize('what', ['fifo', 'folder', 'device', 'loop'])
+def test_what_is_no_file(tmp_path, what):
+    path = tmp_path / 'model.safetensors'
+    if what == 'fifo':
+        os.mkfifo(path)
+    elif what == 'folder':
+        path.mkdir()
+    else:
+        path.symlink_to('/dev/zero' if what == 'device' else path)
+    assert 'no such checkpoint' in refused(path)
+
+
+WHOLE = (
+    'num_users', 'num_items', 'num_coarse', 'num_fine', 'embedding_dim', 'num_layers',
+    'anchors_per_entity', 'fine_per_coarse', 'coarse_links', 'fine_links',
+)  # fmt: skip
+NO_SIZES = (
+    '-1', '1000000000000', '1000000000', '2147483647', '4294967296', '9' * 5000, '1.5',
+    '1e3', 'true', 'null', '"5"', '[5]', '{"a": 5}', 'NaN', 'Infinity', '-Infinity',
+    '1e999', '', ' ', '5 5', '0x10', '[' * 10**5, '{"a":' * 10**5, '__import__("os")',
+    '../../secret.txt', '\0',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize('value', NO_SIZES, ids=range(len(NO_SIZES)))
+def test_hostile_sizes(contents, tmp_path, value):
+    tensors, meta, names = contents
+    path = tmp_path / 'model.safetensors'
+    for name in names:
+        if name in WHOLE:
+            write_tensors(path, tensors, meta | {name: value})
+            assert 'does not fit together' in refused(path)
+
+
+def is_safe(path):
+    """A file is refused, or makes a model that recommends or says why not."""
+    with limited():
+        try:
+            model = load(path)
+        except InputError as error:
+            assert '\n' not in str(error) and 'alloc' not in str(error)
+            return
+        try:
+            model.recommend(history=[0], k=3)
+        except ValueError as error:  # of scores that are no numbers
+            assert '\n' not in str(error)
+
+
+@pytest.mark.parametrize('value', NO_SIZES, ids=range(len(NO_SIZES)))
+def test_hostile_settings(contents, tmp_path, value):
+    tensors, meta, _ = contents
+    path = tmp_path / 'model.safetensors'
+    for name in meta.keys() - set(WHOLE):
+        write_tensors(path, tensors, meta | {name: value})
+        is_safe(path)
+
+
+@pytest.mark.parametrize('stage', ['', 'other', 'FINE', '"fine"'])
+def test_a_stage_that_is_none(contents, tmp_path, stage):
+    tensors, meta, _ = contents
+    path = tmp_path / 'model.safetensors'
+    write_tensors(path, tensors, meta | {'stage': stage})
+    refused(path)
+
+
+def rowptr(change):
+    def spoil(tensors):
+        for name in ('graph.rowptr', 'fine.rowptr'):
+            yield {name: change(tensors[name].clone())}
+
+    return spoil
+
+
+def every(pattern, change):
+    def spoil(tensors):
+        for name, value in tensors.items():
+            if pattern in name and value.numel():
+                yield {name: change(value)}
+
+    return spoil
+
+
+def put(value, *places):
+    def change(tensor):
+        tensor = tensor.clone()
+        tensor.view(-1)[list(places)] = value
+        return tensor
+
+    return change
+
+
+TAMPERING = {
+    'rows in disorder': rowptr(lambda x: x.flip(0)),
+    'rows beyond the columns': rowptr(put(2**31 - 1, -1)),
+    'rows that fall': rowptr(put(2**31 - 1, 1)),
+    'rows below zero': rowptr(put(-(2**31), 1)),
+    'rows that start late': rowptr(put(1, 0)),
+    'no rows': rowptr(lambda x: x[:0]),
+    'columns beyond': every('.col', lambda x: x.int() + 2**30),
+    'columns below zero': every('.col', lambda x: -1 - x.int()),
+    'ids, another number': every('ids.', lambda x: x[: len(x) // 2]),
+    'ids, many': every('ids.', lambda x: torch.zeros(10**6, dtype=torch.uint8)),
+    'ids, no text': every('ids.', lambda x: torch.full_like(x, 255)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', TAMPERING)
+def test_tensors_that_are_refused(contents, tmp_path, name):
+    tensors, meta, _ = contents
+    path = tmp_path / 'model.safetensors'
+    for change in TAMPERING[name](tensors):
+        write_tensors(path, tensors | change, meta)
+        assert 'does not fit together' in refused(path), list(change)
+
+
+CHANGES = {
+    'none': lambda x: x[:0],
+    'a number': lambda x: x.flatten()[0].clone(),
+    'of more dimensions': lambda x: x[None, :, None],
+    'wide and empty': lambda x: torch.zeros(0, 10**15, dtype=x.dtype),
+    'long': lambda x: x.flatten().repeat(3),
+    'float': lambda x: x.float(),
+    'double': lambda x: x.double(),
+    'complex': lambda x: x.to(torch.complex64),
+    'bool': lambda x: x.bool(),
+    'int64': lambda x: x.long(),
+    'uint8': lambda x: x.to(torch.uint8),
+    'largest': lambda x: torch.full_like(x, 2**62, dtype=torch.int64),
+    'large counts': lambda x: torch.full_like(x, 2**31 - 1, dtype=torch.int32),
+    'below zero': lambda x: -1 - x.int(),
+    'no numbers': lambda x: torch.full_like(x, float('nan'), dtype=torch.float32),
+    'infinite': lambda x: torch.full_like(x, float('-inf'), dtype=torch.float32),
+}
+
+
+@pytest.mark.parametrize('name', CHANGES)
+def test_tensors_of_another_kind(contents, tmp_path, name):
+    tensors, meta, _ = contents
+    path = tmp_path / 'model.safetensors'
+    for key, value in tensors.items():
+        write_tensors(path, tensors | {key: CHANGES[name](value)}, meta)
+        is_safe(path)
+
+
+def test_changed_bytes(contents, tmp_path):
+    tensors, meta, _ = contents
+    path = tmp_path / 'model.safetensors'
+    write_tensors(path, tensors, meta)
+    good, rng = path.read_bytes(), random.Random(0)
+    for _ in range(100):
+        path.write_bytes(rng.choice(DAMAGE)(rng, good, good[::-1]))
+        is_safe(path)
+
+
+# What is opened and run ---------------------------------------------------------------
+
+WATCHED = """
+import ctypes, json, os, struct, sys
+from pyg_c2f import load
+from pyg_c2f.bundle import Bundle
+
+events, libc = [], ctypes.CDLL(None)
+
+
+def attempt(path):
+    try:
+        return type((Bundle.load if '.c2f' in path else load)(path)).__name__
+    except ValueError as error:
+        return str(error)
+
+
+def opened(watch, folders):
+    # Whatever code opened them.
+    raw, at, paths = os.read(watch, 1 << 20), 0, []
+    while at < len(raw):
+        number, _, _, length = struct.unpack_from('iIII', raw, at)
+        file = raw[at + 16 : at + 16 + length].rstrip(b'\\0').decode()
+        paths.append(os.path.join(folders[number], file))
+        at += 16 + length
+    return paths
+
+
+paths, answers = json.load(sys.stdin), []
+for path in paths:  # what is imported late is not what a file does
+    attempt(path)
+sys.addaudithook(lambda event, args: events.append((event, str(args[:1]))))
+for path in paths:
+    watch, folders = libc.inotify_init(), {}
+    for folder in (os.path.dirname(path), os.path.dirname(os.path.dirname(path))):
+        folders[libc.inotify_add_watch(watch, folder.encode(), 0x20)] = folder
+    events.clear()
+    outcome = attempt(path)
+    happened = list(events)
+    answers.append([outcome, happened, opened(watch, folders)])
+print(json.dumps(answers))
+"""
+FORBIDDEN = (
+    'compile', 'code.', 'ctypes.', 'exec', 'ftplib.', 'http.', 'import', 'marshal.',
+    'os.exec', 'os.fork', 'os.posix_spawn', 'os.spawn', 'os.system', 'pickle.', 'pty.',
+    'socket.', 'subprocess.', 'urllib.',
+)  # fmt: skip
+
+
+def watch(paths, code=WATCHED):
+    """The outcome of loading each file, the events in Python, and what is opened."""
+    out = subprocess.run(
+        [sys.executable, '-c', code],
+        input=json.dumps([str(path) for path in paths]),
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    return json.loads(out.stdout.splitlines()[-1])
+
+
+def opens_itself_alone(path, events, opened):
+    """Whether nothing is run and no other file opened."""
+    ran = [event for event in events if event[0].startswith(FORBIDDEN)]
+    # Python knows what it opens itself, the system all in these two folders.
+    by_python = {args for event, args in events if event == 'open'}
+    return (
+        not ran
+        and by_python <= {str((str(path),)), str((path,))}
+        and {Path(x) for x in opened} - {path.parent} == {path}
+    )
+
+
+@pytest.fixture
+def bait(tmp_path):
+    """Makes folders of runs among files that nobody is to read."""
+    (tmp_path / 'secret.txt').write_text('secret')
+    hostile = {'data_root': '../', 'init': '../secret.txt', 'resume': '/etc/passwd'}
+
+    def make(name, file='model.safetensors'):
+        (tmp_path / name).mkdir()
+        for beside in ('config.json', 'metrics.json', 'history.jsonl', 'ids.json'):
+            (tmp_path / name / beside).write_text(json.dumps(hostile))
+        return tmp_path / name / file
+
+    return make
+
+
+CODE = '__import__("os").mkdir("pwned")'
+
+
+def test_one_file_is_opened_and_nothing_run(linear, bait, tmp_path):
+    good = tmp_path / 'good.safetensors'
+    save(make_toy(0).model('fine'), good)
+    paths, expected = [], []
+    for name, file, kind in (('c2f', good, 'C2F'), *(
+        (name, file, 'LinearC2F') for name, file in linear.items()
+    )):  # fmt: skip
+        tensors, meta = read_tensors(file)
+        places = 'data_root', 'init', 'file', '__file__', 'ids', '__reduce__', 'config'
+        for more, says in (
+            ({}, kind),
+            (dict.fromkeys(places, '../secret.txt'), kind),
+            ({'num_users': CODE}, 'does not fit together'),
+            ({'gate' if kind == 'C2F' else 'dtype': CODE}, 'does not fit together'),
+            ({'threshold': '"../secret.txt"'}, 'does not fit together'),
+        ):
+            paths.append(bait(f'{name}{len(paths)}'))
+            write_tensors(paths[-1], tensors, meta | more)
+            expected.append(says)
+    for name in ('model.safetensors', 'model.c2f'):
+        paths.append(bait(f'pickle {name}', name))
+        torch.save({'x': Payload(tmp_path / 'pwned')}, paths[-1])
+        expected.append(str(paths[-1]))
+    paths.append(bait('bundle', 'model.c2f'))
+    paths[-1].write_bytes(example()[0])
+    expected.append('Bundle')
+
+    for path, says, answer in zip(paths, expected, watch(paths), strict=True):
+        outcome, *events = answer
+        assert says in outcome
+        assert opens_itself_alone(path, *events), events
+    assert not list(tmp_path.rglob('pwned')) and not (ROOT / 'pwned').exists()
+
+
+def test_what_is_opened_is_seen(bait):
+    paths = [bait(name, 'model.c2f') for name in ('good', 'open', 'system', 'pickle')]
+    for path in paths:
+        path.write_bytes(example()[0])
+    spy = """
+    if '/open/' in path:
+        libc.close(libc.open(path.replace('model.c2f', 'config.json').encode(), 0))
+    if '/system/' in path:
+        os.system('true')
+    if '/pickle/' in path:
+        __import__('pickle').loads(b'cjson\\nJSONDecodeError\\n.')
+    try:
+"""
+    answers = watch(paths, WATCHED.replace('\n    try:\n', spy, 1))
+    seen = [
+        not opens_itself_alone(path, *events)
+        for path, (_, *events) in zip(paths, answers, strict=True)
+    ]
+    assert seen == [False, True, True, True]
