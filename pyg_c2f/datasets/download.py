@@ -13,6 +13,7 @@ from pyg_c2f.typing import InputError
 
 _TIMEOUT = 30  # seconds without an answer
 _BLOCK = 1 << 16
+_MAX_BYTES = 1 << 28  # far more than any of the files
 
 
 def matches(content: bytes, reference: dict[str, str]) -> bool:
@@ -64,10 +65,14 @@ def download(url: str, target: Path, reference: dict[str, str]) -> None:
                 f'again, {by_hand}'
             )
         part.replace(target)
-    except (OSError, http.client.HTTPException) as error:
+    except InputError:
+        raise
+    # A ValueError is the address of a redirection that is none.
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = ' '.join(str(error).split())
         raise InputError(
-            f'{target} is missing and {url} cannot be downloaded ({error}); try again, '
-            f'{by_hand}'
+            f'{target} is missing and {url} cannot be downloaded ({reason}); try '
+            f'again, {by_hand}'
         ) from error
     finally:
         part.unlink(missing_ok=True)
@@ -76,7 +81,7 @@ def download(url: str, target: Path, reference: dict[str, str]) -> None:
 def _fetch(url: str, path: Path) -> None:
     context = ssl.create_default_context()
     with urllib.request.urlopen(url, timeout=_TIMEOUT, context=context) as response:
-        size = int(response.headers.get('Content-Length') or 0)
+        size = response.length or 0
         # disable=None: silent unless the output is a terminal.
         bar = tqdm(
             total=size, desc=path.parent.name, unit='B', unit_scale=True, disable=None
@@ -85,6 +90,8 @@ def _fetch(url: str, path: Path) -> None:
             while block := response.read(_BLOCK):
                 file.write(block)
                 bar.update(len(block))
+                if file.tell() > _MAX_BYTES:
+                    raise OSError(f'more than {_MAX_BYTES:,} bytes came')
     if path.stat().st_size < size:
         raise OSError(
             f'the connection broke after {path.stat().st_size} of {size} bytes'

@@ -1,7 +1,8 @@
 r"""Reading interactions: LightGCN text and tables, plain or gzipped.
 
-Whole files are read and converted in one vectorised go. Lines are only walked to say
-where a file is wrong.
+Text is converted in one vectorised go, and its lines are only walked to say where it is
+wrong; tables are read row by row. The size of a file bounds the memory, whatever it
+claims to hold.
 """
 
 import csv
@@ -9,10 +10,9 @@ import gzip
 import io
 import logging
 import os
-import warnings
 import zlib
+from array import array
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +31,8 @@ SHAPE = (
 
 _MAX_ID = 2**31 - 1
 _BOM = b'\xef\xbb\xbf'
+# What a file may unpack to: small ones to this, others to that many times their size.
+_UNPACKED_BYTES, _UNPACKED_TIMES = 2**25, 20
 
 
 class Source(NamedTuple):
@@ -77,7 +79,8 @@ def read_bytes(path: Path) -> bytes:
     r"""Returns the content of a file, decompressed if its name ends in ``.gz``.
 
     Raises:
-        InputError: If the file cannot be read, or the archive is damaged.
+        InputError: If the file cannot be read, or the archive is damaged or unpacks to
+            far more than interactions would.
     """
     try:
         raw = path.read_bytes()
@@ -87,12 +90,27 @@ def read_bytes(path: Path) -> bytes:
         ) from error
     if path.suffix != '.gz':
         return raw
+    limit, size, blocks = unpacked_limit(raw), 0, []
     try:
-        return gzip.decompress(raw)
+        with gzip.open(io.BytesIO(raw)) as file:
+            while size <= limit and (block := file.read(2**20)):
+                blocks.append(block)
+                size += len(block)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(
             f'{path} is a truncated or corrupt gzip file; copy or compress it again'
         ) from error
+    if size > limit:
+        raise InputError(
+            f'{path} unpacks to more than {limit:,} bytes, far too many for its '
+            f'{len(raw):,}; if that is right, unpack it by hand'
+        )
+    return b''.join(blocks)
+
+
+def unpacked_limit(raw: bytes) -> int:
+    r"""Returns the most bytes that the content of a file may unpack to."""
+    return max(_UNPACKED_BYTES, _UNPACKED_TIMES * len(raw))
 
 
 def read_source(
@@ -191,9 +209,7 @@ def parse_text(raw: bytes, path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarr
     Raises:
         InputError: If a token is no id, or the file holds no interaction.
     """
-    raw = raw.removeprefix(_BOM)
-    if b'\r' in raw:
-        raw = raw.replace(b'\r\n', b'\n').replace(b'\r', b'\n')
+    raw = _plain_lines(raw)
     byte = np.frombuffer(raw, np.uint8)
     is_digit = byte - ord('0') < 10  # wraps around below '0'
     is_space = (byte == ord(' ')) | (byte - ord('\t') < 5)
@@ -202,17 +218,19 @@ def parse_text(raw: bytes, path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
     starts_token = is_digit.copy()
     starts_token[1:] &= ~is_digit[:-1]
-    line = np.cumsum(byte == ord('\n'))[starts_token]
-    if not line.size:
+    start = np.flatnonzero(starts_token)
+    if not start.size:
         raise InputError(f'{path} is empty; it must hold lines `user item item ...`')
     token = np.fromstring(raw, dtype=np.int64, sep=' ')
+    line = np.searchsorted(np.flatnonzero(byte == ord('\n')), start)
     starts_line = np.diff(line, prepend=-1) > 0
 
-    limit = min(_MAX_ID, 100 * (token.size - int(starts_line.sum())) + 10**6)
+    limit = min(_MAX_ID, 10 * (token.size - int(starts_line.sum())) + 10**6)
     if token.max() > limit:
         at = int(np.argmax(token > limit))
+        id_ = raw[start[at] : start[at] + 40].split()[0].decode()
         raise InputError(
-            f'{path}, line {line[at] + 1}: the id {token[at]} is far too large for '
+            f'{path}, line {line[at] + 1}: the id {id_} is far too large for '
             f'{token.size} numbers in the file; ids must be contiguous from 0'
         )
 
@@ -235,15 +253,22 @@ def _bad_token(raw: bytes, path: Path) -> InputError:
         for token in line.split():
             if token.isdigit():
                 continue
-            text = token[:20].decode('ascii', 'backslashreplace')
+            text = ascii(token[:20].decode('latin-1'))
             what = 'is no integer'
             if token[:1] == b'-' and token[1:].isdigit():
                 what = 'is negative'
             return InputError(
-                f"{path}, line {number}: the id '{text}' {what}; each line must be "
+                f'{path}, line {number}: the id {text} {what}; each line must be '
                 '`user item item ...`, ids counted from 0'
             )
     raise AssertionError('the caller has seen a byte that belongs to no id')
+
+
+def _plain_lines(raw: bytes) -> bytes:
+    raw = raw.removeprefix(_BOM)
+    if b'\r' in raw:
+        raw = raw.replace(b'\r\n', b'\n').replace(b'\r', b'\n')
+    return raw
 
 
 def sorted_unique(keys: np.ndarray) -> np.ndarray:
@@ -271,156 +296,136 @@ def _report(path: Path, counts: dict[str, int]) -> None:
 # Tables -----------------------------------------------------------------------------
 
 
+class Ids(NamedTuple):
+    r"""The ids in a column of a table."""
+
+    rows: np.ndarray  # [num_rows] int64, the number of a label
+    labels: list[str]  # each once
+
+
 def _read_table_source(
     path: Path, name: str, user_column: str, item_column: str
 ) -> Source:
-    raw = read_bytes(path)
-    if plain_name(path).endswith('.parquet'):
-        user, item = _read_parquet(raw, path, user_column, item_column)
-    else:
-        user, item = _read_delimited(raw, path, (user_column, item_column))
-    if not user.size:
+    from pyg_c2f.datasets.parquet import read_parquet  # imports this module
+
+    read = read_parquet if plain_name(path).endswith('.parquet') else _read_delimited
+    columns = read(read_bytes(path), path, (user_column, item_column))
+    if not columns[0].rows.size:
         raise InputError(f'{path} has no rows; one row per interaction is needed')
-    user_id, user_labels = _contiguous(user)
-    item_id, item_labels = _contiguous(item)
-    keys = _unique(user_id * len(item_labels) + item_id, path)
+    users, items = (_sorted(ids) for ids in columns)
+    keys = _unique(users.rows * len(items.labels) + items.rows, path)
     return Source(
         {plain_name(path): keys},
-        len(user_labels),
-        len(item_labels),
-        user_labels,
-        item_labels,
-        _read_titles(path.parent, name, item_column, item_labels),
+        len(users.labels),
+        len(items.labels),
+        users.labels,
+        items.labels,
+        _read_titles(path.parent, name, item_column, items.labels),
     )
 
 
-def _contiguous(labels: np.ndarray) -> tuple[np.ndarray, list[str]]:
+def _sorted(ids: Ids) -> Ids:
     r"""Numbers the labels in sorted order: as numbers if all are, else as text."""
-    unique, index = np.unique(labels, return_inverse=True)
-    if np.strings.isdigit(unique).all():
-        # Among digit strings in text order, the shorter is the smaller number.
-        order = np.argsort(np.strings.str_len(unique), kind='stable')
-        rank = np.empty_like(order)
-        rank[order] = np.arange(order.size)
-        unique, index = unique[order], rank[index]
-    return index, unique.tolist()
+    labels = ids.labels
+    order = sorted(range(len(labels)), key=labels.__getitem__)
+    if all(label.isascii() and label.isdigit() for label in labels):
+        # Of digits in the order of text, the shorter are the smaller number.
+        order.sort(key=[len(label) for label in labels].__getitem__)
+    rank = np.empty(len(labels), dtype=np.int64)
+    rank[order] = np.arange(len(labels))
+    return Ids(rank[ids.rows], [labels[i] for i in order])
 
 
-def _read_delimited(
-    raw: bytes, path: Path, columns: tuple[str, str]
-) -> tuple[np.ndarray, np.ndarray]:
-    text = _decode(raw, path)
+def _read_delimited(raw: bytes, path: Path, columns: tuple[str, str]) -> list[Ids]:
     is_inter = plain_name(path).endswith('.inter')
-    header_line, names = _header(text, path, is_inter)
-    at = [_column(names, column, path) for column in columns]
-    try:
-        with warnings.catch_warnings():
-            # NumPy warns of blank lines and of tables without rows.
-            warnings.simplefilter('ignore', UserWarning)
-            cells = np.loadtxt(
-                io.StringIO(text),
-                dtype=str,
-                delimiter='\t' if is_inter else ',',
-                quotechar=None if is_inter else '"',
-                skiprows=header_line,
-                usecols=at,
-                comments=None,
-                ndmin=2,
+    rows = _rows(raw, path, is_inter)
+    header_line, names = next(rows)
+    if is_inter:  # RecBole writes `name:type`
+        names = [name.partition(':')[0] for name in names]
+    names = [name.strip() for name in names]
+    user_at, item_at = (
+        find_column(names, column, f'{path}, line {header_line}') for column in columns
+    )
+    users: dict[str, int] = {}
+    items: dict[str, int] = {}
+    user_index, item_index = array('q'), array('q')
+    for line, cells in rows:
+        if len(cells) != len(names):
+            raise InputError(
+                f'{path}, line {line}: the row has {len(cells)} cells, the header '
+                f'{len(names)}; complete or delete the row'
             )
-    except ValueError as error:
-        raise _bad_row(text, path, is_inter, at) from error
-    cells = np.strings.strip(cells)
-    if (cells == '').any():
-        raise _bad_row(text, path, is_inter, at)
-    return cells[:, 0], cells[:, 1]
+        user, item = cells[user_at].strip(), cells[item_at].strip()
+        if user not in users or item not in items:
+            for text, column in zip((user, item), columns, strict=True):
+                if fault := find_fault(text, column):
+                    raise InputError(f'{path}, line {line}: {fault}')
+        user_index.append(users.setdefault(user, len(users)))
+        item_index.append(items.setdefault(item, len(items)))
+    return [
+        Ids(np.array(index, np.int64), list(known))
+        for index, known in ((user_index, users), (item_index, items))
+    ]
 
 
-def _decode(raw: bytes, path: Path) -> str:
-    raw = raw.removeprefix(_BOM)
-    if not raw.strip():
+def _rows(raw: bytes, path: Path, is_inter: bool) -> Iterator[tuple[int, list[str]]]:
+    r"""Yields the number of the first line and the cells of each row not blank."""
+    raw = _plain_lines(raw)
+    if not raw or raw.isspace():
         raise InputError(f'{path} is empty; it must hold a header and rows')
     try:
-        text = raw.decode()
+        raw.decode()
     except UnicodeDecodeError as error:
         line = 1 + raw.count(b'\n', 0, error.start)
         raise InputError(
             f'{path}, line {line}: no UTF-8 text; save the table as UTF-8'
         ) from error
-    return text.replace('\r\n', '\n').replace('\r', '\n')
-
-
-def _rows(text: str, is_inter: bool) -> Iterator[tuple[int, list[str]]]:
-    r"""Yields the last line number and the cells of each row that is not blank."""
+    lines = io.TextIOWrapper(io.BytesIO(raw), encoding='utf-8', newline='\n')
     if is_inter:
-        lines = enumerate(text.split('\n'), start=1)
-        yield from ((number, line.split('\t')) for number, line in lines if line)
+        reader = csv.reader(lines, delimiter='\t', quoting=csv.QUOTE_NONE)
     else:
-        reader = csv.reader(io.StringIO(text))
-        yield from ((reader.line_num, row) for row in reader if row)
-
-
-def _header(text: str, path: Path, is_inter: bool) -> tuple[int, list[str]]:
+        # Strict: an open quote would swallow the rows after it.
+        reader = csv.reader(lines, strict=True)
+    line = 1
     try:
-        line, names = next(_rows(text, is_inter))
+        for row in reader:
+            if row:
+                yield line, row
+            line = reader.line_num + 1
     except csv.Error as error:
-        raise InputError(f'{path}, line 1: no table header ({error})') from error
-    if is_inter:  # RecBole writes `name:type`
-        names = [name.partition(':')[0] for name in names]
-    return line, [name.strip() for name in names]
+        raise InputError(
+            f'{path}, line {line}: the row cannot be read ({error}); close its quotes, '
+            'shorten or delete it'
+        ) from error
 
 
-def _column(names: list[str], column: str, path: Path) -> int:
+def find_column(names: list[str], column: str, where: str) -> int:
+    r"""Returns which of the columns has a name.
+
+    Raises:
+        InputError: If none has, or several.
+    """
     if column not in names:
         present = ascii(', '.join(names)[:200])
         raise InputError(
-            f'{path}, line 1: no column {column!r} (columns present: {present}); name '
+            f'{where}: no column {column!r} (columns present: {present}); name '
             'the columns with user_column and item_column (run.py: --columns USER,ITEM)'
+        )
+    if names.count(column) > 1:
+        raise InputError(
+            f'{where}: {names.count(column)} columns are named {column!r}; rename all '
+            'but one'
         )
     return names.index(column)
 
 
-def _bad_row(text: str, path: Path, is_inter: bool, at: list[int]) -> InputError:
-    with suppress(csv.Error):
-        for number, cells in _rows(text, is_inter):
-            if len(cells) <= max(at) or not all(cells[i].strip() for i in at):
-                return InputError(
-                    f'{path}, line {number}: the user or the item is missing; complete '
-                    'or delete the row'
-                )
-    return InputError(f'{path} is no readable table; save it again')
-
-
-def _read_parquet(
-    raw: bytes, path: Path, user_column: str, item_column: str
-) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise ImportError(
-            f'reading {path} needs pyarrow; pip install pyg-c2f[tables]'
-        ) from error
-    try:
-        file = pq.ParquetFile(pa.BufferReader(raw))
-        names = list(file.schema_arrow.names)
-        for column in (user_column, item_column):
-            _column(names, column, path)
-        table = file.read(columns=[user_column, item_column])
-        columns = [
-            table.column(column).cast(pa.string())
-            for column in (user_column, item_column)
-        ]
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(
-            f'{path} is no readable Parquet table; write it again'
-        ) from error
-    for name, column in zip((user_column, item_column), columns, strict=True):
-        if column.null_count:
-            row = column.is_null().to_pylist().index(True)
-            raise InputError(
-                f'{path}, row {row + 1}: no {name!r}; complete or delete the row'
-            )
-    return columns[0].to_numpy().astype(str), columns[1].to_numpy().astype(str)
+def find_fault(text: str, column: str) -> str | None:
+    r"""Returns what is wrong with an id of a table; None if nothing is."""
+    if not text:
+        return f'no {column!r}; complete or delete the row'
+    if '\0' in text:  # stands between two ids in a checkpoint
+        return f'{column!r} holds a NUL character; mend or delete the row'
+    return None
 
 
 def _read_titles(
@@ -428,18 +433,23 @@ def _read_titles(
 ) -> list[str] | None:
     r"""Titles from a RecBole file ``NAME.item``; missing ones are empty.
 
-    Titles are a comfort: a file without the columns is reported and left alone.
+    Titles are a comfort: a file without the columns is reported and left alone, and
+    what is no text in it is replaced.
     """
     path = locate(folder, f'{name}.item')
     if path is None:
         return None
-    text = read_bytes(path).removeprefix(_BOM).decode(errors='replace')
-    rows = [cells for _, cells in _rows(text.replace('\r\n', '\n'), is_inter=True)]
+    text = _plain_lines(read_bytes(path)).decode(errors='replace')
+    # NUL stands between two titles in a checkpoint.
+    lines = text.replace('\0', '\N{REPLACEMENT CHARACTER}').split('\n')
+    rows = [line.split('\t') for line in lines if line]
     header = [cell.partition(':')[0].strip() for cell in rows[0]] if rows else []
     title_at = [i for i, cell in enumerate(header) if 'title' in cell.lower()]
     if not title_at or item_column not in header:
         logger.warning('%s: no columns %r and title, so no titles', path, item_column)
         return None
     at = header.index(item_column)
-    title = {row[at]: row[title_at[0]] for row in rows[1:] if len(row) == len(header)}
+    title = {
+        row[at].strip(): row[title_at[0]] for row in rows[1:] if len(row) == len(header)
+    }
     return [title.get(label, '') for label in labels]

@@ -157,7 +157,21 @@ class InteractionDataset(InMemoryDataset):
 
     Tolerated, and logged with their number: duplicate interactions, users on several
     lines, users without items, held-out interactions that are also in train (they
-    are dropped). Byte order marks and Windows line ends are skipped.
+    are dropped). Byte order marks, blank lines and the line ends of any system are
+    skipped.
+
+    Refused, with file, line and reason:
+
+    * in text, what is no natural number, and ids above :math:`10^6` plus ten times the
+      number of interactions, or :math:`2^{31} - 1`: they are to be contiguous;
+    * in tables, rows with more or fewer cells than the header, rows without user or
+      item, ids with a NUL character, two columns of the same name, quotes in csv that
+      are left open, cells of more than 131,072 characters, what is not UTF-8. White
+      space around ids is no part of them, but in Parquet, where ids are text or whole
+      numbers exactly as they are;
+    * archives, and Parquet tables, that unpack to more than 32 MiB and more than twenty
+      times their size, and Parquet tables of more than a million rows that have ten
+      for each byte.
 
     Args:
         root (str or Path): The folder that holds one folder per data set.

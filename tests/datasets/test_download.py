@@ -1,7 +1,12 @@
+import errno
 import hashlib
 import http.server
+import os
+import socket
+import struct
 import threading
 from pathlib import Path
+from typing import ClassVar, NoReturn
 
 import pytest
 
@@ -12,23 +17,77 @@ CONTENT = b'0 1 2\n' * 50000
 REFERENCE = {'sha256': hashlib.sha256(CONTENT).hexdigest()}
 
 
+HTML = b'<!DOCTYPE html><html><body>Please log in</body></html>'
+HALF = len(CONTENT) // 2
+
+
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves the content, breaks off half-way, or knows nothing."""
+    """Serves the content at first, or from the second request on."""
+
+    faults: ClassVar[set[str]] = set()  # those that were asked for
 
     def do_GET(self) -> None:  # noqa: N802
-        if self.path == '/absent':
-            return self.send_error(404)
-        content = CONTENT[:-1] if self.path == '/other' else CONTENT
+        fault = self.path.removeprefix('/')
+        if fault in self.faults:
+            fault = 'good'
+        if fault != 'loop-again':  # never ends
+            self.faults.add(fault)
+        content = {'truncated': CONTENT[:-1], 'other': HTML * 99, 'html': HTML}.get(
+            fault, CONTENT
+        )
+        if fault.isdigit():
+            return self.send_error(int(fault))
+        if fault in REDIRECTS:
+            self.send_response(302)
+            self.send_header('Location', REDIRECTS[fault])
+            return self.end_headers()
+        if fault == 'silent':
+            return SILENCE.wait() and None
+        if fault == 'no-http':
+            self.wfile.write(b'\x16\x03\x01')
+            return None
         self.send_response(200)
-        if self.path != '/unknown-length':
-            self.send_header('Content-Length', str(len(content)))
+        length = {'no-number': 'many', 'negative': '-3', 'promises': str(10**15)}
+        if fault == 'chunks':
+            self.send_header('Transfer-Encoding', 'chunked')
+        elif fault not in ('unknown-length', 'endless'):
+            size = len(CONTENT) if fault in ('broken', 'reset') else len(content)
+            self.send_header('Content-Length', length.get(fault, str(size)))
         self.end_headers()
-        if self.path == '/broken':
-            content = content[: len(content) // 2]
+        if fault in ('broken', 'reset', 'stalled'):
+            content = content[:HALF]
+        if fault == 'chunks':
+            content = b'%x\r\n%b\r\n' % (HALF, content[:HALF])  # and no end
         self.wfile.write(content)
+        if fault == 'more':
+            self.wfile.write(CONTENT)
+        if fault == 'reset':
+            # Without this option the rest of the body ends as if it were complete.
+            linger = struct.pack('ii', 1, 0)
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            self.connection.close()
+        if fault == 'stalled':
+            SILENCE.wait()
+        while fault == 'endless':
+            try:
+                self.wfile.write(CONTENT)
+            except OSError:
+                return None
+        return None
 
     def log_message(self, *args: object) -> None:
         pass
+
+
+SILENCE = threading.Event()
+REDIRECTS = {
+    'to-good': '/good',
+    'loop': '/loop-again',
+    'loop-again': '/loop-again',
+    'to-file': 'file:///etc/passwd',
+    'to-nowhere': 'http://127.0.0.1:1/',
+    'to-no-address': 'http://[half/',
+}
 
 
 @pytest.fixture(scope='module')
@@ -36,6 +95,7 @@ def url():
     with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f'http://127.0.0.1:{server.server_port}'
+        SILENCE.set()
         server.shutdown()
 
 
@@ -47,7 +107,16 @@ def test_matches():
     assert not matches(CONTENT[1:], {'git_blob': blob})
 
 
-@pytest.mark.parametrize('path', ['good', 'unknown-length'])
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    Handler.faults.clear()
+    monkeypatch.setattr('pyg_c2f.datasets.download._TIMEOUT', 0.5)
+    monkeypatch.setattr('pyg_c2f.datasets.download._MAX_BYTES', 3 * len(CONTENT))
+
+
+@pytest.mark.parametrize(
+    'path', ['good', 'unknown-length', 'to-good', 'more', 'no-number', 'negative']
+)
 def test_good(url, tmp_path, path):
     target = tmp_path / 'new' / 'train.txt'
     download(f'{url}/{path}', target, REFERENCE)
@@ -58,9 +127,24 @@ def test_good(url, tmp_path, path):
 @pytest.mark.parametrize(
     ('path', 'message'),
     [
-        ('other', 'does not have the expected checksum, nothing was kept'),
-        ('broken', f'broke after {len(CONTENT) // 2} of {len(CONTENT)} bytes'),
-        ('absent', '404'),
+        ('truncated', 'does not have the expected checksum, nothing was kept'),
+        ('other', 'does not have the expected checksum'),
+        ('html', 'does not have the expected checksum'),
+        ('broken', f'broke after {HALF} of {len(CONTENT)} bytes'),
+        ('reset', 'reset|broke after'),
+        ('chunks', 'cannot be downloaded .*IncompleteRead'),
+        ('silent', 'cannot be downloaded .*timed out'),
+        ('stalled', 'cannot be downloaded .*timed out'),
+        ('endless', f'more than {3 * len(CONTENT):,} bytes came'),
+        ('promises', f'broke after {len(CONTENT)} of {10**15} bytes'),
+        ('no-http', 'cannot be downloaded'),
+        ('404', 'Error 404'),
+        ('500', 'Error 500'),
+        ('503', 'Error 503'),
+        ('loop', 'Error 302'),
+        ('to-file', 'Error 302'),
+        ('to-nowhere', 'refused'),
+        ('to-no-address', 'cannot be downloaded'),
     ],
 )
 def test_bad_answer(url, tmp_path, path, message):
@@ -71,6 +155,29 @@ def test_bad_answer(url, tmp_path, path, message):
     assert f'into {tmp_path} by hand' in str(info.value)
     assert '\n' not in str(info.value)
     assert not list(tmp_path.iterdir())
+    # The next try works.
+    download(f'{url}/{path}', target, REFERENCE)
+    assert target.read_bytes() == CONTENT
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_folder_in_its_place(url, tmp_path):
+    (tmp_path / 'train.txt' / 'x').mkdir(parents=True)
+    with pytest.raises(InputError, match='cannot be downloaded'):
+        download(f'{url}/good', tmp_path / 'train.txt', REFERENCE)
+    assert [path.name for path in tmp_path.iterdir()] == ['train.txt']
+
+
+def test_no_room_on_the_disk(url, tmp_path, monkeypatch):
+    def full(*args: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr('pyg_c2f.datasets.download.tqdm.update', full)
+        with pytest.raises(InputError, match='No space left'):
+            download(f'{url}/good', tmp_path / 'train.txt', REFERENCE)
+    assert not list(tmp_path.iterdir())
+    download(f'{url}/good', tmp_path / 'train.txt', REFERENCE)
 
 
 def test_no_connection(tmp_path):

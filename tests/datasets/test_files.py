@@ -1,11 +1,19 @@
 import gzip
+import io
 import logging
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from pyg_c2f.datasets import InteractionDataset, get_dataset
-from pyg_c2f.datasets.files import locate, parse_text, read_source, sorted_unique
+from pyg_c2f.datasets.files import (
+    locate,
+    parse_text,
+    read_bytes,
+    read_source,
+    sorted_unique,
+)
 from pyg_c2f.typing import RATES, InputError
 
 TRAIN = '0 0 1 2\n1 1 3\n2 0 3\n'
@@ -104,6 +112,7 @@ def test_tolerated_with_count(put, caplog, train, message):
         ('0 1 2\n1 3000000000\n', r'line 2: the id 3000000000 is far too large'),
         ('0 1 2\n\n1 2000000\n', r'line 3: the id 2000000 is far too .* contiguous'),
         (f'0 1\n9{"9" * 40} 1\n', r'line 2: the id \d+ is far too large'),
+        ('0 1\n0 \x1b[31m\n', r"line 2: the id '\\x1b\[31m' is no integer"),
         (b'\x89PNG\r\n\x1a\n\x00\x00 1 2', r"line 1: the id '\\x89PNG' is no integer"),
         ('0 1 2\n'.encode('utf-16'), r'train.txt, line 1: .* is no integer'),
         (TEST, r'leaves no test interaction'),
@@ -245,11 +254,22 @@ def test_titles(put, caplog):
         ('csv', 'a,b\n1,2\n', r"line 1: no column 'user_id' \(columns present: 'a, b'"),
         ('inter', '1\t2\n', "line 1: no column 'user_id'"),
         ('inter', TABLE.replace('item_id', 'item'), "no column 'item_id'"),
-        ('inter', TABLE + '\n5\n', 'line 18: the user or the item is missing'),
-        ('csv', CSV + '\n5, ,3\n', 'line 18: the user or the item is missing'),
-        ('csv', 'user_id,item_id\n1,"2\n3,4\n', 'toy: .* no test interaction'),
-        ('csv', 'user_id,item_id\n"' + 'x' * 200000, 'toy.csv is no readable table'),
-        ('csv', '"' + 'x' * 200000, 'line 1: no table header'),
+        ('inter', '\n\n1\t2\n', "line 3: no column 'user_id'"),
+        ('inter', TABLE + '\n5\n', 'line 18: the row has 1 cells, the header 3'),
+        ('inter', TABLE + '5\t6\t7\t8\n', 'line 17: the row has 4 cells, the header 3'),
+        ('inter', TABLE + '\t6\t7\n', "line 17: no 'user_id'; complete"),
+        ('csv', CSV + '\n5, ,3\n', "line 18: no 'item_id'; complete"),
+        ('csv', CSV + '5,6\0,3\n', "line 17: 'item_id' holds a NUL character"),
+        ('csv', f'{CSV}"a\n\nb",,3\n', "line 17: no 'item_id'"),
+        ('csv', f'{CSV}"a\n\nb",6,3\n7\n', 'line 20: the row has 1 cells'),
+        ('csv', 'user_id,item_id\n1,"2\n3,4\n', 'line 2: the row cannot be .*quotes'),
+        ('csv', 'user_id,item_id\n1,"2"3\n3,4\n', 'line 2: the row cannot be read'),
+        ('csv', 'user_id,item_id\n"' + 'x' * 200000, 'line 2: the row cannot be read'),
+        ('inter', TABLE + 'x' * 200000, 'line 17: the row cannot be read .*shorten'),
+        ('csv', '"' + 'x' * 200000, 'line 1: the row cannot be read'),
+        ('csv', 'user_id,item_id,user_id\n', "line 1: 2 columns are named 'user_id'"),
+        ('csv', CSV.replace('\n', '\r').encode() + b'\xff,1\r', 'line 17: no UTF-8'),
+        ('csv', CSV.encode() + b'\xed\xa0\x80,1\n', 'line 17: no UTF-8'),
         ('csv', CSV.encode() + b'\xff\xfe,1\n', 'toy.csv, line 17: no UTF-8 text'),
         ('parquet', b'PAR1 and no more', 'toy.parquet is no readable Parquet table'),
         ('parquet', b'', 'toy.parquet is no readable Parquet table'),
@@ -267,9 +287,14 @@ def test_bad_table(put, file, content, message):
 @pytest.mark.parametrize(
     ('text', 'message'),
     [
-        ('a,b\n1,2\n', r"no column 'user_id' \(columns present: 'a, b'"),
+        ('a,b\n1,2\n', r"parquet: no column 'user_id' \(columns present: 'a, b'"),
         ('user_id,item_id\n1,2\n3,\n', "row 2: no 'item_id'"),
+        ('user_id,item_id\n1,2\n"",a\n', "row 2: no 'user_id'"),
         ('user_id,item_id\n', 'has no rows'),
+        ('user_id,item_id\n,1\n', "row 1: no 'user_id'"),
+        ('user_id,item_id\n1,1.5\n', "column 'item_id' is of type 'double'; write its"),
+        ('user_id,item_id\n1,2020-02-02\n', "is of type 'date32"),
+        ('user_id,item_id\n1,true\n', "is of type 'bool'"),
     ],
 )
 def test_bad_parquet(put, text, message):
@@ -277,6 +302,176 @@ def test_bad_parquet(put, text, message):
     write_parquet(root / 'toy' / 'toy.parquet', text)
     with pytest.raises(InputError, match=message):
         InteractionDataset(root, 'toy')
+
+
+def parquet_bytes(user, item, **options):
+    pa = pytest.importorskip('pyarrow')
+    sink = io.BytesIO()
+    table = pa.table({'user_id': user, 'item_id': item})
+    pytest.importorskip('pyarrow.parquet').write_table(table, sink, **options)
+    return sink.getvalue()
+
+
+def test_parquet_types(put):
+    pa = pytest.importorskip('pyarrow')
+    text, whole = pa.array(['b', 'a', 'a']), pa.array([2**63, 7, 7], pa.uint64())
+    for user in (
+        text,
+        text.cast(pa.large_string()),
+        text.cast(pa.string_view()),
+        text.cast(pa.binary()),
+        text.dictionary_encode(),
+    ):
+        raw = parquet_bytes(user, whole, row_group_size=1)
+        source = read_source(put('toy', {'toy.parquet': raw}), 'toy')
+        assert source.user_labels == ['a', 'b']
+        assert source.item_labels == ['7', str(2**63)]
+        assert source.parts['toy.parquet'].tolist() == [0, 3]
+    raw = parquet_bytes(text, whole.cast(pa.decimal128(20, 0)))
+    assert read_source(put('toy', {'toy.parquet': raw}), 'toy').item_labels[0] == '7'
+    for kind in (pa.decimal128(30, 2), pa.timestamp('us'), pa.float64()):
+        raw = parquet_bytes(text, pa.array([1, 2, 3]).cast(kind))
+        with pytest.raises(InputError, match="'item_id' is of type"):
+            read_source(put('toy', {'toy.parquet': raw}), 'toy')
+    for column in ([[1]] * 3, [{'a': 1}] * 3):
+        with pytest.raises(InputError, match="'item_id' is of type '(list|struct)<"):
+            root = put('toy', {'toy.parquet': parquet_bytes(text, pa.array(column))})
+            read_source(root, 'toy')
+
+
+def test_parquet_text_that_is_none(put):
+    pa = pytest.importorskip('pyarrow')
+    cells = pa.array([b'a', b'\xff', b'b'])
+    for user in (cells, pa.Array.from_buffers(pa.string(), 3, cells.buffers())):
+        raw = parquet_bytes(user, pa.array([1, 2, 3]), row_group_size=1)
+        with pytest.raises(InputError, match="row 2: 'user_id' is no UTF-8 text"):
+            read_source(put('toy', {'toy.parquet': raw}), 'toy')
+    raw = parquet_bytes(pa.array(['a', 'b\0', 'b']), pa.array([1, 2, 3]))
+    with pytest.raises(InputError, match="row 2: 'user_id' holds a NUL"):
+        read_source(put('toy', {'toy.parquet': raw}), 'toy')
+
+
+def test_parquet_column_twice(put):
+    pa = pytest.importorskip('pyarrow')
+    parquet, sink = pytest.importorskip('pyarrow.parquet'), io.BytesIO()
+    names = ['user_id', 'item_id', 'user_id']
+    parquet.write_table(pa.table([pa.array([1])] * 3, names), sink)
+    with pytest.raises(InputError, match="parquet: 2 columns are named 'user_id'"):
+        read_source(put('toy', {'toy.parquet': sink.getvalue()}), 'toy')
+
+
+def test_parquet_page_with_another_checksum(put):
+    raw = parquet_bytes(['a', 'b'], [1, 2], write_page_checksum=True, compression=None)
+    damaged = raw.replace(b'\x01\0\0\0a\x01\0\0\0b', b'\x01\0\0\0a\x01\0\0\0c')
+    assert damaged != raw
+    with pytest.raises(InputError, match='is no readable Parquet table'):
+        read_source(put('toy', {'toy.parquet': damaged}), 'toy')
+
+
+@pytest.mark.parametrize(
+    ('num_rows', 'cell', 'options', 'message'),
+    [
+        (3 * 10**6, 'x', {}, r'claims to hold 3,000,000 rows'),
+        (500, 'x' * 10**5, {'use_dictionary': False}, r'in 50,\d+,\d+ bytes unpacked'),
+        (10**5, 'x' * 10**5, {}, None),
+    ],
+    ids=['rows', 'pages', 'cells'],
+)
+def test_parquet_that_claims_much(put, num_rows, cell, options, message):
+    pa = pytest.importorskip('pyarrow')
+    item = pa.DictionaryArray.from_arrays(np.zeros(num_rows, np.int32), [cell])
+    user = pa.DictionaryArray.from_arrays(np.zeros(num_rows, np.int32), ['u'])
+    if not options.get('use_dictionary', True):
+        item = item.cast(pa.string())
+    raw = parquet_bytes(user, item, compression='zstd', **options)
+    root = put('toy', {'toy.parquet': raw})
+    if message is None:
+        assert read_source(root, 'toy').item_labels == [cell]
+        # Written out they would be 10 GB.
+        assert pa.default_memory_pool().max_memory() < 10**9
+    else:
+        with pytest.raises(InputError, match=message):
+            read_source(root, 'toy')
+
+
+def test_a_long_cell_makes_no_wide_column(put):
+    rows = ''.join(f'{i % 999},{i % 777}\n' for i in range(20_000))
+    raw = f'user_id,item_id\n{rows}{"x" * 100_000},1\n'
+    root = put('toy', {'toy.csv': raw})
+    assert peak(lambda: read_source(root, 'toy')) < 30 * len(raw)
+
+
+def peak(function):
+    tracemalloc.start()
+    try:
+        function()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize('file', ['train.txt.gz', 'toy.csv.gz', 'toy.parquet.gz'])
+def test_gzip_bomb(put, file):
+    raw = gzip.compress(bytes(10**8))
+    root = put('toy', {file: raw, **({'test.txt': TEST} if 'txt' in file else {})})
+
+    def refused():
+        with pytest.raises(
+            InputError, match=f'{file} unpacks to more than 33,5.*by hand'
+        ):
+            InteractionDataset(root, 'toy')
+
+    assert peak(refused) < 10**8
+
+
+def test_gzip_of_much_is_read(put):
+    # Larger than what any archive may hold, but not larger than its own size allows.
+    digits = np.random.default_rng(0).integers(48, 58, 2**25 + 1, np.uint8)
+    text = digits.tobytes()
+    root = put('toy', {'train.txt.gz': gzip.compress(text, 1)})
+    assert read_bytes(root / 'toy' / 'train.txt.gz') == text
+
+
+def test_one_large_id_makes_no_large_table(put):
+    root = put('toy', {'train.txt': '0 1 2\n' * 10**5, 'test.txt': '0 5000000\n'})
+    with pytest.raises(InputError, match='test.txt, line 1: the id 5000000 is far too'):
+        read_source(root, 'toy')
+
+
+@pytest.mark.parametrize(
+    ('item', 'titles'),
+    [
+        (b'item_id\ttitle\r30\tA\r', ['', '', '', 'A', '']),
+        (b'item_id\ttitle\n 30 \tA\0\xff\n4\n4\tB\tC\n', ['', '', '', 'A��', '']),
+        (b'item_id\ttitle\n30\tA\n30\tB', ['', '', '', 'B', '']),
+        (b'item_id', None),
+        (b'\xff\xfe\0', None),
+        (b'', None),
+    ],
+)
+def test_damaged_titles(put, item, titles):
+    root = put('toy', {'toy.inter': TABLE, 'toy.item': item})
+    assert read_source(root, 'toy').titles == titles
+
+
+def test_damaged_archive_of_titles(put):
+    root = put('toy', {'toy.inter': TABLE, 'toy.item.gz': b'no gzip'})
+    with pytest.raises(InputError, match='toy.item.gz is a truncated or corrupt'):
+        read_source(root, 'toy')
+
+
+def test_digits_of_other_scripts_are_text(put):
+    rows = ''.join(f'{user},1\n' for user in ('10', '9', '²', '٣'))
+    root = put('toy', {'toy.csv': f'user_id,item_id\n{rows}'})
+    assert read_source(root, 'toy').user_labels == ['10', '9', '²', '٣']
+
+
+def test_what_is_white_space_in_a_table(put):
+    text = 'user_id,item_id\n\xa01\u2003,2\n\n1,\x852\n'
+    root = put('toy', {'toy.csv': text})
+    source = read_source(root, 'toy')
+    assert (source.user_labels, source.item_labels) == (['1'], ['2'])
+    assert source.parts['toy.csv'].tolist() == [0]
 
 
 def test_sorted_unique():

@@ -1,0 +1,106 @@
+"""Damaged files of all readers: some of the cases of benchmarks/fuzz.py."""
+
+import gzip
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from benchmarks.fuzz import READERS, Wrong, case, expected, judge, main, valid_files
+from pyg_c2f.datasets import InteractionDataset
+from pyg_c2f.typing import InputError
+
+CASES = 300
+
+
+@pytest.fixture(autouse=True)
+def parquet(request):
+    if 'parquet' in request.node.name:
+        pytest.importorskip('pyarrow')
+
+
+@pytest.mark.parametrize('reader', READERS)
+def test_valid_files_are_read(reader, tmp_path):
+    kinds = {
+        judge(valid_files(random.Random(seed), reader), tmp_path) for seed in range(40)
+    }
+    refused = {what for what, _ in kinds} - {'read'}
+    assert not refused or (reader == 'parquet' and refused == {'refused'})
+
+
+@pytest.mark.parametrize('reader', READERS)
+def test_damaged_files_are_read_for_what_they_say_or_refused(reader, tmp_path):
+    outcomes = [judge(case(1, reader, number), tmp_path) for number in range(CASES)]
+    wrong = {
+        number: outcome
+        for number, outcome in enumerate(outcomes)
+        if outcome[0] not in ('read', 'refused')
+    }
+    assert not wrong
+    # There is something of both.
+    counts = [[what for what, _ in outcomes].count(x) for x in ('read', 'refused')]
+    assert min(counts) > CASES / 20
+
+
+TABLE = b'user_id,item_id\n' + b''.join(b'a,%d\nb,%d\n' % (i, i) for i in range(5))
+DAMAGED = TABLE + b'c\n'
+
+
+def fails(error):
+    def read(*_):
+        raise error
+
+    return read
+
+
+def reads(raw):
+    def read(root, name):
+        (root / name / 'toy.csv').write_bytes(raw)
+        return InteractionDataset(root, name)
+
+    return read
+
+
+@pytest.mark.parametrize(
+    ('raw', 'read', 'outcome'),
+    [
+        (TABLE, InteractionDataset, 'read'),
+        (DAMAGED, InteractionDataset, 'refused'),
+        (TABLE, fails(KeyError()), 'another error'),
+        (TABLE, fails(InputError('toy.csv, line 3: no')), 'refused, but right'),
+        (DAMAGED, reads(TABLE), 'read, but wrong'),
+        (DAMAGED, fails(InputError('the table is wrong')), 'unclear refusal'),
+        (TABLE, reads(TABLE + b'b,9\n'), 'other interactions'),
+        (TABLE, reads(TABLE.replace(b'a,4\n', b'')), 'other interactions'),
+    ],
+)
+def test_the_judge_sees_what_is_wrong(raw, read, outcome, tmp_path, monkeypatch):
+    monkeypatch.setattr('benchmarks.fuzz.InteractionDataset', read)
+    assert judge({'toy.csv': raw}, tmp_path)[0] == outcome
+
+
+def test_the_slow_reader():
+    table = b'\xef\xbb\xbfx,user_id,item_id\r\n1,"a,""\n",2\r\n\r\n,a"b,"2"\r'
+    table += b'3,a"b,4\n,a"b,6'
+    pairs = {('a,"', '2'), ('a"b', '2'), ('a"b', '4'), ('a"b', '6')}
+    for files in ({'toy.csv': table}, {'toy.csv.gz': gzip.compress(table)}):
+        assert expected(files) == (pairs, 2, 3, None)
+    text = {'train.txt': b'0 1\t1 2\r\n\n3', 'test.txt': b'02 0\n'}
+    pairs = {('0', '1'), ('0', '2'), ('2', '0')}
+    assert expected(text) == (pairs, 4, 3, None)
+    with pytest.raises(Wrong) as error:
+        expected(text | {'valid.txt': b'0 1\n1 \xb2'})
+    assert (error.value.file, error.value.line) == ('valid.txt', 2)
+
+
+def test_the_script(tmp_path, monkeypatch, capsys):
+    call = ['--readers', 'text', '--cases', '20', '--out', str(tmp_path)]
+    monkeypatch.setenv('PYTHONPATH', str(Path(__file__).parents[2]))
+    with pytest.raises(SystemExit) as ended:
+        main(call)
+    assert ended.value.code == 0
+    result = json.loads((tmp_path / 'fuzz-readers.json').read_text())['readers']['text']
+    assert result['read'] + result['refused'] == result['cases'] == 20
+    assert sum(result['reasons'].values()) == result['refused']
+    assert '| text | 20 | ' in (tmp_path / 'fuzz-readers.md').read_text()
