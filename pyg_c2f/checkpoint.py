@@ -64,20 +64,9 @@ LINEAR_SIZES = (
     'users',
     'dtype',
 )
-# Which of these are whole numbers, and which texts; the others are numbers.
-WHOLE = {
-    'num_users',
-    'num_items',
-    'num_coarse',
-    'num_fine',
-    'embedding_dim',
-    'num_layers',
-    'anchors_per_entity',
-    'fine_per_coarse',
-    'coarse_links',
-    'fine_links',
-}
+# Which of these are texts, and which real numbers; the others are whole ones.
 NAMES = {'users': get_args(Users), 'dtype': get_args(Stored)}
+REAL = ('gate', 'threshold', 'item_power', 'diffusion', 'user_norm', 'item_norm')
 # What of the stored tensors belongs to which entry of SPEC section 6.
 KINDS = {
     'codebooks': ('coarse.codebook', 'fine.rowptr', 'fine.col', 'fine.value'),
@@ -498,12 +487,12 @@ def _sizes(
     """The settings of a model, checked before anything of these sizes is made."""
     sizes = {key: json.loads(meta[key]) for key in names}
     for key, value in sizes.items():
-        if key in WHOLE:
-            fits = type(value) is int and 0 <= value < 2**31
-        elif key in NAMES:
+        if key in NAMES:
             fits = value in NAMES[key]
-        else:
+        elif key in REAL:
             fits = type(value) in (int, float) and math.isfinite(value)
+        else:
+            fits = type(value) is int and 0 <= value < 2**31
         if not fits:
             raise ValueError(f'{key} is {value!r}')
     num_users, num_items = sizes['num_users'], sizes['num_items']

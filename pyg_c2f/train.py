@@ -517,6 +517,8 @@ def train(
     check_run(data, recipe, init)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
+        if not resume:  # A state of an earlier run could pass for one of this.
+            delete_resume(out)
     if stages[0] == 'fine' and init is None:
         raise InputError(
             'the fine stage starts from a coarse model: name it with --init'

@@ -391,6 +391,14 @@ def test_a_resumed_run_must_fit(data, tmp_path):
         train(data, replace(TINY, num_coarse=7), out=tmp_path, resume=True)
 
 
+def test_a_new_run_forgets_the_state_of_an_old_one(data, whole, tmp_path):
+    for at in (stage_starts(whole)[1] + 3, 2):  # The old one came further.
+        with pytest.raises(KeyboardInterrupt):
+            train(data, TINY, out=tmp_path, on_evaluation=interrupt_at(at))
+    assert read_resume(tmp_path)[1]['progress']['stage'] == 'coarse'
+    resumed_is_whole(data, whole, tmp_path)
+
+
 def test_damaged_resume_files(data, whole, tmp_path, caplog):
     def interrupt(line):
         if line['stage'] == 'fine' and line['epoch'] == 4:
