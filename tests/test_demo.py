@@ -382,7 +382,13 @@ def demo(*options):
     """The address that ``run.py demo`` serves on."""
     call = [sys.executable, ROOT / 'run.py', 'demo', '--port', '0', *options]
     with subprocess.Popen(
-        call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+        call,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        # Started in the background, shells have their children ignore the signal.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as process:
         try:
             lines = iter(process.stdout.readline, '')
