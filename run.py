@@ -371,17 +371,22 @@ def run_train(args: argparse.Namespace) -> int:
     show = sys.stderr.isatty() and not args.quiet
     again = shlex.join(['python', 'run.py', 'train', '--resume', '--out', str(out)])
     try:
-        run = train(
-            data,
-            recipe,
-            config['seed'],
-            STAGES[config['stage']],
-            init,
-            out,
-            resume=args.resume,
-            on_evaluation=history.add,
-            progress=show,
-        )
+        try:
+            run = train(
+                data,
+                recipe,
+                config['seed'],
+                STAGES[config['stage']],
+                init,
+                out,
+                resume=args.resume,
+                on_evaluation=history.add,
+                progress=show,
+            )
+        except (KeyboardInterrupt, InputError):
+            with suppress(OSError):  # What has stopped the run is what to say.
+                leave_best(out, history.lines)
+            raise
         pyg_c2f.save(run.model, out)
         seconds |= run.seconds
         start = time.perf_counter()
@@ -398,15 +403,11 @@ def run_train(args: argparse.Namespace) -> int:
         seconds['total'] = max(time.perf_counter() - begin, sum(seconds.values()))
         metrics['seconds'] = {key: round(value, 3) for key, value in seconds.items()}
         metrics['versions'] = config['versions']
-        write_json(out / 'metrics.json', metrics)
         report = write_report(out, metrics | {'command': config['call']}, history.lines)
+        write_json(out / 'metrics.json', metrics)  # Last: it says that all is there.
     except KeyboardInterrupt:
-        leave_best(out, history.lines)
         print(f'\ninterrupted; continue with: {again}', file=sys.stderr)
         return 130
-    except InputError:
-        leave_best(out, history.lines)
-        raise
     except OSError as error:
         there = (out / 'config.json').exists()
         return fail(f'{error}; then {f"continue with: {again}" if there else "repeat"}')

@@ -422,7 +422,7 @@ def table_rows(raw: bytes, file: str) -> Iterator[Pair]:
         raise Wrong(file, number)
     at = names.index('user_id'), names.index('item_id')
     for number, cells in rows:
-        if len(cells) != len(names):
+        if len(cells) < len(names) or any(x.strip() for x in cells[len(names) :]):
             raise Wrong(file, number)
         user, item = (cells[i].strip() for i in at)
         if not user or not item or '\0' in user + item:
@@ -433,7 +433,7 @@ def table_rows(raw: bytes, file: str) -> Iterator[Pair]:
 def tab_rows(lines: list[str], file: str) -> Iterator[tuple[int, list[str]]]:
     """Rows of tab-separated cells, and the number of their line."""
     for number, line in enumerate(lines, start=1):
-        if line:
+        if line.strip():
             cells = line.split('\t')
             if any(len(x) > LONGEST_CELL for x in cells):
                 raise Wrong(file, number)
@@ -446,6 +446,8 @@ def comma_rows(text: str, file: str) -> Iterator[tuple[int, list[str]]]:
     while at < len(text):
         first, cells, ended = line, [], False
         while not ended:
+            while text[at : at + 1] == ' ':
+                at += 1
             if text[at : at + 1] == '"':
                 match = re.compile(r'"((?:[^"]|"")*)"(?=[,\n]|\Z)').match(text, at)
                 if match is None:
@@ -462,7 +464,7 @@ def comma_rows(text: str, file: str) -> Iterator[tuple[int, list[str]]]:
             ended = text[match.end() : match.end() + 1] != ','
             at = match.end() + 1
         line += 1
-        if cells != [''] or match[0]:
+        if any(cell.strip() for cell in cells):
             yield first, cells
 
 

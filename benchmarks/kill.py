@@ -2,8 +2,9 @@ r"""Kills runs and continues them: do they end with the same bits?
 
     python benchmarks/kill.py --points 50
 
-Each run is a process of its own that gets SIGKILL, at a random time or at a random
-write of a file (half written, before it takes its name, just after), and is then
+Each run is a process of its own that gets SIGKILL, at a random time (a while after a
+random evaluation) or at a random write of a file (half written, before it takes its
+name, just after), and is then
 continued with ``--resume``; half of the continued runs are killed once more. In the end
 all files are compared with those of a run that was never killed: models byte for byte,
 figures and history but for their seconds. Of every other run the newer of the two
@@ -42,9 +43,11 @@ SETTINGS = {
     'lr_coarse': 0.1,
     'lr_fine': 0.1,
 }
-WRITES = ('half written', 'before the rename', 'after the rename')
+# Such a run has at least so many evaluations, and writes of tensors or of any file.
+EVALUATIONS = 16
+WRITES = {'half written': 24, 'before the rename': 44, 'after the rename': 44}
 Kill = tuple[str, float]
-"""Where a run is killed: at a time in seconds, or at the n-th write."""
+"""Where a run is killed: after so many evaluations and a part, or at the n-th write."""
 
 
 def die() -> None:
@@ -93,18 +96,32 @@ def work(call: list[str], kill: Kill | None, log: Path) -> None:
         os._exit(status)
 
 
-def start(call: list[str], kill: Kill | None, log: Path) -> int:
-    """Runs a call in a fork of this process; negative where it was killed."""
+def start(
+    call: list[str], kill: Kill | None, log: Path, out: Path, pause: float = 0.0
+) -> int:
+    """Runs a call in a fork of this process; negative where it was killed.
+
+    ``out`` is where it writes, ``pause`` the seconds between two evaluations.
+    """
     process = multiprocessing.get_context('fork').Process(
         target=work, args=(call, kill, log)
     )
     process.start()
     if kill is not None and kill[0] == 'time':
-        process.join(kill[1])
+        evaluations = int(kill[1])
+        while process.is_alive() and num_evaluations(out) < evaluations:
+            time.sleep(0.01)
+        process.join((kill[1] - evaluations) * pause)
         process.kill()
     process.join()
     assert process.exitcode is not None
     return process.exitcode
+
+
+def num_evaluations(out: Path) -> int:
+    """The lines of the history of a run."""
+    path = out / 'history.jsonl'
+    return len(path.read_text().splitlines()) if path.exists() else 0
 
 
 def content(out: Path) -> dict[str, Any]:
@@ -135,11 +152,12 @@ def where(out: Path) -> str:
     return f'{last["stage"]}, phase {last["phase"]}'
 
 
-def draw(rng: random.Random, number: int, seconds: float) -> Kill:
-    """A point to kill at: six of ten a time, the others a write."""
-    if number % 5 < 3:
-        return 'time', rng.uniform(0, seconds)
-    return rng.choice(WRITES), rng.randint(1, 28)
+def draw(rng: random.Random, number: int) -> Kill:
+    """A point to kill at: three of five a time, the others a write."""
+    if number % 5 in (0, 2, 4):
+        return 'time', rng.uniform(0, EVALUATIONS)
+    kind = rng.choice(list(WRITES))
+    return kind, rng.randint(1, WRITES[kind])
 
 
 def cut_newer(out: Path) -> bool:
@@ -153,7 +171,12 @@ def cut_newer(out: Path) -> bool:
 
 
 def trial(
-    out: Path, call: list[str], kills: list[Kill], log: Path, damage: bool
+    out: Path,
+    call: list[str],
+    kills: list[Kill],
+    log: Path,
+    pause: float,
+    damage: bool,
 ) -> dict[str, Any]:
     """Kills a run at each point in turn, and has it go on to its end.
 
@@ -168,7 +191,8 @@ def trial(
         begun = number > 0 and (out / 'config.json').exists()
         if number > 0 and (out / 'metrics.json').exists() and not resume_files(out):
             break
-        status = start(again if begun else [*call, '--out', str(out)], kill, log)
+        options = again if begun else [*call, '--out', str(out)]
+        status = start(options, kill, log, out, pause)
         if status == -signal.SIGKILL:
             points.append([*kill, where(out)] if kill else [])
         elif status:
@@ -199,20 +223,20 @@ def compare(
     whole = folder / 'whole'
     shutil.rmtree(whole, ignore_errors=True)
     begin = time.perf_counter()
-    if start([*call, '--out', str(whole)], None, log):
+    if start([*call, '--out', str(whole)], None, log, whole):
         raise SystemExit(f'the run does not work, see {log}')
     seconds = time.perf_counter() - begin
-    expected = content(whole)
+    expected, pause = content(whole), seconds / (EVALUATIONS + 2)
     trials: list[dict[str, Any]] = []
     different = []
     bar = tqdm(total=num_points, desc='points', disable=not progress)
     while sum(len(x['points']) for x in trials) < num_points:
         number = len(trials)
-        kills = [draw(rng, number, seconds)]
-        if number % 2:
-            kills.append(('time', rng.uniform(0, seconds / 2)))
+        kills = [draw(rng, number)]
+        if number % 2:  # A while after it has gone on.
+            kills.append(('time', rng.uniform(0, EVALUATIONS)))
         out = folder / 'killed'
-        trials.append(trial(out, call, kills, log, damage=number % 2 == 0))
+        trials.append(trial(out, call, kills, log, pause, damage=number % 2 == 0))
         bar.update(len(trials[-1]['points']))
         found = content(out)
         wrong = sorted(x for x in expected | found if expected.get(x) != found.get(x))

@@ -12,7 +12,7 @@ from typing import Any, cast, get_args
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
+from safetensors.numpy import save as to_bytes
 from torch import Tensor
 from torch_geometric.utils import cumsum
 
@@ -32,8 +32,9 @@ Model = C2F | LinearC2F
 FORMAT = 'pyg_c2f 2'
 # What a damaged or hostile file raises on the way to a model.
 UNFIT = (KeyError, TypeError, ValueError, RuntimeError, IndexError, RecursionError)
-# The entries of a table at the most, so that no small file takes all memory: a GiB.
-MAX_ENTRIES = 1 << 28
+# So many entries has a table at the most, or so many times those of the whole file: no
+# small file takes all memory.
+MAX_ENTRIES, MAX_TIMES = 1 << 28, 64
 MAX_LAYERS = 1000
 SIZES = (
     'num_users',
@@ -108,7 +109,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         yield part
         _sync(part, os.O_RDWR)
         os.replace(part, path)
-        if os.name == 'posix':  # Elsewhere folders cannot be opened.
+        with suppress(OSError):  # Not every system lets folders be opened and synced.
             _sync(path.parent, os.O_RDONLY)
     except OSError as error:
         raise OSError(
@@ -152,12 +153,20 @@ def checksum(tensors: dict[str, Tensor], meta: dict[str, str]) -> str:
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, str]) -> None:
     """Writes a safetensors file in one go, with format and checksum."""
-    on_cpu = {key: value.cpu().contiguous() for key, value in tensors.items()}
+    on_cpu = {key: _for_numpy(value.cpu()) for key, value in tensors.items()}
     meta = {'format': FORMAT} | meta
     meta['sha256'] = checksum(on_cpu, meta)
     with whole_file(path) as part:
-        # Not by the library's own writer, whose files only their owner can read.
-        part.write_bytes(_with_sorted_header(to_bytes(on_cpu, meta)))
+        # Not by the library's own writer, whose files only their owner can read; nor by
+        # that for tensors, which keeps a type for each number of bytes forever.
+        content = to_bytes({key: x.numpy() for key, x in on_cpu.items()}, meta)
+        part.write_bytes(_with_sorted_header(content))
+
+
+def _for_numpy(tensor: Tensor) -> Tensor:
+    """The tensor in one piece, and in single precision where NumPy has no such type."""
+    tensor = tensor.contiguous()
+    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
 
 
 def _with_sorted_header(content: bytes) -> bytes:
@@ -509,8 +518,9 @@ def _sizes(
             sizes['num_coarse'] * sizes['fine_per_coarse'],
         )
     anchors = max(sizes['num_coarse'], sizes['num_fine'])
-    if max(links, anchors * sizes['embedding_dim']) > MAX_ENTRIES:
-        raise ValueError(f'a table has more than {MAX_ENTRIES:,} entries')
+    limit = max(MAX_ENTRIES, MAX_TIMES * sum(x.numel() for x in tensors.values()))
+    if max(links, anchors * sizes['embedding_dim']) > limit:
+        raise ValueError(f'a table has more than {limit:,} entries')
     if meta['stage'] not in get_args(Stage):
         raise ValueError(f'stage is {meta["stage"]!r}')
     if sizes['num_layers'] > MAX_LAYERS:

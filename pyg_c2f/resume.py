@@ -5,17 +5,32 @@ They take turns in two files, so that one is whole whatever happens to the other
 
 import json
 import logging
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from torch import Tensor
 
-from pyg_c2f.checkpoint import read_tensors, write_tensors
-from pyg_c2f.typing import InputError
+from pyg_c2f.checkpoint import UNFIT, read_tensors, write_tensors
+from pyg_c2f.typing import InputError, Stage
 
 logger = logging.getLogger(__name__)
 
 RESUME_FILES = ('resume-0.safetensors', 'resume-1.safetensors')
+
+
+@dataclass
+class Progress:
+    """Where a stage stands; all that a resumed run needs beside tensors."""
+
+    stage: Stage
+    phase: int = 1
+    epoch: int = 0
+    best: float = -1.0
+    bad_evaluations: int = 0
+    seconds: float = 0.0
+    evaluate_seconds: float = 0.0
+
 
 State = tuple[dict[str, Tensor], dict[str, Any]]
 
@@ -81,8 +96,14 @@ def _read(path: Path) -> State:
     tensors, meta = read_tensors(path)
     try:
         content = json.loads(meta['resume'])
-        _place((tensors, content))
-    except (KeyError, TypeError, ValueError) as error:
+        kinds = get_type_hints(Progress) | {'stage': str}
+        for key, value in asdict(Progress(**content['progress'])).items():
+            if type(value) is not kinds[key]:
+                raise TypeError(f'{key} is {value!r}')
+        phases, seconds = (content['context'][key] for key in ('phases', 'seconds'))
+        if not all(isinstance(x, dict) for x in (phases, seconds, content['results'])):
+            raise TypeError('phases, seconds or results are none')
+    except UNFIT as error:
         raise InputError(
             f'{path}: holds no interrupted run ({error!r}); start anew without --resume'
         ) from None

@@ -29,7 +29,7 @@ from pyg_c2f.fast import check_data, check_fast, train_fast
 from pyg_c2f.finite import NotFiniteError, check_finite, check_step
 from pyg_c2f.graph import unique_pairs
 from pyg_c2f.nn import C2F, BPRLoss
-from pyg_c2f.resume import delete_resume, read_resume, resume_files, write_resume
+from pyg_c2f.resume import Progress, delete_resume, read_resume, write_resume
 from pyg_c2f.sampler import TripletSampler
 from pyg_c2f.typing import ITEM, RATES, SELECTION, USER, InputError, Stage
 
@@ -258,19 +258,6 @@ def make_optimizer(model: C2F, recipe: Recipe) -> torch.optim.Adam:
     return torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=lr)
 
 
-@dataclass
-class Progress:
-    """Where a stage stands; all that a resumed run needs beside tensors."""
-
-    stage: Stage
-    phase: int = 1
-    epoch: int = 0
-    best: float = -1.0
-    bad_evaluations: int = 0
-    seconds: float = 0.0
-    evaluate_seconds: float = 0.0
-
-
 class Trainer:
     """Trains one stage through its two phases, each until it stops improving.
 
@@ -446,10 +433,10 @@ class Trainer:
         write_resume(self.out, tensors, content)
 
     def _last_good(self) -> str:
-        """The newest state on disk, for a message."""
-        files = [] if self.out is None else resume_files(self.out)
-        newest = max(files, key=lambda path: path.stat().st_mtime_ns, default=None)
-        return str(newest) if newest else 'none'
+        """The best model so far, for a message."""
+        if self.out is None or not self.best_models:
+            return 'none'
+        return str(phase_file(self.out, self.state.stage, max(self.best_models)))
 
     def load_state(self, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
         """Goes back to where an interrupted run of this stage stood."""
@@ -536,6 +523,10 @@ def train(
             fixed_epochs,
         )
     interrupted = read_resume(out) if resume and out is not None else None
+    if interrupted is not None and interrupted[1]['progress']['stage'] not in stages:
+        raise InputError(
+            f'{out}: interrupted in a stage that is not to be trained; train both'
+        )
     phases: dict[Stage, dict[int, dict[str, Any]]] = {}
     seconds = {'anchors': 0.0, 'train': 0.0, 'evaluate': 0.0}
     device = data[RATES].edge_index.device

@@ -884,6 +884,49 @@ def test_interrupted_in_a_refit(train, tmp_path, monkeypatch, no_report):
     assert comparable(tmp_path / 'a') == comparable(tmp_path / 'whole')
 
 
+@pytest.mark.parametrize(
+    'options', [['--recipe', 'fast'], ['--protocol', 'standard', '--refit'], []]
+)
+@pytest.mark.parametrize('error', [KeyboardInterrupt, OSError(28, 'No space left')])
+def test_interrupted_in_the_report(options, error, root, train, tmp_path, monkeypatch):
+    """The result of the training is left, and the run can be continued."""
+    small = ['--set', 'embedding_dim=8', 'num_fine=4']
+    call = ['train', *data_options(root, 'text'), *settings(), *options]
+    if 'fast' in options:
+        call = ['train', *data_options(root, 'text'), *options, *small]
+    out, whole = tmp_path / 'out', tmp_path / 'whole'
+
+    def stop(*_):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, 'write_report', stop)
+        status = run.main([*call, '--out', str(out)])
+        assert status == (130 if error is KeyboardInterrupt else 2)
+    monkeypatch.setattr(run, 'write_report', lambda out, *_: out / 'report.html')
+    assert run.main([*call, '--out', str(whole)]) == 0
+    left = (out / 'model.safetensors').read_bytes()
+    assert left == (whole / 'model.safetensors').read_bytes()
+    assert resume(out) == 0
+    assert (out / 'model.safetensors').read_bytes() == left
+    assert comparable(out) == comparable(whole)
+
+
+def test_what_stops_a_run_is_said(train, tmp_path, monkeypatch, capsys):
+    """Also where the best model so far cannot be left."""
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    def full(*_):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(module, 'train_epoch', stop)
+    monkeypatch.setattr(run.shutil, 'copyfile', full)
+    assert train('--out', tmp_path / 'out') == 130
+    assert 'continue with' in capsys.readouterr().err
+
+
 def test_control_c(root, train, tmp_path, no_report):
     """The real signal, in the middle of a real run."""
     out = tmp_path / 'a'
@@ -1068,7 +1111,7 @@ def test_training_that_diverges(train, tmp_path, monkeypatch, capsys):
     assert line == (
         'error: the loss holds nan in step 1 of epoch 1 of the coarse stage: lower '
         '--set lr_coarse=0.1 and start anew in another directory; the last good '
-        f'checkpoint is {out / "resume-1.safetensors"}'
+        f'checkpoint is {out / "coarse-1.safetensors"}'
     )
     assert not (out / 'metrics.json').exists()
     # The best model so far is left, and the advice can be followed.

@@ -26,15 +26,14 @@ for name, options in {runs}.items():
 @pytest.fixture(scope='module')
 def answers(tmp_path_factory):
     """By processes of their own: two with one thread, one with two."""
-    root, processes = tmp_path_factory.mktemp('answers'), []
+    root = tmp_path_factory.mktemp('answers')
     for name, threads in (('first', 1), ('again', 1), ('two threads', 2)):
         (root / name).mkdir()
         call = [sys.executable, '-c', PROGRAM.format(runs=RUNS), str(root / name)]
         env = os.environ | {'OMP_NUM_THREADS': str(threads), 'PYTHONHASHSEED': 'random'}
-        processes.append(
-            subprocess.Popen(call, cwd=ROOT, env=env, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            call, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, timeout=300, check=True
         )
-    assert [process.wait(300) for process in processes] == [0, 0, 0]
     return root
 
 

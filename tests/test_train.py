@@ -1,6 +1,7 @@
 """The schedule: phases, stages, what is kept, and interrupted runs."""
 
 import copy
+import json
 import re
 from dataclasses import replace
 from itertools import count
@@ -12,12 +13,12 @@ from torch_geometric.typing import WITH_TORCH_SPARSE
 
 import pyg_c2f
 from pyg_c2f import train as module
-from pyg_c2f.checkpoint import model_tensors
+from pyg_c2f.checkpoint import model_tensors, write_tensors
 from pyg_c2f.config import FastRecipe, Recipe, get_recipe
 from pyg_c2f.datasets import SyntheticHierarchy
 from pyg_c2f.datasets.interactions import Labels
 from pyg_c2f.nn import C2F
-from pyg_c2f.resume import read_resume, resume_files
+from pyg_c2f.resume import delete_resume, read_resume, resume_files
 from pyg_c2f.train import (
     Trainer,
     build_model,
@@ -391,6 +392,44 @@ def test_a_resumed_run_must_fit(data, tmp_path):
         train(data, replace(TINY, num_coarse=7), out=tmp_path, resume=True)
 
 
+@pytest.mark.parametrize(
+    ('key', 'value'),
+    [
+        ('context', None),
+        ('context', {}),
+        ('context', {'phases': [], 'seconds': {}}),
+        ('results', []),
+        ('progress', {'stage': 'fine'} | {'epoch': 'two'}),
+        ('progress', {'stage': 'fine', 'epoch': 4.5}),
+        ('progress', {'stage': 'fine', 'phase': '1'}),
+        ('progress', {'stage': 'fine', 'more': 1}),
+        ('progress', [[]]),
+    ],
+)
+def test_states_that_are_none(key, value, data, tmp_path):
+    interrupted(data, tmp_path)
+    (path,) = resume_files(tmp_path)[:1]
+    delete_resume(tmp_path)
+    good = {
+        'progress': {'stage': 'coarse', 'epoch': 2},
+        'results': {},
+        'context': {'phases': {}, 'seconds': {}},
+    }
+    write_tensors(path, {}, {'resume': json.dumps(good | {key: value})})
+    with pytest.raises(InputError, match='holds no interrupted run'):
+        train(data, TINY, out=tmp_path, resume=True)
+    write_tensors(path, {}, {'resume': '[' * 200_000})
+    with pytest.raises(InputError, match='holds no interrupted run'):
+        train(data, TINY, out=tmp_path, resume=True)
+
+
+def test_a_stage_that_was_not_interrupted(data, tmp_path, whole):
+    interrupted(data, tmp_path)
+    init = whole[0].model
+    with pytest.raises(InputError, match='a stage that is not to be trained'):
+        train(data, TINY, stages=('fine',), init=init, out=tmp_path, resume=True)
+
+
 def test_a_new_run_forgets_the_state_of_an_old_one(data, whole, tmp_path):
     for at in (stage_starts(whole)[1] + 3, 2):  # The old one came further.
         with pytest.raises(KeyboardInterrupt):
@@ -501,9 +540,9 @@ def test_a_step_that_goes_wrong(
     assert re.match(f'{says} in step 2 of epoch 3 of the {stage} stage: lower', message)
     assert f'lower --set lr_{stage}={getattr(TINY, f"lr_{stage}")}' in message
     last = message.rpartition(' is ')[2]
-    assert last == str(tmp_path / 'resume-1.safetensors')
+    assert last in [str(phase_file(tmp_path, stage, phase)) for phase in (1, 2)]
+    assert pyg_c2f.load(last).stage == stage
     assert read_resume(tmp_path)[1]['progress']['epoch'] == 3
-    assert pyg_c2f.load(phase_file(tmp_path, stage, 1)).stage == stage
 
 
 @pytest.mark.parametrize('phase', [1, 2])

@@ -350,7 +350,7 @@ def _read_delimited(raw: bytes, path: Path, columns: tuple[str, str]) -> list[Id
     items: dict[str, int] = {}
     user_index, item_index = array('q'), array('q')
     for line, cells in rows:
-        if len(cells) != len(names):
+        if len(cells) < len(names) or any(map(str.strip, cells[len(names) :])):
             raise InputError(
                 f'{path}, line {line}: the row has {len(cells)} cells, the header '
                 f'{len(names)}; complete or delete the row'
@@ -385,11 +385,11 @@ def _rows(raw: bytes, path: Path, is_inter: bool) -> Iterator[tuple[int, list[st
         reader = csv.reader(lines, delimiter='\t', quoting=csv.QUOTE_NONE)
     else:
         # Strict: an open quote would swallow the rows after it.
-        reader = csv.reader(lines, strict=True)
+        reader = csv.reader(lines, strict=True, skipinitialspace=True)
     line = 1
     try:
         for row in reader:
-            if row:
+            if any(map(str.strip, row)):
                 yield line, row
             line = reader.line_num + 1
     except csv.Error as error:

@@ -164,11 +164,11 @@ class InteractionDataset(InMemoryDataset):
 
     * in text, what is no natural number, and ids above :math:`10^6` plus ten times the
       number of interactions, or :math:`2^{31} - 1`: they are to be contiguous;
-    * in tables, rows with more or fewer cells than the header, rows without user or
-      item, ids with a NUL character, two columns of the same name, quotes in csv that
-      are left open, cells of more than 131,072 characters, what is not UTF-8. White
-      space around ids is no part of them, but in Parquet, where ids are text or whole
-      numbers exactly as they are;
+    * in tables, rows with fewer cells than the header, or more that are not empty, rows
+      without user or item, ids with a NUL character, two columns of the same name,
+      quotes in csv that are left open, cells of more than 131,072 characters, what is
+      not UTF-8. White space around ids is no part of them, but in Parquet, where ids
+      are text or whole numbers exactly as they are;
     * archives, and Parquet tables, that unpack to more than 32 MiB and more than twenty
       times their size, and Parquet tables of more than a million rows that have ten
       for each byte.

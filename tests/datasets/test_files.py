@@ -368,11 +368,36 @@ def test_parquet_page_with_another_checksum(put):
         read_source(put('toy', {'toy.parquet': damaged}), 'toy')
 
 
+def test_parquet_with_other_columns_that_unpack_to_much(put):
+    pa = pytest.importorskip('pyarrow')
+    import pyarrow.parquet as pq
+
+    ids = np.arange(600) % 20
+    columns = {'user_id': ids, 'item_id': ids, 'text': ['x' * 10**5] * len(ids)}
+    file = io.BytesIO()
+    pq.write_table(pa.table(columns), file, compression='zstd', use_dictionary=False)
+    assert len(file.getvalue()) < 10**6
+    root = put('toy', {'toy.parquet': file.getvalue()})
+    assert read_source(root, 'toy').num_users == 20
+
+
+@pytest.mark.parametrize(
+    ('name', 'text', 'pairs'),
+    [
+        ('toy.csv', 'user_id,item_id\n   \na, "c"\n,,\nb,d,,\n\n', 2),
+        ('toy.inter', ' \nuser_id:token\titem_id:token\na\tc\t\n\t\nb\td\n', 2),
+    ],
+)
+def test_blank_rows_and_cells_at_the_end(put, name, text, pairs):
+    source = read_source(put('toy', {name: text.encode()}), 'toy')
+    assert source.item_labels == ['c', 'd'] and source.num_users == pairs
+
+
 @pytest.mark.parametrize(
     ('num_rows', 'cell', 'options', 'message'),
     [
         (3 * 10**6, 'x', {}, r'claims to hold 3,000,000 rows'),
-        (500, 'x' * 10**5, {'use_dictionary': False}, r'in 50,\d+,\d+ bytes unpacked'),
+        (500, 'x' * 10**5, {'use_dictionary': False}, r'with 50,\d+,\d+ bytes of ids'),
         (10**5, 'x' * 10**5, {}, None),
     ],
     ids=['rows', 'pages', 'cells'],
