@@ -1,6 +1,7 @@
 r"""The command line: train, evaluate, recommend, export, and a page to try it on."""
 
 import argparse
+import hashlib
 import json
 import logging
 import logging.handlers
@@ -75,6 +76,8 @@ KEPT: dict[str, type | UnionType] = {
     'refit': bool,
     'device': str,
 }
+# What it holds beside.
+FOUND = {'settings': dict, 'versions': dict, 'call': str, 'data_sha256': str}
 # What a run leaves, beside the best models of its phases.
 OUTPUTS = (
     'config.json',
@@ -347,6 +350,23 @@ def load_data(config: dict[str, Any]) -> HeteroData:
     return data
 
 
+def data_digest(data: HeteroData) -> str:
+    """The SHA-256 of the pairs of a data set and its split."""
+    digest = hashlib.sha256()
+    for key in ('edge_index', 'val_edge_label_index', 'test_edge_label_index'):
+        digest.update(data[RATES][key].cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def check_data_of(folder: Path, config: dict[str, Any], data: HeteroData) -> None:
+    """Refuses data that are no longer those of a run: test items would leak."""
+    if data_digest(data) != config['data_sha256']:
+        raise InputError(
+            f'{folder}: the data set {config["dataset"]} has changed since then; bring '
+            'its files back, or train anew in another --out'
+        )
+
+
 def run_train(args: argparse.Namespace) -> int:
     """Trains and leaves everything in the output directory."""
     begin = time.perf_counter()
@@ -360,6 +380,12 @@ def run_train(args: argparse.Namespace) -> int:
 
     start = time.perf_counter()
     data = load_data(config).to(device)
+    if args.resume:
+        check_data_of(out, config, data)
+    config['data_sha256'] = data_digest(data)
+    if config['init'] is not None:
+        folder = Path(config['init'])
+        check_data_of(folder, read_config(folder), data)
     seconds = {'load': time.perf_counter() - start}
     check_run(data, recipe, init)
     if not args.resume:
@@ -479,6 +505,10 @@ def parse_settings(texts: list[str]) -> dict[str, str]:
 
 def resumed_config(out: Path, args: argparse.Namespace) -> dict[str, Any]:
     """The configuration of an interrupted run; options that differ are refused."""
+    if not (out / 'config.json').exists():
+        raise InputError(
+            f'{out}: no run there to go on with; leave --resume out to begin one'
+        )
     config = read_config(out)
     if (out / 'metrics.json').exists() and not resume_files(out):
         raise InputError(
@@ -674,7 +704,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             f'{folder}: no run there; name a directory that train wrote to'
         )
     config = read_json(path)
-    kinds = KEPT | {'settings': dict, 'versions': dict, 'call': str}
+    kinds = KEPT | FOUND
     try:
         wrong = {
             key for key, kind in kinds.items() if not isinstance(config[key], kind)
@@ -693,6 +723,11 @@ def load_init(config: dict[str, Any]) -> Model:
     """The coarse model that a fine stage starts from."""
     folder = Path(config['init'])
     theirs = read_config(folder)
+    if theirs['recipe'] != config['recipe']:
+        raise InputError(
+            f'{folder}: trained by recipe {theirs["recipe"]}, this run has '
+            f'{config["recipe"]}: give --recipe {theirs["recipe"]}'
+        )
     for key in ('dataset', 'protocol', 'split_seed'):
         if theirs[key] != config[key]:
             raise InputError(
@@ -729,6 +764,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
             f'{folder}: the model knows other users or items than the data set '
             f'{config["dataset"]} has; bring the data back that it was trained on'
         )
+    check_data_of(folder, config, data)
     metrics = evaluate_split(model.scorer(), data, args.split)
     print(f'{config["dataset"]}, protocol {config["protocol"]}, {args.split} items')
     for name, value in metrics.items():

@@ -368,13 +368,11 @@ class FastTrainer:
         Raises:
             NotFiniteError: If a loss, a gradient or what was learned is no number.
         """
-        if self.recipe.loss == 'whole':
-            return self._step(self._whole_loss())
-        batches = (
-            self._softmax_batches
-            if self.recipe.loss == 'softmax'
-            else self._bpr_batches
-        )
+        batches = {
+            'whole': self._whole_batch,
+            'softmax': self._softmax_batches,
+            'bpr': self._bpr_batches,
+        }[self.recipe.loss]
         losses = []
         for number, loss in enumerate(batches(), 1):
             try:
@@ -391,7 +389,7 @@ class FastTrainer:
         check_finite(self.model.named_parameters())
         return float(loss.detach())
 
-    def _whole_loss(self) -> Tensor:
+    def _whole_batch(self) -> Iterator[Tensor]:
         model, recipe = self.model, self.recipe
         h_user, h_item = self.features()
         offset = None
@@ -402,7 +400,7 @@ class FastTrainer:
             weight = model.interactions().by_user.weight
             offset = weight * own.index_select(0, self.pairs.col)
         criterion = WholeDataLoss(recipe.alpha, recipe.lambda_reg)
-        return criterion(h_user, h_item, self.pairs, model.bias, offset)
+        yield criterion(h_user, h_item, self.pairs, model.bias, offset)
 
     def _softmax_batches(self) -> Iterator[Tensor]:
         model, recipe = self.model, self.recipe

@@ -71,10 +71,14 @@ def read_resume(out: Path) -> State | None:
             states[path] = _read(path)
         except InputError as error:
             errors[path] = error
-    if errors and not states:
-        raise next(iter(errors.values()))
-    if not states:
+    if not states and not errors:
         return None
+    if not states:
+        paths = ' and '.join(map(str, errors))
+        raise InputError(
+            f'{next(iter(errors.values()))}: nothing whole is left to go on from; '
+            f'delete {paths} to begin anew'
+        )
     newest = max(states, key=lambda path: _place(states[path]))
     for path in errors:
         logger.warning(
@@ -104,7 +108,5 @@ def _read(path: Path) -> State:
         if not all(isinstance(x, dict) for x in (phases, seconds, content['results'])):
             raise TypeError('phases, seconds or results are none')
     except UNFIT as error:
-        raise InputError(
-            f'{path}: holds no interrupted run ({error!r}); start anew without --resume'
-        ) from None
+        raise InputError(f'{path}: holds no interrupted run ({error!r})') from None
     return tensors, content

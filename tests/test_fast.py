@@ -342,7 +342,7 @@ def test_a_step_that_goes_wrong(what, loss, data, monkeypatch):
         return step(trainer, value)
 
     monkeypatch.setattr(FastTrainer, '_step', wrong_step)
-    where = 'of epoch 2' if loss == 'whole' else 'in step 2 of epoch 1'
+    where = 'in step 1 of epoch 2' if loss == 'whole' else 'in step 2 of epoch 1'
     says = f'{what} holds (inf|nan) {where}: lower --set lr=0.003'
     with pytest.raises(InputError, match=says):
         train_fast(data, small(loss=loss, batch_size=256), 0, BOTH)

@@ -828,7 +828,7 @@ def test_an_interrupted_run_is_not_overwritten(interrupted, train, refused, no_r
     assert train('--out', interrupted) == 0
 
 
-def test_damaged_interrupted_run(interrupted, refused):
+def test_damaged_interrupted_run(interrupted, refused, no_report):
     path = interrupted / 'history.jsonl'
     path.write_text(path.read_text()[:-20])
     call = ['train', '--resume', '--out', interrupted]
@@ -839,7 +839,11 @@ def test_damaged_interrupted_run(interrupted, refused):
     for path in resume_files(interrupted):
         path.write_bytes(path.read_bytes()[:100])
     line = refused('train', '--resume', '--out', interrupted)
-    assert re.search(r'resume-\d.safetensors: damaged', line)
+    assert re.search(
+        r'resume-\d.safetensors: damaged .*; delete .* to begin anew', line
+    )
+    delete_resume(interrupted)
+    assert resume(interrupted) == 0
 
 
 def test_the_best_model_is_left(copied):
@@ -865,7 +869,8 @@ def test_evaluate_from_elsewhere(root, tmp_path, monkeypatch, no_report):
 
 
 def test_nothing_to_resume(refused, tmp_path, text_run):
-    assert 'no run there' in refused('train', '--resume', '--out', tmp_path / 'no')
+    line = refused('train', '--resume', '--out', tmp_path / 'no')
+    assert 'no run there to go on with; leave --resume out' in line
     assert 'complete' in refused('train', '--resume', '--out', text_run)
     assert not (tmp_path / 'no').exists()
 
@@ -925,6 +930,39 @@ def test_what_stops_a_run_is_said(train, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run.shutil, 'copyfile', full)
     assert train('--out', tmp_path / 'out') == 130
     assert 'continue with' in capsys.readouterr().err
+
+
+def test_changed_data(root, tmp_path, refused, no_report):
+    """As many users, items and pairs, but others: test items would leak."""
+    shutil.copytree(root / 'text', tmp_path / 'text')
+    train = ['train', *data_options(tmp_path, 'text'), *settings()]
+    coarse, stopped = tmp_path / 'coarse', tmp_path / 'stopped'
+    assert run.main([*train, '--stage', 'coarse', '--out', str(coarse)]) == 0
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, 'train_epoch', stop)
+        assert run.main([*train, '--out', str(stopped)]) == 130
+    test, train_file = (tmp_path / f'text/{x}.txt' for x in ('test', 'train'))
+    lines = [path.read_text().splitlines() for path in (train_file, test)]
+    # An item of the first user changes sides.
+    swapped = [(x[0].split(), x[1:]) for x in lines]
+    swapped[0][0][-1], swapped[1][0][-1] = swapped[1][0][-1], swapped[0][0][-1]
+    for path, (first, rest) in zip((train_file, test), swapped, strict=True):
+        path.write_text('\n'.join([' '.join(first), *rest]) + '\n')
+    says = 'the data set text has changed since then; bring its files back'
+    assert says in refused('evaluate', '--checkpoint', coarse)
+    assert says in refused('train', '--resume', '--out', stopped)
+    fine = ['--stage', 'fine', '--init', coarse]
+    assert says in refused(*train, *fine, '--out', tmp_path / 'fine')
+    assert not (tmp_path / 'fine').exists()
+
+
+def test_a_coarse_stage_of_another_recipe(text_run, root, refused, tmp_path):
+    call = ['train', *data_options(root, 'text'), '--stage', 'fine', '--init', text_run]
+    assert 'give --recipe paper' in refused(*call, '--out', tmp_path / 'out')
 
 
 def test_control_c(root, train, tmp_path, no_report):

@@ -308,6 +308,11 @@ def _read_table_source(
 ) -> Source:
     from pyg_c2f.datasets.parquet import read_parquet  # imports this module
 
+    if user_column == item_column:
+        raise InputError(
+            f'{path}: users and items are both to be in the column {user_column!r}; '
+            'name two columns'
+        )
     read = read_parquet if plain_name(path).endswith('.parquet') else _read_delimited
     columns = read(read_bytes(path), path, (user_column, item_column))
     if not columns[0].rows.size:
@@ -407,9 +412,12 @@ def find_column(names: list[str], column: str, where: str) -> int:
     """
     if column not in names:
         present = ascii(', '.join(names)[:200])
+        mend = 'name the columns with user_column and item_column (run.py: --columns '
+        mend += 'USER,ITEM)'
+        if len(names) == 1:
+            mend = 'separate the cells by commas, in .inter by tabs'
         raise InputError(
-            f'{where}: no column {column!r} (columns present: {present}); name '
-            'the columns with user_column and item_column (run.py: --columns USER,ITEM)'
+            f'{where}: no column {column!r} (columns present: {present}); {mend}'
         )
     if names.count(column) > 1:
         raise InputError(

@@ -32,6 +32,11 @@ def check_edges(
     Raises:
         ValueError: If a size is not positive, or an edge does not fit.
     """
+    if edge_index.dim() != 2 or edge_index.size(0) != 2:
+        raise ValueError(
+            f"'{name}' expected an edge_index of shape [2, num_edges] (got "
+            f'{list(edge_index.shape)})'
+        )
     if num_users < 1 or num_items < 1 or num_layers < 0:
         raise ValueError(
             f"'{name}' expected users, items and layers (got num_users={num_users}, "
