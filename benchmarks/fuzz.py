@@ -414,7 +414,9 @@ def table_rows(raw: bytes, file: str) -> Iterator[Pair]:
             raise Wrong(file, number) from None
     is_inter = file.startswith('toy.inter')
     rows = tab_rows(lines, file) if is_inter else comma_rows('\n'.join(lines), file)
-    number, names = next(rows)
+    number, names = next(rows, (0, []))
+    if not names:
+        raise Wrong(file)
     if is_inter:
         names = [name.split(':')[0] for name in names]
     names = [name.strip() for name in names]

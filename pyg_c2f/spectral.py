@@ -80,8 +80,8 @@ def randomized_svd(
     <https://doi.org/10.1016/j.jcp.2006.03.017>`_). Spectra of interactions fall slowly,
     so that plain powers, those of :func:`torch.svd_lowrank`, leave the last of some
     hundred vectors mixed with others; on Gowalla that costs .008 of ``Recall@20`` once
-    the axes are made sparse. A dozen products with the interactions and four orthonormal
-    bases, however many interactions there are.
+    the axes are made sparse. A dozen products with the interactions and four
+    orthonormal bases, however many interactions there are.
 
     Args:
         interactions (Interactions): The matrix :math:`\tilde{R}`.

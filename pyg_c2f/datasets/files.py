@@ -344,7 +344,9 @@ def _sorted(ids: Ids) -> Ids:
 def _read_delimited(raw: bytes, path: Path, columns: tuple[str, str]) -> list[Ids]:
     is_inter = plain_name(path).endswith('.inter')
     rows = _rows(raw, path, is_inter)
-    header_line, names = next(rows)
+    header_line, names = next(rows, (0, []))
+    if not names:
+        raise InputError(f'{path} is empty; it must hold a header and rows')
     if is_inter:  # RecBole writes `name:type`
         names = [name.partition(':')[0] for name in names]
     names = [name.strip() for name in names]
@@ -376,8 +378,6 @@ def _read_delimited(raw: bytes, path: Path, columns: tuple[str, str]) -> list[Id
 def _rows(raw: bytes, path: Path, is_inter: bool) -> Iterator[tuple[int, list[str]]]:
     r"""Yields the number of the first line and the cells of each row not blank."""
     raw = _plain_lines(raw)
-    if not raw or raw.isspace():
-        raise InputError(f'{path} is empty; it must hold a header and rows')
     try:
         raw.decode()
     except UnicodeDecodeError as error:

@@ -47,7 +47,7 @@ def read_parquet(raw: bytes, path: Path, columns: tuple[str, str]) -> list[Ids]:
     try:
         file = open_file([])
         kinds = {column: _kind(file.schema_arrow, column, path) for column in columns}
-        _check_size(file.metadata, raw, path, set(kinds))
+        _check_size(file.metadata, raw, path)
         # Text stays a dictionary: written out, a long cell could be there many times.
         texts = [column for column, kind in kinds.items() if _TEXT.fullmatch(kind)]
         table = open_file(texts).read(columns=list(kinds))
@@ -73,20 +73,16 @@ def _kind(schema: Any, column: str, path: Path) -> str:
     return kind
 
 
-def _check_size(metadata: Any, raw: bytes, path: Path, columns: set[str]) -> None:
+def _check_size(metadata: Any, raw: bytes, path: Path) -> None:
+    # Of all columns: those of damaged chunks pyarrow aborts the process for.
     rows = metadata.num_rows
     groups = map(metadata.row_group, range(metadata.num_row_groups))
-    chunks = (group.column(i) for group in groups for i in range(group.num_columns))
-    size = sum(
-        chunk.total_uncompressed_size
-        for chunk in chunks
-        if chunk.path_in_schema in columns
-    )
+    size = sum(group.total_byte_size for group in groups)
     if rows > _ROWS + _ROWS_PER_BYTE * len(raw) or size > unpacked_limit(raw):
         raise InputError(
-            f'{path} claims to hold {rows:,} rows with {size:,} bytes of ids unpacked, '
-            f'far too many for its {len(raw):,}; if that is right, write it without '
-            'compression'
+            f'{path} claims to hold {rows:,} rows in {size:,} bytes unpacked, far too '
+            f'many for its {len(raw):,}; if that is right, write the columns of ids '
+            'alone and without compression'
         )
 
 

@@ -368,24 +368,11 @@ def test_parquet_page_with_another_checksum(put):
         read_source(put('toy', {'toy.parquet': damaged}), 'toy')
 
 
-def test_parquet_with_other_columns_that_unpack_to_much(put):
-    pa = pytest.importorskip('pyarrow')
-    import pyarrow.parquet as pq
-
-    ids = np.arange(600) % 20
-    columns = {'user_id': ids, 'item_id': ids, 'text': ['x' * 10**5] * len(ids)}
-    file = io.BytesIO()
-    pq.write_table(pa.table(columns), file, compression='zstd', use_dictionary=False)
-    assert len(file.getvalue()) < 10**6
-    root = put('toy', {'toy.parquet': file.getvalue()})
-    assert read_source(root, 'toy').num_users == 20
-
-
 @pytest.mark.parametrize(
     ('name', 'text', 'pairs'),
     [
         ('toy.csv', 'user_id,item_id\n   \na, "c"\n,,\nb,d,,\n\n', 2),
-        ('toy.inter', ' \nuser_id:token\titem_id:token\na\tc\t\n\t\nb\td\n', 2),
+        ('toy.inter', ' \n\t\nuser_id:token\titem_id:token\na\tc\t\n\t\nb\td\n', 2),
     ],
 )
 def test_blank_rows_and_cells_at_the_end(put, name, text, pairs):
@@ -397,7 +384,7 @@ def test_blank_rows_and_cells_at_the_end(put, name, text, pairs):
     ('num_rows', 'cell', 'options', 'message'),
     [
         (3 * 10**6, 'x', {}, r'claims to hold 3,000,000 rows'),
-        (500, 'x' * 10**5, {'use_dictionary': False}, r'with 50,\d+,\d+ bytes of ids'),
+        (500, 'x' * 10**5, {'use_dictionary': False}, r'in 50,\d+,\d+ bytes unpacked'),
         (10**5, 'x' * 10**5, {}, None),
     ],
     ids=['rows', 'pages', 'cells'],
@@ -502,3 +489,9 @@ def test_what_is_white_space_in_a_table(put):
 def test_sorted_unique():
     keys = np.random.default_rng(0).integers(50, size=100)
     assert sorted_unique(keys).tolist() == sorted(set(keys.tolist()))
+
+
+@pytest.mark.parametrize('text', ['""\n', ',,\n"",\n', ' , \n'])
+def test_blank_rows_alone(put, text):
+    with pytest.raises(InputError, match='toy.csv is empty'):
+        read_source(put('toy', {'toy.csv': text.encode()}), 'toy')
