@@ -33,7 +33,10 @@ class _Ego(torch.autograd.Function):
     ) -> Tensor:
         # Detached: the kernel keeps more for a backward pass that is ours anyway.
         out = weighted_sum(assignment, codebook.detach())
-        out = out.mul_(2).sigmoid_().mul_(2).sub_(1)
+        if torch.compiler.is_compiling():
+            out = out.tanh()  # What torch 2.11 compiles of steps in place loses them.
+        else:
+            out = out.mul_(2).sigmoid_().mul_(2).sub_(1)
         ctx.save_for_backward(out)
         ctx.transposed = transposed
         return out
