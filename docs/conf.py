@@ -19,6 +19,8 @@ extensions = [
 html_theme = 'furo'
 html_title = f'pyg_c2f {release}'
 html_show_copyright = False
+html_static_path = ['_static']
+html_css_files = ['tables.css']
 
 # The pages are read on GitHub too: formulas and anchors of headings as it has them.
 myst_enable_extensions = ['dollarmath']
