@@ -358,9 +358,9 @@ def data_digest(data: HeteroData) -> str:
     return digest.hexdigest()
 
 
-def check_data_of(folder: Path, config: dict[str, Any], data: HeteroData) -> None:
+def check_data_of(folder: Path, config: dict[str, Any], digest: str) -> None:
     """Refuses data that are no longer those of a run: test items would leak."""
-    if data_digest(data) != config['data_sha256']:
+    if digest != config['data_sha256']:
         raise InputError(
             f'{folder}: the data set {config["dataset"]} has changed since then; bring '
             'its files back, or train anew in another --out'
@@ -380,12 +380,13 @@ def run_train(args: argparse.Namespace) -> int:
 
     start = time.perf_counter()
     data = load_data(config).to(device)
+    digest = data_digest(data)
     if args.resume:
-        check_data_of(out, config, data)
-    config['data_sha256'] = data_digest(data)
+        check_data_of(out, config, digest)
+    config['data_sha256'] = digest
     if config['init'] is not None:
         folder = Path(config['init'])
-        check_data_of(folder, read_config(folder), data)
+        check_data_of(folder, read_config(folder), digest)
     seconds = {'load': time.perf_counter() - start}
     check_run(data, recipe, init)
     if not args.resume:
@@ -764,7 +765,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
             f'{folder}: the model knows other users or items than the data set '
             f'{config["dataset"]} has; bring the data back that it was trained on'
         )
-    check_data_of(folder, config, data)
+    check_data_of(folder, config, data_digest(data))
     metrics = evaluate_split(model.scorer(), data, args.split)
     print(f'{config["dataset"]}, protocol {config["protocol"]}, {args.split} items')
     for name, value in metrics.items():

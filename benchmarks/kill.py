@@ -4,11 +4,11 @@ r"""Kills runs and continues them: do they end with the same bits?
 
 Each run is a process of its own that gets SIGKILL, at a random time (a while after a
 random evaluation) or at a random write of a file (half written, before it takes its
-name, just after), and is then
-continued with ``--resume``; half of the continued runs are killed once more. In the end
-all files are compared with those of a run that was never killed: models byte for byte,
-figures and history but for their seconds. Of every other run the newer of the two
-states on disk is also cut short, so that it goes on from the one before.
+name, just after), and is then continued with ``--resume``; half of the continued runs
+are killed once more. In the end all files are compared with those of a run that was
+never killed: models byte for byte, figures and history but for their seconds. Of every
+other run the newer of the two states on disk is also cut short, so that it goes on from
+the one before.
 """
 
 import argparse
@@ -193,8 +193,8 @@ def trial(
             break
         options = again if begun else [*call, '--out', str(out)]
         status = start(options, kill, log, out, pause)
-        if status == -signal.SIGKILL:
-            points.append([*kill, where(out)] if kill else [])
+        if kill is not None and status == -signal.SIGKILL:
+            points.append([*kill, where(out)])
         elif status:
             raise SystemExit(f'{out}: exit status {status}, see {log}')
         else:

@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -38,7 +38,6 @@ from pyg_c2f.typing import (
     USER_FINE,
     Assignment,
     Score,
-    Stage,
     Stored,
     Users,
 )
@@ -107,8 +106,6 @@ class LinearC2F(Recommender):
         torch.Size([2])
     """
 
-    is_fine: Tensor
-
     def __init__(
         self,
         edge_index: Tensor,
@@ -153,9 +150,7 @@ class LinearC2F(Recommender):
         self.soft_threshold = SoftThreshold(threshold)
         self.bias = torch.nn.Parameter(torch.zeros(num_items))
         self.register_buffer('edge_index', edge_index.clone())
-        self.register_buffer('is_fine', torch.tensor(False))
         self._interactions: Interactions | None = None
-        self.register_load_state_dict_post_hook(LinearC2F._after_load)
         self.set_stage('coarse')
 
     def reset_parameters(self) -> None:
@@ -166,20 +161,6 @@ class LinearC2F(Recommender):
         self.fine.reset_parameters()
         torch.nn.init.zeros_(self.bias)
         self.set_stage('coarse')
-
-    def set_stage(self, stage: Stage) -> None:
-        """Lets the fine anchors take part, or not.
-
-        Raises:
-            ValueError: If there is no such stage.
-        """
-        if stage not in get_args(Stage):
-            raise ValueError(
-                f"'LinearC2F' expected a stage of {get_args(Stage)} (got {stage})"
-            )
-        # Beside the buffer, which a branch would have to wait for on a GPU.
-        self.stage: Stage = stage
-        self.is_fine.fill_(stage == 'fine')
 
     def set_assignment(
         self, coarse: Assignment | None = None, fine: Assignment | None = None
@@ -503,14 +484,6 @@ class LinearC2F(Recommender):
 
     def _forget(self) -> None:
         self._interactions = None
-
-    def _after_load(self, _: Any) -> None:
-        self._forget()
-        self.set_stage('fine' if self.is_fine else 'coarse')
-
-    def _apply(self, fn, recurse: bool = True) -> 'LinearC2F':  # type: ignore[no-untyped-def]
-        self._forget()
-        return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:
         return f'{self.num_users}, {self.num_items}, users={self.users!r}'

@@ -1,5 +1,4 @@
 from collections.abc import Callable
-from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -76,8 +75,6 @@ class C2F(Recommender):
         torch.Size([2, 2])
     """
 
-    is_fine: Tensor
-
     def __init__(
         self,
         edge_index: Tensor,
@@ -119,9 +116,6 @@ class C2F(Recommender):
         self.register_buffer('edge_index', edge_index.clone())
         self._entities: EntityCSR | None = None
         self._graph: BlockGraph | None = None
-        # The stage as part of the state: it decides what the tables mean.
-        self.register_buffer('is_fine', torch.tensor(False))
-        self.register_load_state_dict_post_hook(C2F._after_load)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -140,12 +134,7 @@ class C2F(Recommender):
         Raises:
             ValueError: If there is no such stage.
         """
-        if stage not in get_args(Stage):
-            raise ValueError(
-                f"'C2F' expected a stage of {get_args(Stage)} (got {stage})"
-            )
-        self.stage = stage
-        self.is_fine.fill_(stage == 'fine')
+        super().set_stage(stage)
         self.coarse.codebook.requires_grad_(stage == 'coarse')
         self.fine.codebook.requires_grad_(stage == 'fine')
         self._graph = None
@@ -434,16 +423,8 @@ class C2F(Recommender):
             self._entities = entity_csr(self.edge_index, self.num_users, self.num_items)
         return self._entities
 
-    def _forget_graphs(self) -> None:
+    def _forget(self) -> None:
         self._entities = self._graph = None
-
-    def _after_load(self, _: Any) -> None:
-        self._forget_graphs()
-        self.set_stage('fine' if self.is_fine else 'coarse')
-
-    def _apply(self, fn: Any, recurse: bool = True) -> 'C2F':
-        self._forget_graphs()
-        return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:
         return f'{self.num_users}, {self.num_items}, stage={self.stage!r}'

@@ -12,6 +12,7 @@ from torch_geometric.nn import KNNIndex
 from torch_geometric.utils import cumsum, degree
 
 from pyg_c2f.graph import ranges
+from pyg_c2f.nn.stage import Staged
 from pyg_c2f.typing import ITEM, USER, InputError, Score
 
 # Scores alive at once, 64 MB: people are served in blocks of rows of these.
@@ -146,7 +147,7 @@ class _People(NamedTuple):
     named: bool
 
 
-class Recommender(torch.nn.Module):
+class Recommender(Staged):
     r"""A model that scores all items for a person, and gives lists of the best.
 
     A subclass says how it scores: :meth:`scorer` for known users and
