@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import time
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -27,20 +26,11 @@ from tests.bundles import (
     sealed,
     table,
 )
+from tests.memory import peak
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.filterwarnings('error')
 every_kind = pytest.mark.parametrize('kind', KINDS)
-
-
-def peak(function):
-    """The most bytes that a call holds, beside those that are there already."""
-    tracemalloc.start()
-    try:
-        function()
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
 
 
 # Lists --------------------------------------------------------------------------------

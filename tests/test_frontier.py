@@ -1,6 +1,5 @@
 """The benchmark of all methods: what it chooses, writes and goes on with."""
 
-import importlib
 import json
 import subprocess
 import sys
@@ -31,10 +30,8 @@ NAMES = ['popularity', 'ours', 'low-pass', 'low-pass rounded', 'two-hop']
 
 
 @pytest.fixture(scope='module')
-def modules():
-    sys.path.insert(0, str(ROOT / 'benchmarks'))
-    yield [importlib.import_module(x) for x in ('frontier', 'frontier_report')]
-    sys.path.pop(0)
+def modules(import_benchmark):
+    return [import_benchmark(x) for x in ('frontier', 'frontier_report')]
 
 
 def call(out, *names):

@@ -1,53 +1,27 @@
 """Runs that are killed and continued end with the same bits (fifty: benchmarks)."""
 
-import importlib
-import sys
 from itertools import product
-from pathlib import Path
 
-import numpy as np
 import pytest
 
 import run
-
-ROOT = Path(__file__).parents[1]
-SETTINGS = {
-    'num_coarse': 6,
-    'num_fine': 4,
-    'embedding_dim': 8,
-    'pca_components': 4,
-    'fine_per_coarse': 2,
-    'num_layers': 2,
-    'batch_size_coarse': 512,
-    'batch_size_fine': 512,
-    'lr_coarse': 0.1,
-    'lr_fine': 0.1,
-    'max_epochs': 8,
-    'patience': 2,
-    'eval_every': 1,
-}
+from tests.tiny import settings, write_text_data
 
 
 @pytest.fixture(scope='module')
-def kill():
-    sys.path.insert(0, str(ROOT / 'benchmarks'))
-    yield importlib.import_module('kill')
-    sys.path.pop(0)
+def kill(import_benchmark):
+    return import_benchmark('kill')
 
 
 @pytest.fixture
 def call(tmp_path, monkeypatch):
     """A training of a second, without the drawing."""
     monkeypatch.setattr(run, 'write_report', lambda out, *_: out / 'report.html')
-    rng, folder = np.random.default_rng(0), tmp_path / 'data' / 'text'
-    folder.mkdir(parents=True)
-    rows = [(user, *rng.permutation(50)[:12].tolist()) for user in range(40)]
-    for name, part in (('train', slice(1, 9)), ('test', slice(9, None))):
-        lines = (f'{row[0]} {" ".join(map(str, row[part]))}\n' for row in rows)
-        (folder / f'{name}.txt').write_text(''.join(lines))
-    data = ['--data-root', str(tmp_path / 'data'), '--dataset', 'text']
-    values = (f'{key}={value}' for key, value in SETTINGS.items())
-    return ['train', *data, '--quiet', '--recipe', 'paper', '--set', *values]
+    write_text_data(tmp_path)
+    data = ['--data-root', str(tmp_path), '--dataset', 'text']
+    # Long enough to be killed in each phase of both stages.
+    longer = settings(max_epochs=8, patience=2, batch_size_fine=512)
+    return ['train', *data, '--quiet', *longer]
 
 
 def test_killed_and_continued(kill, call, tmp_path):

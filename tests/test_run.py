@@ -13,7 +13,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -26,43 +25,17 @@ from pyg_c2f.datasets import get_dataset
 from pyg_c2f.finite import NotFiniteError
 from pyg_c2f.resume import RESUME_FILES, delete_resume, resume_files
 from pyg_c2f.typing import KS, RATES
+from tests.tiny import SETTINGS, settings, write_text_data
 
 PROGRAM = [sys.executable, str(Path(run.__file__).resolve())]
-SETTINGS = {
-    'num_coarse': 6,
-    'num_fine': 4,
-    'embedding_dim': 8,
-    'pca_components': 4,
-    'fine_per_coarse': 2,
-    'num_layers': 2,
-    'lr_coarse': 0.1,
-    'lr_fine': 0.1,
-    'batch_size_coarse': 512,
-    'batch_size_fine': 1024,
-    'max_epochs': 3,
-    'patience': 1,
-    'eval_every': 1,
-}
 MEASURES = {f'{name}@{k}' for name in ('recall', 'ndcg') for k in KS}
-
-
-def settings(**changes):
-    values = (f'{k}={v}' for k, v in (SETTINGS | changes).items())
-    return ['--recipe', 'paper', '--set', *values]
-
-
-def as_text(rows, part):
-    return ''.join(f'{u} {" ".join(map(str, row[part]))}\n' for u, row in rows.items())
 
 
 @pytest.fixture(scope='session')
 def root(tmp_path_factory):
     """A data root with one data set as text and the same one as a table with names."""
-    root, rng = tmp_path_factory.mktemp('data'), np.random.default_rng(0)
-    rows = {user: rng.permutation(50)[:12].tolist() for user in range(40)}
-    (root / 'text').mkdir()
-    (root / 'text/train.txt').write_text(as_text(rows, slice(8)))
-    (root / 'text/test.txt').write_text(as_text(rows, slice(8, None)))
+    root = tmp_path_factory.mktemp('data')
+    rows = write_text_data(root)
     (root / 'table').mkdir()
     table = ''.join(f'u{u:02}\ti{i:02}\t5\n' for u, row in rows.items() for i in row)
     header = 'user_id:token\titem_id:token\trating:float\n'

@@ -1,7 +1,6 @@
 import gzip
 import io
 import logging
-import tracemalloc
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from pyg_c2f.datasets.files import (
     sorted_unique,
 )
 from pyg_c2f.typing import RATES, InputError
+from tests.memory import peak
 
 TRAIN = '0 0 1 2\n1 1 3\n2 0 3\n'
 TEST = '0 3\n1 0 2\n2 1\n'
@@ -411,15 +411,6 @@ def test_a_long_cell_makes_no_wide_column(put):
     raw = f'user_id,item_id\n{rows}{"x" * 100_000},1\n'
     root = put('toy', {'toy.csv': raw})
     assert peak(lambda: read_source(root, 'toy')) < 30 * len(raw)
-
-
-def peak(function):
-    tracemalloc.start()
-    try:
-        function()
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
 
 
 @pytest.mark.parametrize('file', ['train.txt.gz', 'toy.csv.gz', 'toy.parquet.gz'])

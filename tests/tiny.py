@@ -1,0 +1,38 @@
+"""A data set and settings whose training takes a second."""
+
+import numpy as np
+
+SETTINGS = {
+    'num_coarse': 6,
+    'num_fine': 4,
+    'embedding_dim': 8,
+    'pca_components': 4,
+    'fine_per_coarse': 2,
+    'num_layers': 2,
+    'lr_coarse': 0.1,
+    'lr_fine': 0.1,
+    'batch_size_coarse': 512,
+    'batch_size_fine': 1024,
+    'max_epochs': 3,
+    'patience': 1,
+    'eval_every': 1,
+}
+
+
+def settings(**changes):
+    values = (f'{k}={v}' for k, v in (SETTINGS | changes).items())
+    return ['--recipe', 'paper', '--set', *values]
+
+
+def as_text(rows, part):
+    return ''.join(f'{u} {" ".join(map(str, row[part]))}\n' for u, row in rows.items())
+
+
+def write_text_data(root):
+    """The data set ``root/text``; returns the items of each user, the last for test."""
+    rng = np.random.default_rng(0)
+    rows = {user: rng.permutation(50)[:12].tolist() for user in range(40)}
+    (root / 'text').mkdir()
+    (root / 'text/train.txt').write_text(as_text(rows, slice(8)))
+    (root / 'text/test.txt').write_text(as_text(rows, slice(8, None)))
+    return rows
