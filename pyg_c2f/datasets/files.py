@@ -1,8 +1,8 @@
 r"""Reading interactions: LightGCN text and tables, plain or gzipped.
 
-Text is converted in one vectorised go, and its lines are only walked to say where it is
-wrong; tables are read row by row. The size of a file bounds the memory, whatever it
-claims to hold.
+Text and plain tables are converted in one vectorised go. Their lines are only walked to
+say where they are wrong, or if a table has quotes or other rare things. The size of a
+file bounds the memory, whatever it claims to hold.
 """
 
 import csv
@@ -12,7 +12,7 @@ import logging
 import os
 import zlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +33,11 @@ _MAX_ID = 2**31 - 1
 _BOM = b'\xef\xbb\xbf'
 # What a file may unpack to: small ones to this, others to that many times their size.
 _UNPACKED_BYTES, _UNPACKED_TIMES = 2**25, 20
+# Of a table, what is looked at in one go: small enough for the cache.
+_BLOCK_BYTES = 2**17
+_LONGEST_ID = 255  # bytes, in a plain table
+_FIRST_BYTES = np.array([2 ** (8 * n) - 1 for n in range(9)], np.uint64)
+_HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Source(NamedTuple):
@@ -51,9 +56,12 @@ class Source(NamedTuple):
 
 
 def locate(folder: Path, file_name: str) -> Path | None:
-    r"""Returns the path of a file, plain before gzipped, or None."""
+    r"""Returns the path of a file, plain before gzipped, or None.
+
+    A Parquet table may be a folder of part files.
+    """
     for path in (folder / file_name, folder / f'{file_name}.gz'):
-        if path.is_file():
+        if path.is_file() or (path.suffix == '.parquet' and path.is_dir()):
             return path
     return None
 
@@ -90,7 +98,7 @@ def read_bytes(path: Path) -> bytes:
         ) from error
     if path.suffix != '.gz':
         return raw
-    limit, size, blocks = unpacked_limit(raw), 0, []
+    limit, size, blocks = unpacked_limit(len(raw)), 0, []
     try:
         with gzip.open(io.BytesIO(raw)) as file:
             while size <= limit and (block := file.read(2**20)):
@@ -108,9 +116,9 @@ def read_bytes(path: Path) -> bytes:
     return b''.join(blocks)
 
 
-def unpacked_limit(raw: bytes) -> int:
-    r"""Returns the most bytes that the content of a file may unpack to."""
-    return max(_UNPACKED_BYTES, _UNPACKED_TIMES * len(raw))
+def unpacked_limit(size: int) -> int:
+    r"""Returns the most bytes that the content of a file of a size may unpack to."""
+    return max(_UNPACKED_BYTES, _UNPACKED_TIMES * size)
 
 
 def read_source(
@@ -308,15 +316,13 @@ def _read_table_source(
 ) -> Source:
     from pyg_c2f.datasets.parquet import read_parquet  # imports this module
 
-    if user_column == item_column:
-        raise InputError(
-            f'{path}: users and items are both to be in the column {user_column!r}; '
-            'name two columns'
-        )
-    read = read_parquet if plain_name(path).endswith('.parquet') else _read_delimited
-    columns = read(read_bytes(path), path, (user_column, item_column))
+    names = check_columns(path, user_column, item_column)
+    if plain_name(path).endswith('.parquet'):
+        columns = read_parquet(path, names)
+    else:
+        columns = _read_delimited(read_bytes(path), path, names)
     if not columns[0].rows.size:
-        raise InputError(f'{path} has no rows; one row per interaction is needed')
+        raise no_rows(path)
     users, items = (_sorted(ids) for ids in columns)
     keys = _unique(users.rows * len(items.labels) + items.rows, path)
     return Source(
@@ -325,8 +331,27 @@ def _read_table_source(
         len(items.labels),
         users.labels,
         items.labels,
-        _read_titles(path.parent, name, item_column, items.labels),
+        read_titles(path.parent, name, item_column, items.labels),
     )
+
+
+def check_columns(path: Path, user_column: str, item_column: str) -> tuple[str, str]:
+    r"""Returns the names of two columns.
+
+    Raises:
+        InputError: If they are the same.
+    """
+    if user_column == item_column:
+        raise InputError(
+            f'{path}: users and items are both to be in the column {user_column!r}; '
+            'name two columns'
+        )
+    return user_column, item_column
+
+
+def no_rows(path: Path) -> InputError:
+    r"""The error for a table that holds nothing."""
+    return InputError(f'{path} has no rows; one row per interaction is needed')
 
 
 def _sorted(ids: Ids) -> Ids:
@@ -343,6 +368,7 @@ def _sorted(ids: Ids) -> Ids:
 
 def _read_delimited(raw: bytes, path: Path, columns: tuple[str, str]) -> list[Ids]:
     is_inter = plain_name(path).endswith('.inter')
+    raw = _plain_lines(raw)
     rows = _rows(raw, path, is_inter)
     header_line, names = next(rows, (0, []))
     if not names:
@@ -353,6 +379,10 @@ def _read_delimited(raw: bytes, path: Path, columns: tuple[str, str]) -> list[Id
     user_at, item_at = (
         find_column(names, column, f'{path}, line {header_line}') for column in columns
     )
+    if header_line == 1:
+        at = user_at, item_at
+        if ids := _read_plain_rows(raw, is_inter, len(names), at):
+            return ids
     users: dict[str, int] = {}
     items: dict[str, int] = {}
     user_index, item_index = array('q'), array('q')
@@ -377,9 +407,9 @@ def _read_delimited(raw: bytes, path: Path, columns: tuple[str, str]) -> list[Id
 
 def _rows(raw: bytes, path: Path, is_inter: bool) -> Iterator[tuple[int, list[str]]]:
     r"""Yields the number of the first line and the cells of each row not blank."""
-    raw = _plain_lines(raw)
     try:
-        raw.decode()
+        if not raw.isascii():
+            raw.decode()
     except UnicodeDecodeError as error:
         line = 1 + raw.count(b'\n', 0, error.start)
         raise InputError(
@@ -402,6 +432,147 @@ def _rows(raw: bytes, path: Path, is_inter: bool) -> Iterator[tuple[int, list[st
             f'{path}, line {line}: the row cannot be read ({error}); close its quotes, '
             'shorten or delete it'
         ) from error
+
+
+def _read_plain_rows(
+    raw: bytes, is_inter: bool, num_cells: int, at: tuple[int, int]
+) -> list[Ids] | None:
+    r"""Reads the ids of all rows after the first line without a look at each.
+
+    Returns:
+        list: The ids; None if there are quotes, NUL characters, rows with another
+        number of cells, long lines, long ids or none: things to read, or to refuse,
+        row by row.
+    """
+    if b'\0' in raw or (b'"' in raw and not is_inter):
+        return None
+    separator = '\t' if is_inter else ','
+    # A cell that the csv module finds too long is in no line of this length.
+    longest_line = min(csv.field_size_limit(), _BLOCK_BYTES)
+    # Of each cell where it starts, its size and its hash. A row has at least 4 bytes.
+    most = min(raw.count(b'\n'), len(raw) // 4) + 1
+    start = np.empty((2, most), np.int64)
+    size = np.empty((2, most), np.uint8)
+    key = np.empty((2, most), np.uint64)
+    num_rows = 0
+    end = raw.find(b'\n') + 1 or len(raw)
+    while end < len(raw):
+        begin = end
+        end = raw.rfind(b'\n', begin, begin + longest_line) + 1
+        if not end:
+            if len(raw) - begin >= longest_line:
+                return None
+            end = len(raw)  # nothing ends the last line
+        # The end of the line before, whole lines, and what fills up the last words.
+        block = raw[begin - 1 : end].removesuffix(b'\n') + b'\n' + bytes(8)
+        bounds = _find_bounds(np.frombuffer(block, np.uint8), separator, num_cells)
+        if bounds is None:
+            return None
+        first = bounds[:-1].reshape(-1, num_cells)[:, at].T + 1
+        length = bounds[1:].reshape(-1, num_cells)[:, at].T - first
+        if not ((length > 0) & (length <= _LONGEST_ID)).all():
+            return None
+        rows = slice(num_rows, num_rows + first.shape[1])
+        start[:, rows] = first + (begin - 1)
+        size[:, rows] = length
+        key[:, rows] = _hash(_words(block), first, length)
+        num_rows = rows.stop
+    if not num_rows:
+        return None
+    rows = slice(num_rows)
+    users = _number(raw, start[0, rows], size[0, rows], key[0, rows])
+    items = users and _number(raw, start[1, rows], size[1, rows], key[1, rows])
+    return [users, items] if users and items else None
+
+
+def _find_bounds(byte: np.ndarray, separator: str, num_cells: int) -> np.ndarray | None:
+    r"""Returns between what the cells are: a line end, then what ends each of them.
+
+    None if a line has another number of cells. Blank lines are taken as white space
+    before the next line.
+    """
+    ends_line = byte == ord('\n')
+    ends_cell = ends_line | (byte == ord(separator))
+    ends_cell[1:] &= ~(ends_line[1:] & ends_line[:-1])
+    bounds = np.flatnonzero(ends_cell)
+    num_rows, rest = divmod(bounds.size - 1, num_cells)
+    is_line = ends_line[bounds]
+    if rest or np.count_nonzero(is_line) != num_rows + 1:
+        return None
+    return bounds if is_line[::num_cells].all() else None
+
+
+def _words(text: bytes) -> np.ndarray:
+    r"""Returns the eight bytes from each on as a number."""
+    return np.ndarray(len(text) - 7, '<u8', text, strides=(1,))
+
+
+def _hash(words: np.ndarray, first: np.ndarray, size: np.ndarray) -> np.ndarray:
+    r"""Returns a number for each cell; up to eight bytes, none NUL, are their own."""
+    key = words[first] & _FIRST_BYTES[np.minimum(size, 8)]
+    for skip in range(8, int(size.max(initial=0)), 8):
+        long = np.nonzero(size > skip)
+        kept = _FIRST_BYTES[np.minimum(size[long] - skip, 8)]
+        key[long] = key[long] * _HASH_FACTOR + (words[first[long] + skip] & kept)
+    return key
+
+
+def _number(
+    text: bytes, start: np.ndarray, size: np.ndarray, key: np.ndarray
+) -> Ids | None:
+    r"""Numbers cells by their text, white space around it left out.
+
+    None if two texts have the same hash, or one is no id.
+    """
+    twin = _find_twins(key)
+    if size.max() > 8 and not _have_same_text(text, start, size, twin):
+        return None
+    chosen = np.flatnonzero(twin == np.arange(twin.size))
+    known: dict[str, int] = {}
+    texts = _texts(text, start[chosen], size[chosen])
+    labels = (known.setdefault(label, len(known)) for label in texts)
+    number = np.empty(twin.size, np.int64)
+    number[chosen] = np.fromiter(labels, np.int64, chosen.size)
+    return None if '' in known else Ids(number[twin], list(known))
+
+
+def _texts(text: bytes, start: np.ndarray, size: np.ndarray) -> Iterator[str]:
+    # In parts: lists of all places would take more than the file.
+    for i in range(0, start.size, 2**12):
+        part = slice(i, i + 2**12)
+        end = start[part] + size[part]
+        for first, last in zip(start[part].tolist(), end.tolist(), strict=True):
+            yield text[first:last].decode().strip()
+
+
+def _find_twins(key: np.ndarray) -> np.ndarray:
+    r"""Returns for each key the place of one that is the same, for all of these."""
+    bits = key.size.bit_length()
+    slot = ((key * _HASH_FACTOR) >> np.uint64(64 - bits)).view(np.int64)
+    table = np.empty(2**bits, np.int64)
+    table[slot] = np.arange(key.size)
+    twin = table[slot]
+    del slot, table
+    # Another key has taken the slot; sorting finds the twins of these few.
+    lost = np.flatnonzero(key[twin] != key)
+    _, at, inverse = np.unique(key[lost], return_index=True, return_inverse=True)
+    twin[lost] = lost[at][inverse]
+    return twin
+
+
+def _have_same_text(
+    text: bytes, start: np.ndarray, size: np.ndarray, twin: np.ndarray
+) -> bool:
+    if (size != size[twin]).any():
+        return False
+    words = _words(text + bytes(8))
+    other = start[twin]
+    for skip in range(0, int(size.max()), 8):
+        long = np.flatnonzero(size > skip)
+        differ = words[start[long] + skip] ^ words[other[long] + skip]
+        if (differ & _FIRST_BYTES[np.minimum(size[long] - skip, 8)]).any():
+            return False
+    return True
 
 
 def find_column(names: list[str], column: str, where: str) -> int:
@@ -436,8 +607,8 @@ def find_fault(text: str, column: str) -> str | None:
     return None
 
 
-def _read_titles(
-    folder: Path, name: str, item_column: str, labels: list[str]
+def read_titles(
+    folder: Path, name: str, item_column: str, labels: Iterable[str]
 ) -> list[str] | None:
     r"""Titles from a RecBole file ``NAME.item``; missing ones are empty.
 

@@ -1,7 +1,7 @@
 r"""Interactions on disk as a PyG data set."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data, HeteroData, InMemoryDataset
 
-from pyg_c2f.datasets.files import Source, read_source
+from pyg_c2f.datasets.built import Built, encode_texts, find_built, read_built
+from pyg_c2f.datasets.files import Source, data_folder, read_source
 from pyg_c2f.datasets.splits import Splits, hold_out, make_generator, split
 from pyg_c2f.graph import unique_pairs
 from pyg_c2f.typing import ITEM, RATED_BY, RATES, USER, Protocol
 
 _HELD_OUT = ('val_edge_label_index', 'test_edge_label_index')
+_LABELS = 2**12  # decoded at a time
 
 
 class Labels:
@@ -27,26 +29,62 @@ class Labels:
     (``n_id``).
     """
 
-    def __init__(self, values: list[str]) -> None:
-        self._values = tuple(values)
+    def __init__(self, values: Iterable[str]) -> None:
+        # No Python objects: millions of labels take only the room of their letters.
+        self._bytes, self._offsets = encode_texts(list(values))
+
+    @classmethod
+    def from_buffers(cls, content: np.ndarray, offsets: np.ndarray) -> 'Labels':
+        r"""Returns labels without a copy, perhaps of a file that is mapped.
+
+        Args:
+            content (np.ndarray): Their bytes in UTF-8, one after the other, uint8.
+            offsets (np.ndarray): Where each starts, and where the last ends, int64,
+                ``[num_labels + 1]``.
+        """
+        labels = cls.__new__(cls)
+        labels._bytes, labels._offsets = content, offsets
+        return labels
 
     def __getitem__(self, index: int) -> str:
-        return self._values[index]
+        at = range(len(self))[index]
+        start, end = self._offsets[at : at + 2]
+        return _decode(self._bytes[start:end].tobytes())
 
     def __len__(self) -> int:
-        return len(self._values)
+        return len(self._offsets) - 1
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
+        for first in range(0, len(self), _LABELS):
+            offsets = self._offsets[first : first + _LABELS + 1]
+            content = self._bytes[offsets[0] : offsets[-1]].tobytes()
+            bounds = (offsets - offsets[0]).tolist()
+            for start, end in zip(bounds, bounds[1:], strict=False):
+                yield _decode(content[start:end])
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Labels) and self._values == other._values
+        return (
+            isinstance(other, Labels)
+            and np.array_equal(self._offsets, other._offsets)
+            and np.array_equal(self._bytes, other._bytes)
+        )
 
     def __hash__(self) -> int:
-        return hash(self._values)
+        # The first ones are enough to tell most apart.
+        return hash((len(self), self._bytes[:_LABELS].tobytes()))
+
+    def __copy__(self) -> 'Labels':
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> 'Labels':
+        return self  # nothing changes them
 
     def __repr__(self) -> str:
         return f'Labels({len(self)})'
+
+
+def _decode(content: bytes) -> str:
+    return content.decode(errors='surrogatepass')
 
 
 class InteractionData(HeteroData):
@@ -83,16 +121,44 @@ def build_data(
         num_items (int): The number of items, the base of the keys.
         **attributes: Attributes of the graph as a whole.
     """
+    edge_index, val, test = (_to_edge_index(keys, num_items) for keys in splits)
+    edges = edge_index, val, test, edge_index.flip(0)
+    return _make_data(*edges, num_users, num_items, attributes)
+
+
+def _make_data(
+    edge_index: Tensor,
+    val: Tensor,
+    test: Tensor,
+    reverse: Tensor,
+    num_users: int,
+    num_items: int,
+    attributes: dict[str, Any],
+) -> HeteroData:
     data = InteractionData()
     data[USER].num_nodes = num_users
     data[ITEM].num_nodes = num_items
-    edge_index, val, test = (_to_edge_index(keys, num_items) for keys in splits)
     data[RATES].edge_index = edge_index
     data[RATES].val_edge_label_index = val
     data[RATES].test_edge_label_index = test
-    data[RATED_BY].edge_index = edge_index.flip(0)
+    data[RATED_BY].edge_index = reverse
     for key, value in attributes.items():
         data[key] = value
+    return data
+
+
+def _built_data(built: Built, **attributes: Any) -> HeteroData:
+    r"""Returns the graph of a built form: views of what is mapped."""
+    edges = built.edges[:2], built.val, built.test, built.edges[1:]
+    data = _make_data(*edges, built.meta.num_users, built.meta.num_items, attributes)
+    labels = {key: Labels.from_buffers(*texts) for key, texts in built.texts.items()}
+    for key, store, attribute in (
+        ('users', data[USER], 'raw_id'),
+        ('items', data[ITEM], 'raw_id'),
+        ('titles', data[ITEM], 'title'),
+    ):
+        if key in labels:
+            store[attribute] = labels[key]
     return data
 
 
@@ -125,9 +191,10 @@ class InteractionDataset(InMemoryDataset):
     * ``NAME.inter``, the RecBole format: separated by tabs, with a header
       ``user_id:token  item_id:token  ...``;
     * ``NAME.csv`` or ``NAME.parquet`` with named columns (the latter needs pyarrow:
-      ``pip install pyg-c2f[tables]``).
+      ``pip install pyg-c2f[tables]``); ``NAME.parquet`` may be a folder of part files
+      ``*.parquet``.
 
-    All of them may be gzipped (``train.txt.gz``). The first kind found counts. Every
+    All files may be gzipped (``train.txt.gz``). The first kind found counts. Every
     row of a table is one interaction, whatever its other columns say. Ids of tables
     are numbered in sorted order and kept as ``raw_id`` of users and items; a RecBole
     file ``NAME.item`` with a title column beside the table gives the items a
@@ -152,8 +219,10 @@ class InteractionDataset(InMemoryDataset):
 
     Numbers of the two protocols must not be compared.
 
-    Parsing takes about a second for a million interactions, so that nothing is cached
-    on disk: ``root`` may be read-only, and another seed never meets an old split.
+    Nothing is cached on disk: ``root`` may be read-only, and another seed never meets
+    an old split. Data that do not fit in memory are prepared by
+    :func:`~pyg_c2f.datasets.build_dataset`, once for a protocol and a seed; what it
+    leaves is taken, mapped into memory, and must be of the files as they are.
 
     Tolerated, and logged with their number: duplicate interactions, users on several
     lines, users without items, held-out interactions that are also in train (they
@@ -219,14 +288,22 @@ class InteractionDataset(InMemoryDataset):
         rng = make_generator(protocol, split_seed)
         super().__init__(str(root), transform)
         self.name = name
-        source = read_source(Path(self.root), name, user_column, item_column)
+        attributes = {
+            'dataset': name,
+            'protocol': protocol,
+            'split_seed': int(split_seed),
+        }
+        columns = user_column, item_column
+        folder = data_folder(Path(self.root), name)
+        if built := find_built(folder, name, protocol, int(split_seed), *columns):
+            self._data = _built_data(read_built(built), **attributes)
+            return
+        source = read_source(Path(self.root), name, *columns)
         data = build_data(
             split_source(source, protocol, rng, name),
             source.num_users,
             source.num_items,
-            dataset=name,
-            protocol=protocol,
-            split_seed=int(split_seed),
+            **attributes,
         )
         if source.user_labels is not None and source.item_labels is not None:
             data[USER].raw_id = Labels(source.user_labels)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torch_geometric.data import HeteroData
 
+from pyg_c2f.datasets.built import is_built
 from pyg_c2f.datasets.download import download, matches
 from pyg_c2f.datasets.files import (
     data_folder,
@@ -74,7 +75,8 @@ class PublishedDataset(InteractionDataset):
     r"""Base of the data sets with a known address and known checksums.
 
     ``train.txt`` and ``test.txt`` (or ``.gz``) that lie in ``root/name`` are used as
-    they are. What is missing is downloaded and must have the reference checksum.
+    they are. What is missing is downloaded and must have the reference checksum, unless
+    :func:`~pyg_c2f.datasets.build_dataset` has left a form that needs no files.
 
     Args:
         root (str or Path): The folder that holds one folder per data set.
@@ -103,7 +105,9 @@ class PublishedDataset(InteractionDataset):
         transform: Callable[[HeteroData], HeteroData] | None = None,
     ) -> None:
         make_generator(protocol, split_seed)  # a wrong call downloads nothing
-        self._download_missing(data_folder(Path(root).expanduser(), self.folder))
+        folder = data_folder(Path(root).expanduser(), self.folder)
+        if not is_built(folder, protocol, split_seed):
+            self.download_missing(folder)
         super().__init__(
             root,
             self.folder,
@@ -117,11 +121,13 @@ class PublishedDataset(InteractionDataset):
         r"""Returns the checksums: file -> kind -> digest."""
         return read_checksums()[cls.folder]
 
-    def _download_missing(self, folder: Path) -> None:
-        references = self.references()
+    @classmethod
+    def download_missing(cls, folder: Path) -> None:
+        r"""Downloads what is not in the folder, and verifies it."""
+        references = cls.references()
         for file_name, reference in references.items():
             if not locate(folder, file_name):
-                url = f'{self.base_url}/{file_name}'
+                url = f'{cls.base_url}/{file_name}'
                 try:
                     download(url, folder / file_name, reference)
                 except InputError as error:

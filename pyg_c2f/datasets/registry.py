@@ -5,6 +5,13 @@ from typing import Any
 
 from torch_geometric.data import HeteroData
 
+from pyg_c2f.datasets.built import (
+    Meta,
+    build_dataset,
+    find_built,
+    is_built,
+    read_meta,
+)
 from pyg_c2f.datasets.files import (
     TEXT_FILES,
     data_folder,
@@ -12,6 +19,7 @@ from pyg_c2f.datasets.files import (
     plain_name,
 )
 from pyg_c2f.datasets.interactions import InteractionDataset
+from pyg_c2f.datasets.parquet import part_files
 from pyg_c2f.datasets.published import (
     AmazonBook,
     Gowalla,
@@ -20,6 +28,7 @@ from pyg_c2f.datasets.published import (
     Yelp2020,
     file_state,
 )
+from pyg_c2f.datasets.splits import make_generator
 from pyg_c2f.datasets.synthetic import SyntheticHierarchy
 from pyg_c2f.typing import ITEM, RATES, USER, InputError, Protocol
 
@@ -75,6 +84,44 @@ def get_dataset(
     )[0]
 
 
+def build(
+    name: str,
+    root: str | Path | None = None,
+    protocol: Protocol = 'standard',
+    split_seed: int = 2024,
+    user_column: str = 'user_id',
+    item_column: str = 'item_id',
+    progress: bool = False,
+) -> Path:
+    r"""Builds the data set that :func:`get_dataset` returns for the same arguments.
+
+    Files of a published data set are downloaded where they are missing; otherwise as
+    :func:`build_dataset`.
+
+    Raises:
+        InputError: If there is no such data set, a file is wrong, or it is the
+            synthetic one.
+        OSError: If the folder cannot be written.
+    """
+    if name == SYNTHETIC:
+        raise InputError(
+            f'the data set {name} is made, not read: there is nothing to build; name a '
+            'folder of files, or one that is downloaded'
+        )
+    root = _resolve(root)
+    folder = data_folder(root, name)
+    make_generator(protocol, split_seed)  # a wrong call downloads nothing
+    if name in PUBLISHED and not _is_table(find_files(folder, name)):
+        # What is built may do without its files.
+        if not is_built(folder, protocol, split_seed):
+            PUBLISHED[name].download_missing(folder)
+    elif not folder.is_dir():
+        raise InputError(_unknown(name, folder))
+    return build_dataset(
+        root, name, protocol, split_seed, user_column, item_column, progress
+    )
+
+
 def describe(
     name: str,
     root: str | Path | None = None,
@@ -106,6 +153,7 @@ def describe(
         InputError: If there is no such data set, or a file is wrong.
     """
     out: dict[str, Any] = {'dataset': name, 'folder': None, 'files': []}
+    built = None
     if name == SYNTHETIC:
         out |= {'source': 'generated', 'license': 'that of this package'}
     else:
@@ -119,12 +167,33 @@ def describe(
         out['source'] = published.base_url if published else 'local'
         out['license'] = published.license_note if published else 'unknown'
         out['files'] = _describe_files(found, published)
+        columns = user_column, item_column
+        built = find_built(folder, name, protocol, split_seed, *columns)
     out |= {'protocol': protocol, 'split_seed': split_seed}
+    if built:
+        return out | _count_built(read_meta(built))
     if any(file['state'] == 'missing' for file in out['files']):
         return out | dict.fromkeys(_COUNTS)
     return out | _count(
         get_dataset(name, root, protocol, split_seed, user_column, item_column)
     )
+
+
+def built_digest(
+    name: str,
+    root: str | Path | None,
+    protocol: Protocol,
+    split_seed: int,
+    user_column: str,
+    item_column: str,
+) -> str | None:
+    r"""Returns the checksum of the pairs of a built form; None, if there is none."""
+    if name == SYNTHETIC:
+        return None
+    folder = data_folder(_resolve(root), name)
+    columns = user_column, item_column
+    built = find_built(folder, name, protocol, split_seed, *columns)
+    return read_meta(built).data_sha256 if built else None
 
 
 _COUNTS = (
@@ -143,6 +212,15 @@ def _count(data: HeteroData) -> dict[str, float]:
     store = data[RATES]
     held_out = store.val_edge_label_index, store.test_edge_label_index
     num_edges = [index.size(1) for index in (store.edge_index, *held_out)]
+    return _counts(num_users, num_items, num_edges)
+
+
+def _count_built(meta: Meta) -> dict[str, float]:
+    num_edges = [meta.num_train, meta.num_val, meta.num_test]
+    return _counts(meta.num_users, meta.num_items, num_edges)
+
+
+def _counts(num_users: int, num_items: int, num_edges: list[int]) -> dict[str, float]:
     density = sum(num_edges) / (num_users * num_items)
     values = (num_users, num_items, *num_edges, sum(num_edges), density)
     return dict(zip(_COUNTS, values, strict=True))
@@ -155,7 +233,7 @@ def _describe_files(
     files: list[dict[str, Any]] = [
         {
             'file': path.name,
-            'bytes': path.stat().st_size,
+            'bytes': _size(path),
             'state': file_state(path, references.get(plain_name(path), {})),
         }
         for path in found
@@ -165,6 +243,11 @@ def _describe_files(
         {'file': file_name, 'bytes': None, 'state': 'missing'}
         for file_name in sorted(missing)
     ]
+
+
+def _size(path: Path) -> int:
+    parts = part_files(path) if path.is_dir() else [path]
+    return sum(part.stat().st_size for part in parts)
 
 
 def _resolve(root: str | Path | None) -> Path:

@@ -58,12 +58,38 @@ def draw_per_user(
         np.ndarray: The mask of what is drawn, ``[n]``.
     """
     count = np.bincount(user)
-    # Sorting by a random key within each user leaves the users where they are.
-    order = np.lexsort((rng.random(user.size), user))
+    order = _order_by_user(user, rng.random(user.size))
     rank = np.arange(user.size) - (np.cumsum(count) - count)[user]
     mask = np.empty(user.size, dtype=bool)
     mask[order] = rank < quota(count)[user]
     return mask
+
+
+def _order_by_user(user: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """The order by user, then value; users stay where they are, for they are sorted."""
+    if user.size and user[-1] < 2**19:
+        # One sort of numbers instead of two. A value is a multiple of 2^-53.
+        key = user.astype(np.int64) << 44 | (value * 2**53).astype(np.int64) >> 9
+        order = np.argsort(key)
+        ordered = key[order]
+        if not (ordered[1:] == ordered[:-1]).any():
+            return order
+    return np.lexsort((value, user))
+
+
+def fifth(count: np.ndarray) -> np.ndarray:
+    """How many of a user's interactions a single file keeps for the test."""
+    return (count + 2) // 5
+
+
+def tenth(count: np.ndarray) -> np.ndarray:
+    """How many of a user's train interactions are validation, by ``standard``."""
+    return (count + 5) // 10
+
+
+def third(count: np.ndarray) -> np.ndarray:
+    """How many of a user's test interactions are validation, by ``c2f``."""
+    return -(-count // 3)
 
 
 def hold_out(
@@ -74,7 +100,7 @@ def hold_out(
     Of a user's :math:`n` interactions :math:`\lfloor n / 5 + 1/2 \rfloor`, a fifth
     rounded to the nearest integer, are test.
     """
-    mask = draw_per_user(keys // num_items, lambda n: (n + 2) // 5, rng)
+    mask = draw_per_user(keys // num_items, fifth, rng)
     return keys[~mask], keys[mask]
 
 
@@ -115,14 +141,14 @@ def split(
     if protocol == 'c2f':
         if valid is not None:
             logger.info('%s: protocol c2f does not use the validation file', name)
-        mask = draw_per_user(test // num_items, lambda n: -(-n // 3), rng)
+        mask = draw_per_user(test // num_items, third, rng)
         val, test = test[mask], test[~mask]
     elif valid is not None:
         what = 'validation interactions that are also in'
         val = _without(valid, train, name, f'{what} train')
         val = _without(val, test, name, f'{what} test')
     else:
-        mask = draw_per_user(train // num_items, lambda n: (n + 5) // 10, rng)
+        mask = draw_per_user(train // num_items, tenth, rng)
         train, val = train[~mask], train[mask]
     if not test.size:
         raise InputError(

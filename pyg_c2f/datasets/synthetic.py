@@ -1,6 +1,10 @@
 r"""Interactions with a planted two-level structure."""
 
-from collections.abc import Callable
+import itertools
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +21,13 @@ _GROUP_AFFINITY = 50.0  # items of the user's own group, relative to all others
 _SUBGROUP_AFFINITY = 200.0  # items of his favourite sub-groups
 _NUM_FAVOURITES = 2
 _BLOCK = 2**22  # scores held at a time
+# Of data that are written, where there is no score of all items.
+_NUM_DRAWS = 2**20  # held at a time, of more than one user
+_COMMUNITY = 1000  # items
+_COMMUNITIES = 10  # of a group
+_LOYAL, _IN_GROUP = 0.7, 0.15  # draws that stay in the community, and in the group
+_SURPLUS = 1.25  # draws for each that counts, some come twice
+_ROUNDS = 4  # of draws by popularity; then all items are drawn alike
 
 
 class SyntheticHierarchy(InMemoryDataset):
@@ -180,3 +191,171 @@ def _draw(
         drawn = np.arange(k) < activity[user, None]
         keys.append((user[:, None] * num_items + items)[drawn])
     return np.sort(np.concatenate(keys))
+
+
+# Data that do not fit in memory -------------------------------------------------------
+
+
+def write_synthetic(
+    folder: str | Path,
+    num_users: int,
+    num_items: int,
+    num_interactions: int,
+    seed: int = 0,
+    rows_per_file: int = 2**22,
+) -> None:
+    r"""Writes interactions with a planted two-level structure, of any size.
+
+    Items are divided into communities of a thousand, and these into groups of ten. A
+    user draws items until he has enough different ones: 70 % of the draws are from his
+    community, 15 % from any in its group and the others from anywhere, each by
+    popularity, of exponent 0.8 in the rank within the community. His number of items is
+    5 plus a power law of exponent 0.6 in the rank of the user, at most half of the
+    items. The memory is bounded by the number of users, not of interactions.
+
+    The folder is a Parquet table of part files with the columns ``user_id`` and
+    ``item_id``, numbers counted from 0: as ``ROOT/NAME/NAME.parquet`` it is a data set
+    for :class:`InteractionDataset`, or for :func:`build_dataset` first.
+
+    Args:
+        folder (str or Path): The folder to make; it must not be there.
+        num_users (int): The number of users.
+        num_items (int): The number of items; some may be in no interaction.
+        num_interactions (int): The number of interactions; slightly fewer where users
+            reach the limit.
+        seed (int, optional): The seed of the interactions. (default: :obj:`0`)
+        rows_per_file (int, optional): The number of interactions in a part file.
+            (default: :obj:`4194304`)
+
+    Raises:
+        InputError: If the numbers do not go together, or the folder is there.
+        ImportError: If there is no pyarrow.
+        OSError: If the folder cannot be written.
+    """
+    _check_sizes(num_users, num_items, num_interactions, 1, 1)
+    if rows_per_file < 1:
+        raise InputError(f'rows_per_file must be positive (got {rows_per_file})')
+    folder = Path(folder).expanduser()
+    if folder.exists():
+        raise InputError(f'{folder} is there already; delete it or name another')
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise ImportError(
+            f'writing {folder} needs pyarrow; pip install pyg-c2f[tables]'
+        ) from error
+    # Only once it is whole, it has its name.
+    part = folder.with_name(f'{folder.name}-part')
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    blocks = _draw_blocks(num_users, num_items, num_interactions, rng)
+    try:
+        for number, (users, items) in enumerate(_files_of(blocks, rows_per_file)):
+            table = pa.table({'user_id': users, 'item_id': items})
+            path = part / f'part-{number:05}.parquet'
+            pq.write_table(table, path, row_group_size=2**20)
+        os.replace(part, folder)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+_Pairs = tuple[np.ndarray, np.ndarray]
+
+
+def _files_of(blocks: Iterator[_Pairs], num_rows: int) -> Iterator[_Pairs]:
+    r"""Divides blocks of users and items anew, into ones of a number of rows."""
+    parts: list[_Pairs] = []
+    size = 0
+    for block in blocks:
+        parts.append(block)
+        size += len(block[0])
+        if size >= num_rows:
+            users, items = (np.concatenate(x) for x in zip(*parts, strict=True))
+            whole = size // num_rows * num_rows
+            for start in range(0, whole, num_rows):
+                yield users[start : start + num_rows], items[start : start + num_rows]
+            # A copy: a view would hold all of them.
+            parts = [(users[whole:].copy(), items[whole:].copy())]
+            size -= whole
+    if size:
+        users, items = (np.concatenate(x) for x in zip(*parts, strict=True))
+        yield users, items
+
+
+def _draw_blocks(
+    num_users: int, num_items: int, num_interactions: int, rng: np.random.Generator
+) -> Iterator[_Pairs]:
+    r"""Yields the users and items of some users after the other."""
+    activity = _activity(num_users, num_items, num_interactions, rng)
+    items = _Items(num_items, rng)
+    total = np.cumsum(activity)
+    first = 0
+    while first < num_users:
+        before = total[first - 1] if first else 0
+        end = int(total.searchsorted(before + _NUM_DRAWS, side='right'))
+        end = max(end, first + 1)
+        users, drawn = _draw_distinct(activity[first:end], items, rng)
+        yield users + first, drawn
+        first = end
+
+
+class _Items:
+    r"""Items in communities, to be drawn from."""
+
+    def __init__(self, num_items: int, rng: np.random.Generator) -> None:
+        self.num_items = num_items
+        self.num_communities = max(num_items // _COMMUNITY, 1)
+        num_ranks = -(-num_items // self.num_communities)
+        share = (1.0 + np.arange(num_ranks)) ** -_POPULARITY_EXPONENT
+        self._below = np.cumsum(share / share.sum())[:-1]
+        self._place = rng.permutation(num_items)
+
+    def draw(self, community: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        r"""Draws an item for each user, of whom the community is given."""
+        size = len(community)
+        goes = rng.random(size)
+        first = community // _COMMUNITIES * _COMMUNITIES
+        group_size = np.minimum(self.num_communities - first, _COMMUNITIES)
+        in_group = first + (rng.random(size) * group_size).astype(np.int64)
+        anywhere = rng.integers(self.num_communities, size=size)
+        chosen = np.where(goes < _LOYAL + _IN_GROUP, in_group, anywhere)
+        chosen = np.where(goes < _LOYAL, community, chosen)
+        rank = self._below.searchsorted(rng.random(size), side='right')
+        at = rank * self.num_communities + chosen
+        at[at >= self.num_items] -= self.num_communities  # the last rank may lack some
+        return self._place[at]
+
+
+def _draw_distinct(
+    activity: np.ndarray, items: _Items, rng: np.random.Generator
+) -> _Pairs:
+    r"""Draws as many different items as users are to have, the first ones that come."""
+    num_users = len(activity)
+    community = rng.integers(items.num_communities, size=num_users)
+    keys = np.empty(0, np.int64)  # distinct, of each user in the order of the draws
+    missing = activity
+    for turn in itertools.count():
+        user = np.arange(num_users).repeat(
+            np.ceil(_SURPLUS * missing).astype(np.int64) + (missing > 0)
+        )
+        if turn < _ROUNDS:
+            drawn = items.draw(community[user], rng)
+        else:
+            drawn = rng.integers(items.num_items, size=len(user))
+        keys = np.concatenate([keys, user * items.num_items + drawn])
+        _, first = np.unique(keys, return_index=True)
+        first.sort()
+        keys = keys[first]
+        user = keys // items.num_items
+        order = np.argsort(user, kind='stable')
+        keys, user = keys[order], user[order]
+        count = np.bincount(user, minlength=num_users)
+        rank = np.arange(len(user)) - (np.cumsum(count) - count)[user]
+        keys = keys[rank < activity[user]]
+        missing = np.maximum(activity - count, 0)
+        if not missing.any():
+            break
+    return np.divmod(keys, items.num_items)

@@ -1,3 +1,4 @@
+import csv
 import gzip
 import io
 import logging
@@ -5,7 +6,7 @@ import logging
 import numpy as np
 import pytest
 
-from pyg_c2f.datasets import InteractionDataset, get_dataset
+from pyg_c2f.datasets import InteractionDataset, describe, files, get_dataset
 from pyg_c2f.datasets.files import (
     locate,
     parse_text,
@@ -368,6 +369,99 @@ def test_parquet_page_with_another_checksum(put):
         read_source(put('toy', {'toy.parquet': damaged}), 'toy')
 
 
+def put_parts(root, parts, name='toy'):
+    folder = root / name / f'{name}.parquet'
+    folder.mkdir(parents=True)
+    for file, raw in parts.items():
+        (folder / file).write_bytes(raw)
+    return root
+
+
+def test_parquet_folder(tmp_path):
+    rng = np.random.default_rng(0)
+    user, item = rng.integers(30, size=500), rng.integers(50, size=500)
+    whole = parquet_bytes(user, item)
+    put_parts(tmp_path, {
+        'part-1.snappy.parquet': parquet_bytes(user[300:], item[300:]),
+        'part-0.snappy.parquet': parquet_bytes(user[:300], item[:300]),
+        'part-2.parquet': parquet_bytes(user[:0], item[:0]),
+        '_SUCCESS': b'',
+        '_metadata.parquet': b'no table',
+        '.part-0.snappy.parquet.crc': b'crc',
+        '.hidden.parquet': b'no table',
+        'README.txt': b'not read',
+    })  # fmt: skip
+    (tmp_path / 'one').mkdir()
+    (tmp_path / 'one' / 'one.parquet').write_bytes(whole)
+    one = InteractionDataset(tmp_path, 'one')[0]
+    data = InteractionDataset(tmp_path, 'toy')[0]
+    assert same(one, data)
+    assert data['user'].raw_id == one['user'].raw_id
+    assert data['item'].raw_id == one['item'].raw_id
+    (file,) = describe('toy', tmp_path)['files']
+    assert file['file'] == 'toy.parquet' and file['bytes'] > len(whole)
+
+
+def test_parquet_folder_after_other_tables(tmp_path):
+    put_parts(tmp_path, {})
+    (tmp_path / 'toy' / 'toy.csv').write_text(CSV)
+    assert InteractionDataset(tmp_path, 'toy')[0]['user'].num_nodes == 3
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'p1.parquet': b''}, r'toy.parquet/p1.parquet is no readable Parquet table'),
+        (
+            {'p1.parquet': lambda: parquet_bytes([1, 2, None], [1, 2, 3])},
+            r"toy.parquet/p1.parquet, row 3: no 'user_id'; complete",
+        ),
+        (
+            {'p1.parquet': lambda: parquet_bytes([1, 2, 3], ['a', 'b', 'c\0'])},
+            r"p1.parquet, row 3: 'item_id' holds a NUL character",
+        ),
+        (
+            {'p1.parquet': lambda: parquet_bytes([0.5], [1])},
+            r"p1.parquet: the column 'user_id' is of type 'double'",
+        ),
+        (
+            {'p1.parquet': lambda: parquet_bytes([1] * (3 * 10**6), [1] * 3 * 10**6)},
+            r'p1.parquet claims to hold 3,000,000 rows',
+        ),
+    ],
+    ids=['damaged', 'gap', 'NUL', 'type', 'size'],
+)
+def test_bad_part(tmp_path, change, message):
+    parts = {'p0.parquet': parquet_bytes([1, 1, 1], [1, 2, 3])}
+    parts |= {k: v if isinstance(v, bytes) else v() for k, v in change.items()}
+    put_parts(tmp_path, parts)
+    with pytest.raises(InputError, match=message) as info:
+        InteractionDataset(tmp_path, 'toy')
+    assert '\n' not in str(info.value)
+
+
+def test_bad_folder_of_parts(tmp_path):
+    pytest.importorskip('pyarrow')
+    put_parts(tmp_path, {'_SUCCESS': b'', 'part-0.csv': b''})
+    with pytest.raises(InputError, match=r'toy.parquet holds no part file \*.parquet'):
+        InteractionDataset(tmp_path, 'toy')
+    (tmp_path / 'toy' / 'toy.parquet' / 'date=1').mkdir()
+    with pytest.raises(InputError, match='date=1 is a folder; .*without partitions'):
+        InteractionDataset(tmp_path, 'toy')
+    put_parts(tmp_path, {'a.parquet': parquet_bytes([1][:0], [1][:0])}, 'no')
+    with pytest.raises(InputError, match="'user_id' is of type|no.parquet has no rows"):
+        InteractionDataset(tmp_path, 'no')
+
+
+def test_what_no_row_has_may_be_anything(put):
+    pa = pytest.importorskip('pyarrow')
+    words = pa.array(['a', '', 'b\0', 'b'])
+    user = pa.DictionaryArray.from_arrays(pa.array([0, 3, 3, 0, 3]), words)
+    raw = parquet_bytes(user, pa.array([1, 2, 3, 2, 1]))
+    source = read_source(put('toy', {'toy.parquet': raw}), 'toy')
+    assert source.user_labels == ['a', 'b']
+
+
 @pytest.mark.parametrize(
     ('name', 'text', 'pairs'),
     [
@@ -404,6 +498,134 @@ def test_parquet_that_claims_much(put, num_rows, cell, options, message):
     else:
         with pytest.raises(InputError, match=message):
             read_source(root, 'toy')
+
+
+def both_ways(put, monkeypatch, name, raw):
+    """What a table holds or why not, in one go and row by row; the former if it can."""
+    root, plain_rows, in_one_go = put('toy', {name: raw}), files._read_plain_rows, []
+
+    def spy(*args):
+        ids = plain_rows(*args)
+        in_one_go.append(ids is not None)
+        return ids
+
+    found = []
+    for read in (spy, lambda *_: None):
+        monkeypatch.setattr(files, '_read_plain_rows', read)
+        try:
+            source = read_source(root, 'toy')
+            pairs = source.parts[name].tolist()
+            found.append((source.user_labels, source.item_labels, pairs))
+        except InputError as error:
+            found.append(str(error))
+    monkeypatch.setattr(files, '_read_plain_rows', plain_rows)
+    return *found, any(in_one_go)
+
+
+IDS = {
+    'numbers': '12345678',
+    'zeros': '0120',
+    'nine': '123456789',
+    'letters': 'A2SUAM1J3GNN3B',
+    'three words': 'bv2nCi5Qv5vroFiqKGopiw',
+    'script': 'zoë日本',
+    'quote': 'a"b',
+    'longest': 'x' * 254,
+    'longer': 'x' * 255,
+    'wide': '日' * 85,
+}
+
+
+@pytest.mark.parametrize('text', IDS.values(), ids=IDS)
+@pytest.mark.parametrize('separator', [',', '\t'], ids=['csv', 'inter'])
+@pytest.mark.parametrize('block', [64, 600, 2**17])
+def test_rows_in_one_go(put, monkeypatch, text, separator, block):
+    monkeypatch.setattr(files, '_BLOCK_BYTES', block)
+    # Texts that begin, end or go on as another does.
+    ids = sorted({text[:i] + end for i in range(len(text)) for end in '12'} - {''})
+    rng = np.random.default_rng(len(text))
+    rows = [(rng.choice(ids), rng.choice(ids)) for _ in range(300)]
+    lines = ['user_id,rating,item_id', *(f'{user},4.5,{item}' for user, item in rows)]
+    raw = '\n'.join(lines).replace(',', separator).encode()
+    name = 'toy.csv' if separator == ',' else 'toy.inter'
+    fast, slow, in_one_go = both_ways(put, monkeypatch, name, raw)
+    assert fast == slow
+    is_plain = separator == '\t' or '"' not in text
+    fits = len(ids[-1].encode()) <= 255 and max(map(len, raw.split(b'\n'))) < block
+    assert in_one_go == (is_plain and fits)
+    users, items = (sorted({row[side] for row in rows}) for side in range(2))
+    if text.isdigit():
+        users, items = sorted(users, key=len), sorted(items, key=len)
+    assert slow[:2] == (users, items)
+    pairs = {users.index(user) * len(items) + items.index(item) for user, item in rows}
+    assert slow[2] == sorted(pairs)
+
+
+@pytest.mark.parametrize(
+    ('rows', 'in_one_go'),
+    [
+        ('1,2\n3,4', True),
+        ('1,2\r\n3,4\r\n', True),
+        ('\n\n1,2\n\n\n\n1,4\n\n', True),
+        (' 1, 2\n1 ,2 \n\v1\f,\x1c2\n', True),
+        ('\xa01,2\u2003\n1\x85,\u20282\n\ufeff1,2\n', True),
+        ('12345678 ,1\n12345678,1\n 12345678,1\n123456789,2\n', True),
+        ('1,2\n3,4,\n', False),
+        ('1,2,\n3,4,\n', False),
+        ('1,2\n,\n3,4\n', False),
+        ('1,2\n \n3,4\n', False),
+        ('1,2\n' + '\n' * 300 + '3,4\n', False),
+        ('1,2\n3\n', False),
+        ('1,2\n3,4,5\n', False),
+        ('1,2,3\n4\n', False),
+        ('1,2\n3,\n', False),
+        ('3,\n' * 50_000, False),
+        ('1,2\n3, \n', False),
+        ('1,2\n3,\u3000\n', False),
+        ('1,2\n3,4\0\n', False),
+        ('1,2\n3,"4"\n', False),
+        ('1,2\n"3,4\n', False),
+        ('1,' + 'x' * 131_069 + '\n', False),
+        ('1,' + 'x' * 131_072 + '\n', False),
+        ('1,' + 'x' * 131_073, False),
+        ('\n', False),
+        ('', False),
+    ],
+)
+@pytest.mark.parametrize('top', ['user_id,item_id\n', '\n,\nuser_id,item_id\n', ''])
+def test_rows_in_one_go_or_not(put, monkeypatch, top, rows, in_one_go):
+    raw = (top + rows).encode()
+    fast, slow, used = both_ways(put, monkeypatch, 'toy.csv', raw)
+    assert fast == slow
+    assert used == (in_one_go and top.startswith('user_id'))
+
+
+@pytest.mark.parametrize(('length', 'used'), [(8, True), (9, False)])
+def test_texts_of_one_hash(put, monkeypatch, length, used):
+    # All keys have one slot in the table, and long cells the same key.
+    monkeypatch.setattr(files, '_HASH_FACTOR', np.uint64(0))
+    rows = ''.join(f'{i:0{length - 1}}x,{i % 7}\n' for i in range(50))
+    fast, slow, in_one_go = both_ways(
+        put, monkeypatch, 'toy.csv', f'user_id,item_id\n{rows}'
+    )
+    assert fast == slow and len(fast[0]) == 50 and in_one_go == used
+
+
+def test_the_limit_of_the_csv_module_is_kept(put, monkeypatch):
+    raw = 'user_id,item_id\n' + 'abcdefgh,1234567890123\n' * 9
+    limit = csv.field_size_limit(12)
+    try:
+        fast, slow, in_one_go = both_ways(put, monkeypatch, 'toy.csv', raw)
+    finally:
+        csv.field_size_limit(limit)
+    assert fast == slow and not in_one_go and 'line 2: the row cannot be read' in fast
+
+
+@pytest.mark.parametrize('row', ['1,2\n', '\n'], ids=['short', 'blank'])
+def test_short_rows_take_little_memory(put, row):
+    rows = row * (2**20 // len(row))
+    root = put('toy', {'toy.csv': f'user_id,item_id\n1,2\n{rows}'})
+    assert peak(lambda: read_source(root, 'toy')) < 30 * len(rows)
 
 
 def test_a_long_cell_makes_no_wide_column(put):

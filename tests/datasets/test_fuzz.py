@@ -3,12 +3,14 @@
 import gzip
 import json
 import random
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from benchmarks.fuzz import READERS, Wrong, case, expected, judge, main, valid_files
 from pyg_c2f.datasets import InteractionDataset
+from pyg_c2f.datasets import files as tables
 from pyg_c2f.typing import InputError
 
 CASES = 300
@@ -41,6 +43,37 @@ def test_damaged_files_are_read_for_what_they_say_or_refused(reader, tmp_path):
     # There is something of both.
     counts = [[what for what, _ in outcomes].count(x) for x in ('read', 'refused')]
     assert min(counts) > CASES / 20
+
+
+@pytest.mark.parametrize('block', [40, 2**17])
+@pytest.mark.parametrize('reader', ['inter', 'csv'])
+def test_tables_in_one_go_are_tables_row_by_row(reader, block, monkeypatch):
+    monkeypatch.setattr(tables, '_BLOCK_BYTES', block)
+    path, plain_rows, used = Path(f'toy.{reader}'), tables._read_plain_rows, Counter()
+
+    def outcome(raw):
+        try:
+            both = tables._read_delimited(raw, path, ('user_id', 'item_id'))
+        except InputError as error:
+            return str(error)
+        ids = [tables._sorted(column) for column in both]
+        return [(column.rows.tolist(), column.labels) for column in ids]
+
+    def spy(*args):
+        ids = plain_rows(*args)
+        used[ids is not None] += 1
+        return ids
+
+    for number in range(2 * CASES):
+        raw = case(2, reader, number).get(path.name, b'')
+        if number % 2:  # quotes are read row by row
+            raw = raw.replace(b'"', b'')
+        monkeypatch.setattr(tables, '_read_plain_rows', spy)
+        in_one_go = outcome(raw)
+        monkeypatch.setattr(tables, '_read_plain_rows', lambda *_: None)
+        assert in_one_go == outcome(raw), number
+    # There is something of both.
+    assert min(used[True], used[False]) > CASES / 20
 
 
 TABLE = b'user_id,item_id\n' + b''.join(b'a,%d\nb,%d\n' % (i, i) for i in range(5))

@@ -1,0 +1,518 @@
+import copy
+import errno
+import gzip
+import json
+import os
+import pickle
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+import run
+from pyg_c2f.datasets import InteractionDataset, build_dataset, describe, get_dataset
+from pyg_c2f.datasets import built as module
+from pyg_c2f.datasets import parquet as parquet_module
+from pyg_c2f.datasets.built import find_built, read_built, read_meta
+from pyg_c2f.datasets.registry import PUBLISHED
+from pyg_c2f.typing import ITEM, RATED_BY, RATES, USER, InputError
+from tests.memory import peak
+
+pa = pytest.importorskip('pyarrow')
+pq = pytest.importorskip('pyarrow.parquet')
+
+EDGES = ('edge_index', 'val_edge_label_index', 'test_edge_label_index')
+BOTH = pytest.mark.parametrize('protocol', ['c2f', 'standard'])
+
+
+def same(left, right):
+    """Whether two graphs agree in all they hold."""
+    assert left.to_dict().keys() == right.to_dict().keys()
+    for store, other in zip(left.stores, right.stores, strict=True):
+        assert set(store.keys()) == set(other.keys())
+        for key in store.keys():
+            assert type(store[key]) is type(other[key])
+            if torch.is_tensor(store[key]):
+                assert store[key].dtype == other[key].dtype
+                assert store[key].equal(other[key]), key
+            else:
+                assert store[key] == other[key], key
+    return True
+
+
+def write_table(root, users, items, num_parts=3, rows=200, name='toy'):
+    """A folder of part files with small row groups."""
+    folder = root / name / f'{name}.parquet'
+    folder.mkdir(parents=True)
+    table = pa.table({'user_id': users, 'item_id': items})
+    (folder / '_SUCCESS').touch()
+    step = -(-len(table) // num_parts)
+    for number in range(num_parts):
+        part = table.slice(number * step, step)
+        pq.write_table(part, folder / f'part-{number}.parquet', row_group_size=rows)
+    return root
+
+
+def random_pairs(seed=0, num=2000, num_users=200, num_items=150):
+    """Skewed, with pairs that are there twice and users of one item."""
+    rng = np.random.default_rng(seed)
+    users = (num_users * rng.random(num) ** 3).astype(np.int64)
+    return users, rng.integers(num_items, size=num)
+
+
+def texts(numbers):
+    return pa.array([f'{"äz🙂a"[x % 4]}{x % 7}x{x}' for x in numbers.tolist()])
+
+
+KINDS = {
+    'ints': lambda x: pa.array(x * 3 + 5),
+    'far apart': lambda x: pa.array(x * 10**15 + 1),
+    'negative': lambda x: pa.array(x - 20),
+    'extreme': lambda x: pa.array(np.where(x == 3, 2**63 - 1, -(2**62) + x)),
+    'int8': lambda x: pa.array((x % 100).astype(np.int8)),
+    'uint64': lambda x: pa.array(x.astype(np.uint64) + np.uint64(2**63)),
+    'text': texts,
+    'digits': lambda x: pa.array([f'{"0" * (y % 3)}{y}' for y in x.tolist()]),
+    'categories': lambda x: texts(x).dictionary_encode(),
+    'categories of ints': lambda x: pa.array(x).dictionary_encode(),
+    'decimals': lambda x: pa.array(x - 7).cast(pa.decimal128(20, 0)),
+    'views': lambda x: texts(x).cast(pa.string_view()),
+}
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Many buckets and batches of little data."""
+    monkeypatch.setattr(module, 'BUCKET', 61)
+    monkeypatch.setattr(parquet_module, '_BATCH', 37)
+
+
+@BOTH
+@pytest.mark.parametrize('kind', KINDS)
+def test_same_as_in_memory(tmp_path, tiny, caplog, kind, protocol):
+    users, items = random_pairs()
+    root = write_table(tmp_path, KINDS[kind](users), KINDS[kind](items))
+    for seed in (7, 8):
+        expected = InteractionDataset(root, 'toy', protocol=protocol, split_seed=seed)
+        told = caplog.messages.copy()
+        caplog.clear()
+        folder = build_dataset(root, 'toy', protocol, seed)
+        assert caplog.messages == told
+        caplog.clear()
+        assert folder == root / 'toy' / f'built-{protocol}-{seed}'
+        data = InteractionDataset(root, 'toy', protocol=protocol, split_seed=seed)[0]
+        assert same(expected[0], data)
+        assert run.data_digest(data) == read_meta(folder).data_sha256
+        assert {x.name for x in folder.iterdir()} == {
+            *('edges.i64', 'val.i64', 'test.i64', 'meta.json'),
+            *('users.bin', 'users.offsets.i64', 'items.bin', 'items.offsets.i64'),
+        }
+
+
+@BOTH
+def test_buckets_of_any_size(tmp_path, monkeypatch, protocol):
+    root = write_table(tmp_path, *random_pairs())
+    expected = InteractionDataset(root, 'toy', protocol=protocol)[0]
+    for size in (1, 500, 2**21):
+        monkeypatch.setattr(module, 'BUCKET', size)
+        folder = build_dataset(root, 'toy', protocol)
+        assert same(expected, InteractionDataset(root, 'toy', protocol=protocol)[0])
+        shutil.rmtree(folder)
+
+
+def test_columns_of_other_types_in_other_files(tmp_path, tiny):
+    folder = tmp_path / 'toy' / 'toy.parquet'
+    folder.mkdir(parents=True)
+    users, items = random_pairs()
+    for number, kind in enumerate((pa.int32(), pa.string(), pa.int64())):
+        pairs = {'user_id': pa.array(users + number).cast(kind), 'item_id': items}
+        pq.write_table(pa.table(pairs), folder / f'{number}.parquet')
+    expected = InteractionDataset(tmp_path, 'toy')[0]
+    assert list(expected[USER].raw_id)[:3] == ['0', '1', '2']
+    build_dataset(tmp_path, 'toy')
+    assert same(expected, InteractionDataset(tmp_path, 'toy')[0])
+
+
+SOURCES = {
+    'text': lambda rows: {
+        'train.txt': ''.join(f'{u} {i}\n' for u, i in rows if (u + i) % 4),
+        'test.txt.gz': ''.join(f'{u} {i}\n' for u, i in rows if not (u + i) % 4),
+    },
+    'validation': lambda rows: {
+        f'{name}.txt': ''.join(f'{u} {i}\n' for u, i in rows if (u + i) % 3 == part)
+        for part, name in enumerate(('train', 'valid', 'test'))
+    },
+    'csv': lambda rows: {
+        'toy.csv': 'user_id,item_id\n' + ''.join(f'ü{u},i{i}\n' for u, i in rows)
+    },
+    'inter': lambda rows: {
+        'toy.inter': 'user_id:token\titem_id:token\n'
+        + ''.join(f'{u}\t{i}\n' for u, i in rows),
+        'toy.item': 'item_id:token\ttitle:token_seq\n1\tThe Sea\n3\tZoë\n',
+    },
+}
+
+
+@BOTH
+@pytest.mark.parametrize('kind', SOURCES)
+def test_other_files(put, protocol, kind):
+    files = SOURCES[kind](list(zip(*(x.tolist() for x in random_pairs()), strict=True)))
+    root = put('toy', {
+        name: gzip.compress(text.encode()) if name.endswith('.gz') else text
+        for name, text in files.items()
+    })  # fmt: skip
+    expected = InteractionDataset(root, 'toy', protocol=protocol)[0]
+    folder = build_dataset(root, 'toy', protocol)
+    data = InteractionDataset(root, 'toy', protocol=protocol)[0]
+    assert same(expected, data)
+    assert run.data_digest(data) == read_meta(folder).data_sha256
+    assert ('title' in data[ITEM]) == (kind == 'inter')
+
+
+def test_titles_of_a_parquet_table(tmp_path):
+    root = write_table(tmp_path, *random_pairs())
+    (root / 'toy' / 'toy.item').write_text('item_id\ttitle\n3\tZoë\n')
+    expected = InteractionDataset(root, 'toy')[0]
+    build_dataset(root, 'toy')
+    data = InteractionDataset(root, 'toy')[0]
+    assert same(expected, data) and data[ITEM].title[3] == 'Zoë'
+    (root / 'toy' / 'toy.item').write_text('item_id\ttitle\n3\tanother\n')
+    with pytest.raises(InputError, match='was made from other files'):
+        InteractionDataset(root, 'toy')
+
+
+def test_it_is_mapped(tmp_path):
+    root = write_table(tmp_path, *random_pairs(num=200_000, num_users=5000))
+    folder = build_dataset(root, 'toy')
+    held = []
+    assert peak(lambda: held.append(InteractionDataset(root, 'toy')[0])) < 10**6
+    (data,) = held
+    forth, back = data[RATES].edge_index, data[RATED_BY].edge_index
+    assert forth.untyped_storage().data_ptr() == back.untyped_storage().data_ptr()
+    assert back.equal(forth.flip(0)) and forth.is_contiguous() and back.is_contiguous()
+    before = (folder / 'edges.i64').read_bytes()
+    forth[0, 0] = 99  # it is the reader's own
+    assert (folder / 'edges.i64').read_bytes() == before
+    data.validate()
+
+
+def test_labels_of_a_mapped_file(tmp_path):
+    users, items = random_pairs()
+    root = write_table(tmp_path, texts(users), texts(items))
+    build_dataset(root, 'toy')
+    labels = InteractionDataset(root, 'toy')[0][USER].raw_id
+    values = list(labels)
+    assert values == sorted(values) == [labels[i] for i in range(len(labels))]
+    assert labels[-1] == labels[np.int64(len(labels) - 1)] == values[-1]
+    assert pickle.loads(pickle.dumps(labels)) == labels
+    assert copy.deepcopy(labels) is labels
+    with pytest.raises(IndexError):
+        labels[len(labels)]
+
+
+def test_memory_of_a_build(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, 'BUCKET', 2**17)
+    monkeypatch.setattr(parquet_module, '_BATCH', 2**16)
+    num = 3 * 10**6
+    pairs = random_pairs(num=num, num_users=20_000, num_items=50_000)
+    root = write_table(tmp_path, *pairs, rows=10**5)
+    del pairs
+    two_columns = 2 * 8 * num  # the least that reading them into memory takes
+    assert peak(lambda: build_dataset(root, 'toy')) < two_columns / 4
+    assert peak(lambda: InteractionDataset(root, 'toy')) < 10**6
+
+
+# What is taken, and what is not -------------------------------------------------------
+
+
+@pytest.fixture
+def root(tmp_path):
+    return write_table(tmp_path, *random_pairs())
+
+
+def test_other_seeds_and_protocols_are_read_from_the_files(root):
+    expected = InteractionDataset(root, 'toy', split_seed=1)[0]
+    build_dataset(root, 'toy', split_seed=2)
+    build_dataset(root, 'toy', 'c2f', split_seed=1)
+    assert same(expected, InteractionDataset(root, 'toy', split_seed=1)[0])
+
+
+def test_sources_that_are_gone(root):
+    expected = get_dataset('toy', root)
+    facts = describe('toy', root)
+    build_dataset(root, 'toy')
+    assert describe('toy', root) == facts
+    shutil.rmtree(root / 'toy' / 'toy.parquet')
+    assert same(expected, get_dataset('toy', root))
+    assert describe('toy', root) == facts | {'files': []}
+    assert build_dataset(root, 'toy').is_dir()
+
+
+def test_sources_that_have_changed(root):
+    folder = build_dataset(root, 'toy')
+    state = (folder / 'meta.json').stat()
+    build_dataset(root, 'toy')  # is there already
+    assert (folder / 'meta.json').stat() == state
+    part = root / 'toy' / 'toy.parquet' / 'part-0.parquet'
+    os.utime(part, (1, 1))
+    for read in (InteractionDataset, lambda root, name: describe(name, root)):
+        with pytest.raises(InputError, match='other files .*data --build'):
+            read(root, 'toy')
+    build_dataset(root, 'toy')
+    before = describe('toy', root)['num_train']
+    assert before == InteractionDataset(root, 'toy')[0][RATES].edge_index.size(1)
+    part.unlink()
+    with pytest.raises(InputError, match='was made from other files'):
+        InteractionDataset(root, 'toy')
+    assert read_meta(build_dataset(root, 'toy')).num_train < before
+
+
+def test_other_columns(put):
+    rows = ''.join(f'{u},{i},{i % 5}\n' for u in range(9) for i in range(20))
+    root = put('toy', {'toy.csv': 'user_id,item_id,kind\n' + rows})
+    build_dataset(root, 'toy')
+    other = {'item_column': 'kind'}
+    for read in (InteractionDataset, lambda *x, **y: describe(x[1], x[0], **y)):
+        with pytest.raises(
+            InputError, match='made from the columns .*not user_id,kind'
+        ):
+            read(root, 'toy', **other)
+    build_dataset(root, 'toy', **other)
+    assert InteractionDataset(root, 'toy', **other)[0][ITEM].num_nodes == 5
+
+
+def test_wrong_calls(root, put):
+    with pytest.raises(InputError, match='unknown protocol'):
+        build_dataset(root, 'toy', '../up')
+    with pytest.raises(InputError, match='split_seed'):
+        find_built(root / 'toy', 'toy', 'c2f', -1)
+    with pytest.raises(InputError, match='no data set'):
+        build_dataset(root, 'nowhere')
+    with pytest.raises(InputError, match='both to be in the column'):
+        build_dataset(root, 'toy', user_column='item_id')
+    with pytest.raises(InputError, match="no column 'x'"):
+        build_dataset(root, 'toy', user_column='x')
+    assert sorted(x.name for x in (root / 'toy').iterdir()) == ['toy.parquet']
+
+
+def test_too_few_interactions(tmp_path):
+    root = write_table(tmp_path, [1, 2, 3], [1, 2, 3])
+    for read in (InteractionDataset, build_dataset):
+        with pytest.raises(InputError, match='toy: .*leaves no test interaction'):
+            read(root, 'toy')
+    root = write_table(tmp_path, [1] * 3, [1, 2, 3], name='few')
+    expected = InteractionDataset(root, 'few')[0]
+    build_dataset(root, 'few')
+    assert same(expected, InteractionDataset(root, 'few')[0])
+    root = write_table(tmp_path, *[pa.array([], pa.int64())] * 2, 1, name='none')
+    with pytest.raises(InputError, match='none.parquet has no rows'):
+        build_dataset(root, 'none')
+
+
+def test_faulty_rows_are_named(tmp_path):
+    users = pa.array([*range(500), None, *range(99)])
+    root = write_table(tmp_path, users, pa.array(range(600)), rows=7)
+    for read in (InteractionDataset, build_dataset):
+        with pytest.raises(InputError, match=r"part-2.parquet, row 101: no 'user_id'"):
+            read(root, 'toy')
+    assert sorted(x.name for x in (root / 'toy').iterdir()) == ['toy.parquet']
+
+
+# Interrupted and damaged --------------------------------------------------------------
+
+
+@pytest.mark.parametrize('step', ['_write_runs', '_divide', '_digest', 'read_meta'])
+def test_interrupted(root, monkeypatch, step):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, step, stop)
+        with pytest.raises(KeyboardInterrupt):
+            build_dataset(root, 'toy')
+    assert sorted(x.name for x in (root / 'toy').iterdir()) == ['toy.parquet']
+
+
+def test_leftovers_are_replaced(root):
+    expected = InteractionDataset(root, 'toy')[0]
+    part = root / 'toy' / 'built-standard-2024-part'
+    shutil.move(build_dataset(root, 'toy'), part)  # killed before it had its name
+    (part / 'keys').write_text('no keys')
+    assert same(expected, InteractionDataset(root, 'toy')[0])
+    folder = build_dataset(root, 'toy')
+    assert not part.exists() and not (folder / 'keys').exists()
+    assert same(expected, InteractionDataset(root, 'toy')[0])
+
+
+def test_two_builds_at_once(root, monkeypatch):
+    digest = module._digest
+
+    def overtaken(part, num_train):
+        out = digest(part, num_train)
+        shutil.move(part, part.with_name('away'))
+        part.mkdir()
+        (part / 'edges.i64').touch()
+        shutil.copy(part.with_name('away') / 'edges.i64', part)
+        return out
+
+    monkeypatch.setattr(module, '_digest', overtaken)
+    with pytest.raises((OSError, InputError)):
+        build_dataset(root, 'toy')
+    assert not (root / 'toy' / 'built-standard-2024').exists()
+
+
+def test_full_disk(root, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(module._PairFile, 'append', full)
+    with pytest.raises(OSError, match='No space left on device.*make room') as info:
+        build_dataset(root, 'toy')
+    assert '\n' not in str(info.value)
+    assert sorted(x.name for x in (root / 'toy').iterdir()) == ['toy.parquet']
+
+
+def test_files_that_change_meanwhile(root, monkeypatch):
+    collect = module._collect
+
+    def then_write(table, progress):
+        out = collect(table, progress)
+        users, items = random_pairs(1, num_users=900)
+        (root / 'toy' / 'toy.parquet').rename(root / 'old')
+        write_table(root / 'x', users, items)
+        (root / 'x' / 'toy' / 'toy.parquet').rename(root / 'toy' / 'toy.parquet')
+        return out
+
+    monkeypatch.setattr(module, '_collect', then_write)
+    with pytest.raises(InputError, match='change.*build when they are whole'):
+        build_dataset(root, 'toy')
+
+
+@pytest.mark.parametrize(
+    'file', ['edges.i64', 'val.i64', 'test.i64', 'users.bin', 'items.offsets.i64']
+)
+def test_truncated(root, file):
+    expected = InteractionDataset(root, 'toy')[0]
+    folder = build_dataset(root, 'toy')
+    whole = (folder / file).read_bytes()
+    for content in (whole[:-8], whole[:-1], whole + b'x', b''):
+        (folder / file).write_bytes(content)
+        with pytest.raises(InputError, match=f'damaged .*{file} .*--build'):
+            InteractionDataset(root, 'toy')
+    (folder / file).unlink()
+    with pytest.raises(InputError, match=f'damaged .*{file}: No such file'):
+        InteractionDataset(root, 'toy')
+    build_dataset(root, 'toy')
+    assert same(expected, InteractionDataset(root, 'toy')[0])
+
+
+def test_offsets_of_other_texts(root):
+    folder = build_dataset(root, 'toy')
+    offsets = np.fromfile(folder / 'users.offsets.i64', np.int64)
+    for at, value in ((0, 1), (-1, 2**40), (-1, -5)):
+        wrong = offsets.copy()
+        wrong[at] = value
+        wrong.tofile(folder / 'users.offsets.i64')
+        with pytest.raises(InputError, match='the offsets of users do not fit'):
+            InteractionDataset(root, 'toy')
+
+
+HOSTILE = {
+    'format': ['pyg_c2f built 0', None, 1],
+    'protocol': ['standard2', None, 3, 'c2f', ['standard']],
+    'split_seed': [-1, 1.5, '2024', True, 7, None],
+    'columns': ['user_id', ['user_id'], [1, 2], ['a', 'b'], {}],
+    'num_users': [-1, 0, 2**31, 2**70, 1.5, '3', None, [1], True, 17],
+    'num_items': [-1, 0, 2**31, 2**70, 1e300, '3', None, {}, 17],
+    'num_train': [-1, 2**62, 2**70, 5.0, '3', None, 0],
+    'num_val': [-1, 2**62, 2**70, 5.0, '3', None, 0],
+    'num_test': [-1, 2**62, 2**70, 5.0, '3', None, 0],
+    'text_bytes': [{'users': 3}, {'../x': 1}, {'users': -1, 'items': 2}, [], 3, None]
+    + [{'users': 'a', 'items': 1}, {'users': 2**70, 'items': 1}],
+    'sources': [3, None, [1], [['toy']], [[1, 2, 3]], {}, [], 'x'],
+    'data_sha256': [3, None, []],
+    'more': [1],
+}
+
+
+def test_hostile_meta(root):
+    folder = build_dataset(root, 'toy')
+    path = folder / 'meta.json'
+    meta = json.loads(path.read_text())
+    for key, values in HOSTILE.items():
+        for value in values:
+            path.write_text(json.dumps(meta | {key: value}))
+            with pytest.raises(InputError, match='--build') as info:
+                InteractionDataset(root, 'toy')
+            assert '\n' not in str(info.value)
+        if key in meta:
+            path.write_text(json.dumps({k: meta[k] for k in meta if k != key}))
+            with pytest.raises(InputError, match='is damaged'):
+                InteractionDataset(root, 'toy')
+    for raw in (
+        b'',
+        b'{',
+        b'[]',
+        b'null',
+        b'\xff\xfe',
+        b'[' * 10**5,
+        b'9' * 10**5,
+        b'{"format": NaN}',
+        bytes(2**24 + 1),
+    ):
+        path.write_bytes(raw)
+        with pytest.raises(InputError, match='is damaged'):
+            InteractionDataset(root, 'toy')
+        with pytest.raises(InputError, match='is damaged'):
+            describe('toy', root)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(InputError, match='is damaged'):
+        read_built(folder)
+
+
+# By name ------------------------------------------------------------------------------
+
+
+def test_published(put, monkeypatch):
+    for cls in PUBLISHED.values():
+        monkeypatch.setattr(cls, 'base_url', f'http://127.0.0.1:1/{cls.folder}')
+    files = {'train.txt': '0 0 1 2\n1 1 3 4 5 0\n', 'test.txt': '0 3\n1 2\n'}
+    root = put('gowalla', files)
+    expected = get_dataset('gowalla', root)
+    call = ['data', '--dataset', 'gowalla', '--data-root', str(root), '--build']
+    call += ['--protocol', 'standard']
+    assert run.main(call) == 0
+    assert same(expected, get_dataset('gowalla', root))
+    for file in files:
+        (root / 'gowalla' / file).unlink()
+    assert same(expected, get_dataset('gowalla', root))
+    assert describe('gowalla', root)['num_train'] == 7
+    assert run.main(call) == 0
+    with pytest.raises(InputError, match='cannot be downloaded'):
+        get_dataset('gowalla', root, split_seed=3)
+    assert run.main([*call, '--split-seed', '3']) == 2
+
+
+def test_command(root, capsys):
+    call = ['data', '--dataset', 'toy', '--data-root', str(root)]
+    assert run.main(call) == 0
+    facts = capsys.readouterr().out
+    assert run.main([*call, '--build']) == 0
+    assert capsys.readouterr().out == facts
+    assert (root / 'toy' / 'built-c2f-2024' / 'meta.json').exists()
+    build_dataset(root, 'toy', progress=True)
+    assert 'merge' in capsys.readouterr().err
+    assert 'toy.parquet' in facts
+    for wrong, message in (
+        (['--dataset', 'synthetic'], 'there is nothing to build'),
+        (['--dataset', 'nowhere'], 'unknown data set'),
+        (['--columns', 'a,b'], "made from the columns|no column 'a'"),
+        (['--columns', 'a'], 'expected two names'),
+    ):
+        assert run.main([*call, '--build', *wrong]) == 2
+        out = capsys.readouterr()
+        assert not out.out and out.err.count('\n') == 1
+        assert re.search(message, out.err)
