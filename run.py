@@ -24,6 +24,7 @@ from typing import Any, BinaryIO, NamedTuple, NoReturn
 import torch
 from torch_geometric import seed_everything
 from torch_geometric.data import HeteroData
+from tqdm import tqdm
 
 import pyg_c2f
 from pyg_c2f.checkpoint import (
@@ -48,7 +49,17 @@ from pyg_c2f.datasets import (
     get_dataset,
     with_validation_in_train,
 )
-from pyg_c2f.evaluate import evaluate_split, popularity_score
+from pyg_c2f.datasets.registry import build, built_digest
+from pyg_c2f.distributed import (
+    Group,
+    is_first_to_end,
+    is_lost,
+    join,
+    leave,
+    one_block_each,
+    restarts,
+)
+from pyg_c2f.evaluate import evaluate_split, popularity_score, with_sampled_users
 from pyg_c2f.export import write_bundle, write_onnx
 from pyg_c2f.report import results_table, size_table, write_report
 from pyg_c2f.resume import RESUME_FILES, delete_resume, resume_files
@@ -74,6 +85,7 @@ KEPT: dict[str, type | UnionType] = {
     'stage': str,
     'init': str | None,
     'refit': bool,
+    'eval_users': int | None,
     'device': str,
 }
 # What it holds beside.
@@ -93,9 +105,11 @@ EXAMPLES = """examples:
   python run.py evaluate --checkpoint runs/gowalla
   python run.py recommend --checkpoint runs/gowalla --user 12 7 -k 10
   python run.py recommend --checkpoint runs/gowalla --similar 12
+  python run.py recommend --checkpoint runs/gowalla --all --out lists.jsonl
   python run.py export --checkpoint runs/gowalla --format bundle --out gowalla.c2f
   python run.py demo                               films, in your browser
   python run.py train --help                       all options and settings
+  torchrun --nproc-per-node 2 run.py train ...     the same run on two processes
 
 Without a command it trains."""
 
@@ -130,6 +144,8 @@ SECOND_WORDS = (
     'Frontier Garden Harbour Horizon Island Lantern Letters Masquerade Mirror Orchard '
     'Passenger Promise River Shadow Signal Stranger Symphony Tide Train Violin Voyage'
 ).split()
+# Users whose lists are made at once for --all.
+LIST_USERS = 256
 # Lines of standard input that are answered at once, as far as they are there.
 BLOCK_LINES = 256
 BLOCK_BYTES = 1 << 16
@@ -203,6 +219,12 @@ def make_parser() -> Parser:
         help='train once more with the validation items, as long as was best',
     )
     call.add_argument(
+        '--eval-users',
+        type=int,
+        metavar='N',
+        help='rank for so many users drawn at random (default: all)',
+    )
+    call.add_argument(
         '--resume',
         action='store_true',
         help='continue the interrupted run in --out, with the options it has',
@@ -229,6 +251,10 @@ def make_parser() -> Parser:
     )
     who.add_argument('--similar', nargs='+', metavar='ITEM', help='items like these')
     who.add_argument('--jsonl', action='store_true', help='many people, see below')
+    who.add_argument(
+        '--all', action='store_true', help='all known users: lines of JSON in --out'
+    )
+    call.add_argument('--out', metavar='FILE', help='for --all')
     call.add_argument('-k', type=int, help='length of the list (default: 20)')
     call.add_argument(
         '--include-seen', action='store_true', help='train items and history too'
@@ -295,6 +321,11 @@ def make_parser() -> Parser:
 
     call = commands.add_parser('data', help='what is there of a data set')
     add_data_options(call)
+    call.add_argument(
+        '--build',
+        action='store_true',
+        help='prepare it for being read from the disk: data that do not fit in memory',
+    )
     call.set_defaults(func=run_data)
     return parser
 
@@ -350,12 +381,24 @@ def load_data(config: dict[str, Any]) -> HeteroData:
     return data
 
 
+def sampled(data: HeteroData, config: dict[str, Any]) -> HeteroData:
+    """The data set with the users to rank for."""
+    if config['eval_users'] is None:
+        return data
+    return with_sampled_users(data, config['eval_users'], config['split_seed'])
+
+
 def data_digest(data: HeteroData) -> str:
     """The SHA-256 of the pairs of a data set and its split."""
     digest = hashlib.sha256()
     for key in ('edge_index', 'val_edge_label_index', 'test_edge_label_index'):
         digest.update(data[RATES][key].cpu().contiguous().numpy().data)
     return digest.hexdigest()
+
+
+def digest_of(config: dict[str, Any], data: HeteroData) -> str:
+    """The :func:`data_digest` of a data set, which a built form knows."""
+    return built_digest(*data_arguments(config)) or data_digest(data)
 
 
 def check_data_of(folder: Path, config: dict[str, Any], digest: str) -> None:
@@ -371,32 +414,44 @@ def run_train(args: argparse.Namespace) -> int:
     """Trains and leaves everything in the output directory."""
     begin = time.perf_counter()
     reuse_freed_memory()
-    out = Path(args.out or f'runs/{args.dataset}-{args.recipe}')
+    is_distributed = join_quietly()
+    out = out_of(args)
+    if restarts() and (out / 'config.json').exists():
+        args.resume = True
     check_out(out, args)
     config = resumed_config(out, args) if args.resume else make_config(args)
     recipe = read_recipe(config)
+    group = make_group(recipe, is_distributed)
     init = None if config['init'] is None else load_init(config)
     device = pick_device(config['device'])
 
     start = time.perf_counter()
     data = load_data(config).to(device)
-    digest = data_digest(data)
+    digest = digest_of(config, data)
     if args.resume:
         check_data_of(out, config, digest)
     config['data_sha256'] = digest
     if config['init'] is not None:
         folder = Path(config['init'])
         check_data_of(folder, read_config(folder), digest)
+    data = sampled(data, config)
     seconds = {'load': time.perf_counter() - start}
-    check_run(data, recipe, init)
-    if not args.resume:
+    check_run(data, recipe, init, group)
+    group.wait()  # Nobody looks for an earlier run any more.
+    if not args.resume and group.rank == 0:
         clear(out)
         write_json(out / 'config.json', config)
+    group.wait()
+    if not (out / 'config.json').exists():
+        raise InputError(
+            f'--out {out}: process {group.rank} does not see what the first one writes '
+            'there; name a folder that all machines share'
+        )
 
     seed_everything(config['seed'])
-    history = History(out)
-    show = sys.stderr.isatty() and not args.quiet
-    again = shlex.join(['python', 'run.py', 'train', '--resume', '--out', str(out)])
+    history = History(out, writes=group.rank == 0)
+    show = sys.stderr.isatty() and not args.quiet and group.rank == 0
+    again = call_again(out)
     try:
         try:
             run = train(
@@ -409,22 +464,29 @@ def run_train(args: argparse.Namespace) -> int:
                 resume=args.resume,
                 on_evaluation=history.add,
                 progress=show,
+                group=group,
             )
         except (KeyboardInterrupt, InputError):
             with suppress(OSError):  # What has stopped the run is what to say.
-                leave_best(out, history.lines)
+                if group.rank == 0:
+                    leave_best(out, history.lines)
             raise
-        pyg_c2f.save(run.model, out)
+        if group.rank == 0:
+            pyg_c2f.save(run.model, out)
         seconds |= run.seconds
         start = time.perf_counter()
-        metrics = describe_run(config, data, run, out)
+        metrics = describe_run(config, data, run, out, group)
         seconds['evaluate'] += time.perf_counter() - start
         if config['refit']:
             start = time.perf_counter()
-            model = refit(data, recipe, config, run.phases, init, show)
+            model = refit(data, recipe, config, run.phases, init, show, group)
             seconds['train'] += time.perf_counter() - start
-            pyg_c2f.save(model, out)
-            metrics['test'] = test(model, data)
+            if group.rank == 0:
+                pyg_c2f.save(model, out)
+            group.wait()
+            metrics['test'] = test(pyg_c2f.load(out).to(device), data, group)
+        if group.rank > 0:
+            return 0
         metrics['bytes'] = model_bytes(pyg_c2f.load(out))
         # Of a resumed run the earlier sessions count too.
         seconds['total'] = max(time.perf_counter() - begin, sum(seconds.values()))
@@ -433,7 +495,8 @@ def run_train(args: argparse.Namespace) -> int:
         report = write_report(out, metrics | {'command': config['call']}, history.lines)
         write_json(out / 'metrics.json', metrics)  # Last: it says that all is there.
     except KeyboardInterrupt:
-        print(f'\ninterrupted; continue with: {again}', file=sys.stderr)
+        if group.rank == 0:
+            print(f'\ninterrupted; continue with: {again}', file=sys.stderr)
         return 130
     except OSError as error:
         there = (out / 'config.json').exists()
@@ -443,6 +506,39 @@ def run_train(args: argparse.Namespace) -> int:
     print(size_table(metrics))
     print(f'report: {report}')
     return 0
+
+
+def out_of(args: argparse.Namespace) -> Path:
+    """The output directory of a training."""
+    return Path(args.out or f'runs/{args.dataset}-{args.recipe}')
+
+
+def join_quietly() -> bool:
+    """Joins the processes of torchrun, if any; only the first one logs."""
+    is_distributed = join()
+    if os.environ.get('RANK', '0') != '0' and is_distributed:
+        logging.getLogger('pyg_c2f').setLevel(logging.ERROR)
+    return is_distributed
+
+
+def make_group(recipe: Recipe | FastRecipe, is_distributed: bool) -> Group:
+    """The processes of a run, and the blocks that they share."""
+    if isinstance(recipe, FastRecipe):
+        return Group(recipe.partitions, is_distributed)
+    return one_block_each(is_distributed)
+
+
+def call_again(out: Path) -> str:
+    """The call that continues a run on as many processes."""
+    program = ['python']
+    if 'TORCHELASTIC_RUN_ID' in os.environ:
+        program = ['torchrun', '--nproc-per-node', os.environ['LOCAL_WORLD_SIZE']]
+        nodes = os.environ['GROUP_WORLD_SIZE']
+        if nodes != '1':
+            address = f'{os.environ["MASTER_ADDR"]}:29500'
+            program += ['--nnodes', nodes, '--rdzv-backend', 'c10d']
+            program += ['--rdzv-endpoint', address]
+    return shlex.join([*program, 'run.py', 'train', '--resume', '--out', str(out)])
 
 
 def make_config(args: argparse.Namespace) -> dict[str, Any]:
@@ -457,6 +553,8 @@ def make_config(args: argparse.Namespace) -> dict[str, Any]:
         raise InputError(
             '--refit trains both stages with the validation items: use --stage both'
         )
+    if args.eval_users is not None and args.eval_users < 1:
+        raise InputError(f'--eval-users {args.eval_users}: expected one user at least')
     for name in ('seed', 'split_seed'):
         if not 0 <= getattr(args, name) < 2**32:
             raise InputError(
@@ -537,9 +635,10 @@ def resumed_config(out: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def describe_run(
-    config: dict[str, Any], data: HeteroData, run: Run, out: Path
+    config: dict[str, Any], data: HeteroData, run: Run, out: Path, group: Group
 ) -> dict[str, Any]:
     """The metrics of a run and of the popularity baseline, without sizes and times."""
+    users = group.rows(data[USER].num_nodes)
     keys = ('dataset', 'protocol', 'recipe', 'seed', 'split_seed')
     metrics = {key: config[key] for key in keys}
     num_items = data[ITEM].num_nodes
@@ -549,7 +648,8 @@ def describe_run(
         'num_items': num_items,
         'num_train': data[RATES].edge_index.size(1),
         'popularity': {
-            split: evaluate_split(score, data, split) for split in ('val', 'test')
+            split: evaluate_split(score, data, split, users=users)
+            for split in ('val', 'test')
         },
     }
     device = data[RATES].edge_index.device
@@ -557,15 +657,17 @@ def describe_run(
         metrics[stage] = {}
         for phase, result in phases.items():
             model = pyg_c2f.load(phase_file(out, stage, phase)).to(device)
-            metrics[stage][f'phase{phase}'] = result | {'test': test(model, data)}
+            found = {'test': test(model, data, group)}
+            metrics[stage][f'phase{phase}'] = result | found
     last = list(metrics[stage].values())[-1]
     metrics |= {'val': last['val'], 'test': last['test']}
     return metrics
 
 
-def test(model: Model, data: HeteroData) -> dict[str, float]:
+def test(model: Model, data: HeteroData, group: Group) -> dict[str, float]:
     """The figures on the test items."""
-    return evaluate_split(model.scorer(), data, 'test')
+    users = group.rows(data[USER].num_nodes)
+    return evaluate_split(model.scorer(), data, 'test', users=users)
 
 
 def refit(
@@ -575,6 +677,7 @@ def refit(
     phases: dict[Stage, dict[int, dict[str, Any]]],
     init: Model | None,
     progress: bool,
+    group: Group,
 ) -> Model:
     """Trains once more on train and validation items, for the epochs that were best."""
     epochs = {
@@ -589,13 +692,14 @@ def refit(
         init,
         progress=progress,
         fixed_epochs=epochs,
+        group=group,
     ).model
 
 
 class History:
     """The lines of history.jsonl, one per evaluation; a resumed run goes on in it."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, writes: bool = True) -> None:
         self.path = out / 'history.jsonl'
         self.lines: list[dict[str, Any]] = []
         if self.path.exists():
@@ -607,6 +711,8 @@ class History:
                     f'{self.path}: damaged ({error!r}); restore it, or train again'
                 ) from None
         self.writer = None
+        if not writes:
+            return
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
@@ -704,7 +810,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise InputError(
             f'{folder}: no run there; name a directory that train wrote to'
         )
-    config = read_json(path)
+    config = {'eval_users': None} | read_json(path)  # runs before 0.7 have none
     kinds = KEPT | FOUND
     try:
         wrong = {
@@ -765,8 +871,12 @@ def run_evaluate(args: argparse.Namespace) -> int:
             f'{folder}: the model knows other users or items than the data set '
             f'{config["dataset"]} has; bring the data back that it was trained on'
         )
-    check_data_of(folder, config, data_digest(data))
-    metrics = evaluate_split(model.scorer(), data, args.split)
+    check_data_of(folder, config, digest_of(config, data))
+    group, data = one_block_each(join_quietly()), sampled(data, config)
+    users = group.rows(model.num_users)
+    metrics = evaluate_split(model.scorer(), data, args.split, users=users)
+    if group.rank > 0:
+        return 0
     print(f'{config["dataset"]}, protocol {config["protocol"]}, {args.split} items')
     for name, value in metrics.items():
         print(f'{name:10} {value:.4f}')
@@ -790,6 +900,10 @@ def run_recommend(args: argparse.Namespace) -> int:
     if args.k is None:
         args.k = min(20, model.num_items)
     check_length(args.k, '-k', model)
+    if args.all != (args.out is not None):
+        raise InputError('--all and --out FILE go together')
+    if args.all:
+        return write_lists(model, args)
     # Titles are shown as far as the other side can show them.
     sys.stdout.reconfigure(errors='backslashreplace')  # type: ignore[union-attr]
     try:
@@ -833,6 +947,41 @@ def print_lists(model: Model, args: argparse.Namespace) -> int:
             title = model.item_titles[item] if model.item_titles else ''
             text = f'{rank:4}  {item_id(model, item):>10}  {score:8.4f}  {title}'
             print(text.rstrip())
+    return 0
+
+
+def write_lists(model: Model, args: argparse.Namespace) -> int:
+    """Lists for all known users into a file; several processes share the users."""
+    options: dict[str, Any] = {'exclude_seen': not args.include_seen}
+    if args.candidates is not None:
+        options['candidates'] = read_items(model, args.candidates, '--candidates')
+    group, out = one_block_each(join_quietly()), Path(args.out)
+    if not out.parent.is_dir() or out.is_dir():
+        raise InputError(f'--out {out}: name a file in a folder that is there')
+    # The same blocks whoever has them: last digits depend on who is scored together.
+    blocks = torch.arange(model.num_users).split(LIST_USERS)
+    own = group.rows(len(blocks)).own(blocks)
+    parts = [out.with_name(f'{out.name}.part-{rank}') for rank in range(group.size)]
+    show = sys.stderr.isatty() and group.rank == 0
+    try:
+        with parts[group.rank].open('w', encoding='utf-8') as file:
+            for block in tqdm(own, disable=not show, leave=False):
+                lists = model.recommend(block, args.k, **options)
+                for user, ids, scores in zip(block.tolist(), *lists, strict=True):
+                    name = str(user) if model.user_ids is None else model.user_ids[user]
+                    answer = as_answer(model, *filled(ids, scores))
+                    file.write(json.dumps({'user': name} | answer) + '\n')
+        group.wait()
+        if group.rank == 0:
+            with whole_file(out) as target, target.open('wb') as file:
+                for part in parts:
+                    with part.open('rb') as read:
+                        shutil.copyfileobj(read, file)
+        group.wait()
+    finally:
+        parts[group.rank].unlink(missing_ok=True)
+    if group.rank == 0:
+        print(f'wrote {out}')
     return 0
 
 
@@ -1094,7 +1243,10 @@ class QuietHandler(SimpleHTTPRequestHandler):
 
 
 def run_data(args: argparse.Namespace) -> int:
-    """Prints what there is of a data set."""
+    """Prints what there is of a data set, once it is built if that is asked for."""
+    if args.build:
+        build_it = partial(build, progress=sys.stderr.isatty())
+        build_it(*data_arguments(vars(args)))
     facts = describe(*data_arguments(vars(args)))
     files = facts.pop('files')
     for key, value in facts.items():
@@ -1120,7 +1272,8 @@ class HeldLog(logging.handlers.MemoryHandler):
 
 def fail(message: str) -> int:
     """Prints an error in one line and returns its exit status."""
-    print(f'error: {" ".join(message.split())}', file=sys.stderr)
+    if is_first_to_end():
+        print(f'error: {" ".join(message.split())}', file=sys.stderr)
     return 2
 
 
@@ -1136,11 +1289,21 @@ def main(argv: list[str] | None = None) -> int:
     try:
         args = make_parser().parse_args(argv)
         args.argv = argv
-        return int(args.func(args))
+        status = int(args.func(args))
+        leave()
+        return status
     except (InputError, ImportError, OSError) as error:
         log.buffer.clear()
         return fail(str(error))
     except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and is_lost(error):
+            again = ''
+            if args.func is run_train:
+                again = f'; continue with: {call_again(out_of(args))}'
+            return fail(
+                'a process of this run has gone (killed, out of memory, or with its '
+                f'machine), and the others stop{again}'
+            )
         if isinstance(error, RuntimeError) and 'memory' not in str(error):
             raise
         return fail(

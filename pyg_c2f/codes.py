@@ -1,11 +1,13 @@
 r"""Anchors by coding: sparse coordinates, and residual or product codes of rows."""
 
 from collections.abc import Callable
+from functools import partial
 from math import ceil, log2
 
 import torch
 from torch import Tensor
 
+from pyg_c2f.distributed import Group, Rows, one_thread_each
 from pyg_c2f.typing import Assignment
 
 MAX_LINKS = 255
@@ -15,7 +17,11 @@ BLOCK = 8192
 
 
 def threshold_assignment(
-    x: Tensor, num_links: float, importance: Tensor, max_links: int = MAX_LINKS
+    x: Tensor,
+    num_links: float,
+    importance: Tensor,
+    max_links: int = MAX_LINKS,
+    rows: Rows | None = None,
 ) -> Assignment:
     r"""Ties each row to the axes on which it has large coordinates.
 
@@ -32,14 +38,16 @@ def threshold_assignment(
         num_links (float): The mean number of links of a row.
         importance (Tensor): The weights :math:`w_i`, ``[num_rows]``.
         max_links (int, optional): The most links of one row. (default: ``255``)
+        rows (Rows, optional): The rows, where several processes share them; ``x`` and
+            ``importance`` are then the own ones, and so is the result.
 
     Returns:
         Assignment: As wide as the row with most links needs, the links of a row by
         axis; zero is no link.
     """
-    size = (x * importance.sqrt().unsqueeze(1)).abs_()
-    drop = max(x.numel() - round(num_links * len(x)), 0)
-    least = size.flatten().kthvalue(drop + 1).values if drop < x.numel() else torch.inf
+    rows = rows or Group().rows(len(x))
+    size = (x * importance.sqrt().unsqueeze(1)).abs_().float()
+    least = kth_largest(size, round(num_links * rows.num_rows), rows.group)
     alive = (size >= least) & (x != 0)
     full = (alive.sum(dim=1) > max_links).nonzero().flatten()
     if full.numel():
@@ -48,11 +56,46 @@ def threshold_assignment(
     row, col = alive.nonzero(as_tuple=True)
     count = alive.sum(dim=1)
     slot = torch.arange(len(row), device=x.device) - (count.cumsum(0) - count)[row]
-    width = max(int(count.max()), 1)
+    width = int(rows.group.max(max(int(count.max()), 1)))
     index = torch.zeros(len(x), width, dtype=torch.long, device=x.device)
     weight = x.new_zeros(len(x), width)
     index[row, slot], weight[row, slot] = col, x[row, col]
     return Assignment(index, weight)
+
+
+def kth_largest(x: Tensor, k: int, group: Group) -> float:
+    r"""The :math:`k`-th largest of the numbers of all processes, none below zero.
+
+    By counting: the bits of such a number, as an integer, rise with it. The upper half
+    of them says in which of :math:`2^{16}` bins the number is, the lower half which one
+    of the bin it is; two passes, and two sums of counts. It is exact, and any number of
+    processes finds the same.
+
+    Args:
+        x (Tensor): The numbers of this process, float32.
+        k (int): Which one; the least of all, if there are fewer.
+        group (Group): The processes.
+    """
+    bits = x.contiguous().view(torch.int32).flatten()
+    upper = group.sum_(_counts(bits >> 16, 1 << 15))
+    place, above = _find(upper, k)
+    lower = bits[(bits >> 16) == place] & 0xFFFF
+    least, _ = _find(group.sum_(_counts(lower, 1 << 16)), k - above)
+    return torch.tensor([place << 16 | least], dtype=torch.int32).view(x.dtype).item()
+
+
+def _counts(number: Tensor, num_bins: int) -> Tensor:
+    count = number.new_zeros(num_bins, dtype=torch.long)
+    for part in number.split(1 << 22):  # as 64-bit numbers, only some at a time
+        count += torch.bincount(part, minlength=num_bins)
+    return count
+
+
+def _find(count: Tensor, k: int) -> tuple[int, int]:
+    """The bin that holds the k-th number from above, and how many are above it."""
+    at_least = count.flip(0).cumsum(0).flip(0)
+    place = max(int((at_least >= k).sum()) - 1, 0)
+    return place, int(at_least[place] - count[place])
 
 
 def kmeans(
@@ -62,6 +105,7 @@ def kmeans(
     generator: torch.Generator | None = None,
     num_restarts: int = 1,
     num_iterations: int = KMEANS_ITERATIONS,
+    rows: Rows | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Weighted k-means; of several starts the one with the least weighted error.
 
@@ -75,51 +119,69 @@ def kmeans(
         generator (torch.Generator, optional): Draws the starts, on the CPU.
         num_restarts (int, optional): The number of starts. (default: ``1``)
         num_iterations (int, optional): Iterations of each. (default: ``12``)
+        rows (Rows, optional): The rows, where several processes share them; ``x`` and
+            ``importance`` are then the own ones, and so are the labels.
 
     Returns:
         Tuple: The centroids ``[num_centroids, d]`` and the centroid of each row.
     """
     best: tuple[Tensor, Tensor, Tensor] | None = None
+    rows = rows or Group().rows(len(x))
     weight = importance.clamp(min=1e-12)
+    chances = rows.gather(weight).double().cpu()
     for _ in range(num_restarts):
         pick = torch.multinomial(
-            weight.double().cpu(),
-            num_centroids,
-            len(x) < num_centroids,
-            generator=generator,
+            chances, num_centroids, len(chances) < num_centroids, generator=generator
         )
-        centroids = x[pick.to(x.device)].clone()
+        centroids = rows.take(x, pick.to(x.device))
         for _ in range(num_iterations):
-            label, error = _nearest(x, centroids)
-            centroids = _means(x, label, weight, error, num_centroids)
-        label, error = _nearest(x, centroids)
-        total = (weight * error).sum()
+            label, error = _nearest(x, centroids, rows)
+            centroids = _means(x, label, weight, error, num_centroids, rows)
+        label, error = _nearest(x, centroids, rows)
+        total = rows.group.sum((weight[b] * error[b]).sum() for b in rows.blocks)
         if best is None or total < best[2]:
             best = centroids, label, total
     assert best is not None
     return best[:2]
 
 
-def _nearest(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
+def _nearest(x: Tensor, centroids: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
     half = centroids.square().sum(dim=1) / 2
-    tops = [torch.addmm(-half, b, centroids.T).max(dim=1) for b in x.split(BLOCK)]
+    parts = [part for block in rows.blocks for part in x[block].split(BLOCK)]
+    tops = [torch.addmm(-half, part, centroids.T).max(dim=1) for part in parts]
     gain = torch.cat([top.values for top in tops])
     error = (x.square().sum(dim=1) - 2 * gain).clamp(min=0)
     return torch.cat([top.indices for top in tops]), error
 
 
 def _means(
-    x: Tensor, label: Tensor, weight: Tensor, error: Tensor, num_centroids: int
+    x: Tensor,
+    label: Tensor,
+    weight: Tensor,
+    error: Tensor,
+    num_centroids: int,
+    rows: Rows,
 ) -> Tensor:
-    mass = weight.new_zeros(num_centroids).index_add_(0, label, weight)
-    total = x.new_zeros(num_centroids, x.size(1))
-    total.index_add_(0, label, x * weight.unsqueeze(1))
+    def sums(table: Tensor) -> Tensor:
+        zeros = table.new_zeros(num_centroids, *table.shape[1:])
+        return rows.group.sum(
+            zeros.index_add(0, label[block], table[block]) for block in rows.blocks
+        )
+
+    mass, total = sums(weight), sums(x * weight.unsqueeze(1))
     empty = (mass == 0).nonzero().flatten()
     if empty.numel():
-        worst = (weight * error).topk(min(empty.numel(), len(x))).indices
+        worst = _largest(weight * error, empty.numel(), rows)
         empty = empty[: len(worst)]
-        total[empty], mass[empty] = x[worst], 1.0
+        total[empty], mass[empty] = rows.take(x, worst), 1.0
     return total / mass.clamp(min=1e-30).unsqueeze(1)
+
+
+def _largest(value: Tensor, k: int, rows: Rows) -> Tensor:
+    """The numbers of the rows with the largest values, the largest first."""
+    # Of equal ones the first: whoever holds them, the same rows are found.
+    value = rows.gather(value)
+    return value.sort(descending=True, stable=True).indices[:k]
 
 
 def residual_codes(
@@ -130,6 +192,7 @@ def residual_codes(
     generator: torch.Generator | None = None,
     num_restarts: int = 1,
     shrink: Callable[[Tensor], Tensor] = lambda centroids: centroids,
+    rows: Rows | None = None,
 ) -> tuple[Assignment, Tensor]:
     r"""Residual quantisation: each level codes what the levels before left over.
 
@@ -142,16 +205,21 @@ def residual_codes(
         num_restarts (int, optional): Starts of each level, the best of which is kept.
         shrink (Callable, optional): Applied to a level's centroids before the next
             level looks at the rest, such as a soft threshold.
+        rows (Rows, optional): The rows, where several processes share them; ``x`` and
+            ``importance`` are then the own ones, and so is the assignment.
 
     Returns:
         Tuple: The assignment (one anchor of each level, weight 1) and the codebook of
         all levels, ``[num_levels * num_centroids, d]``, as it was before ``shrink``.
     """
+    rows = rows or Group().rows(len(x))
     labels, codebook, rest = [], [], x.clone()
     for level in range(num_levels):
-        centroids, _ = kmeans(rest, num_centroids, importance, generator, num_restarts)
+        centroids, _ = kmeans(
+            rest, num_centroids, importance, generator, num_restarts, rows=rows
+        )
         kept = shrink(centroids)
-        label, _ = _nearest(rest, kept)
+        label, _ = _nearest(rest, kept, rows)
         rest -= kept[label]
         labels.append(label + level * num_centroids)
         codebook.append(centroids)
@@ -167,6 +235,7 @@ def product_codes(
     generator: torch.Generator | None = None,
     num_restarts: int = 1,
     num_rotations: int = 0,
+    rows: Rows | None = None,
 ) -> tuple[Assignment, Tensor]:
     r"""Product quantisation: each block of columns is coded by itself.
 
@@ -184,6 +253,7 @@ def product_codes(
         generator (torch.Generator, optional): Draws the starts, on the CPU.
         num_restarts (int, optional): Starts of each block, the best of which is kept.
         num_rotations (int, optional): Rounds of learning the rotation. (default: ``0``)
+        rows (Rows, optional): As for :func:`residual_codes`.
 
     Returns:
         Tuple: The assignment (one anchor of each block, weight 1) and the codebook, in
@@ -198,20 +268,28 @@ def product_codes(
             f"'product_codes' expected blocks that divide {dim} columns (got "
             f'{num_blocks})'
         )
+    rows = rows or Group().rows(len(x))
     rotation = torch.eye(dim, dtype=x.dtype, device=x.device)
     if num_rotations:
         draw = torch.randn(dim, dim, generator=generator).to(x)
-        rotation = torch.linalg.qr(draw).Q
+        (found,) = one_thread_each([partial(torch.linalg.qr, draw)])
+        rotation = rows.group.same(found.Q)
 
     def code(restarts: int) -> tuple[Assignment, Tensor]:
         labels, codebook = [], x.new_zeros(num_blocks * num_centroids, dim)
-        for block, part in enumerate((x @ rotation).split(dim // num_blocks, dim=1)):
+        turned = rows.times(x, rotation)
+        for block, part in enumerate(turned.split(dim // num_blocks, dim=1)):
             centroids, label = kmeans(
-                part.contiguous(), num_centroids, importance, generator, restarts
+                part.contiguous(),
+                num_centroids,
+                importance,
+                generator,
+                restarts,
+                rows=rows,
             )
-            rows = slice(block * num_centroids, (block + 1) * num_centroids)
+            anchors = slice(block * num_centroids, (block + 1) * num_centroids)
             cols = slice(block * part.size(1), (block + 1) * part.size(1))
-            codebook[rows, cols] = centroids
+            codebook[anchors, cols] = centroids
             labels.append(label + block * num_centroids)
         index = torch.stack(labels, dim=1)
         return Assignment(index, torch.ones_like(index, dtype=x.dtype)), codebook
@@ -219,8 +297,9 @@ def product_codes(
     for _ in range(num_rotations):
         assignment, codebook = code(1)
         decoded = codebook[assignment.index].sum(dim=1)
-        u, _, vh = torch.linalg.svd((x * importance.unsqueeze(1)).T @ decoded)
-        rotation = u @ vh
+        product = rows.product(x * importance.unsqueeze(1), decoded)
+        ((u, _, vh),) = one_thread_each([partial(torch.linalg.svd, product)])
+        rotation = rows.group.same(u @ vh)
     assignment, codebook = code(num_restarts)
     return assignment, codebook @ rotation.T
 
@@ -280,6 +359,7 @@ def sparse_coding(
     num_links: float,
     importance: Tensor,
     num_iterations: int = 5,
+    rows: Rows | None = None,
 ) -> Assignment:
     r"""Links of rows against a codebook, by iterative hard thresholding.
 
@@ -299,12 +379,15 @@ def sparse_coding(
         num_links (float): The mean number of links of a row.
         importance (Tensor): The rows' weights, ``[num_rows]``.
         num_iterations (int, optional): Iterations. (default: ``5``)
+        rows (Rows, optional): As for :func:`threshold_assignment`.
     """
+    rows = rows or Group().rows(len(x))
     step = 1 / torch.linalg.matrix_norm(codebook, 2).square().clamp(min=1e-12)
     for _ in range(num_iterations):
         dense = x.new_zeros(len(x), len(codebook)).scatter_add_(1, *links)
-        dense += step * (x - dense @ codebook) @ codebook.T
-        links = threshold_assignment(dense, num_links, importance)
+        error = x - rows.times(dense, codebook)
+        dense += step * rows.times(error, codebook.T)
+        links = threshold_assignment(dense, num_links, importance, rows=rows)
     return links
 
 

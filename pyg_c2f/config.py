@@ -141,6 +141,8 @@ class FastRecipe:
     """shared negative items of a batch (softmax)"""
     dtype: Literal['packed', 'float16', 'float32'] = 'packed'
     """stored form: packed bits with 6-bit weights, or plain numbers"""
+    partitions: int = 4
+    """blocks of rows that sums are formed over: the most processes of a run"""
 
     def __post_init__(self) -> None:
         for field in fields(self):

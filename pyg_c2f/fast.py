@@ -9,12 +9,13 @@ the fine anchors, sparse through the soft threshold.
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
-from torch_geometric.utils import degree
+from torch_geometric.utils import cumsum, degree
 from tqdm import tqdm
 
 from pyg_c2f.anchors import import_pymetis, metis_partition
@@ -29,9 +30,10 @@ from pyg_c2f.codes import (
     weights_of,
 )
 from pyg_c2f.config import FastRecipe
+from pyg_c2f.distributed import Group, Rows, one_thread_each
 from pyg_c2f.evaluate import evaluate_split
 from pyg_c2f.finite import NotFiniteError, check_finite, check_step
-from pyg_c2f.graph import csr_matmul, unique_pairs
+from pyg_c2f.graph import are_rising, csr_matmul, power, unique_pairs
 from pyg_c2f.nn import (
     BPRLoss,
     LinearC2F,
@@ -41,7 +43,13 @@ from pyg_c2f.nn import (
 )
 from pyg_c2f.nn.fused import weighted_sum
 from pyg_c2f.sampler import TripletSampler
-from pyg_c2f.spectral import normalized_interactions, randomized_svd, varimax
+from pyg_c2f.spectral import (
+    SharedInteractions,
+    pairs_of,
+    right_vectors,
+    shared_interactions,
+    varimax,
+)
 from pyg_c2f.typing import (
     ITEM,
     RATES,
@@ -49,57 +57,79 @@ from pyg_c2f.typing import (
     USER,
     Assignment,
     InputError,
+    Score,
     Stage,
     Stored,
 )
+from pyg_c2f.whole import HistoryLoss
 
 CACHE_BYTES = 1 << 30
+# Pairs whose mean score a training scales to one.
+SAMPLE = 100_000
 BPR_NEGATIVES = 5
 
 
 def build_fast(
-    data: HeteroData, recipe: FastRecipe, generator: torch.Generator
+    data: HeteroData,
+    recipe: FastRecipe,
+    generator: torch.Generator,
+    group: Group | None = None,
 ) -> LinearC2F:
     """The model of a recipe on the train edges of a data set, nothing trained yet.
 
     Args:
         data (HeteroData): The data set.
         recipe (FastRecipe): The settings.
-        generator (torch.Generator): Draws the starts of SVD, rotation and k-means.
+        generator (torch.Generator): Draws the starts of SVD, rotation and k-means, the
+            same in all processes.
+        group (Group, optional): The processes that share the work, with one block for
+            each of ``recipe.partitions``. The first one's model is whole; the others'
+            lack the train pairs. (default: this process alone)
 
     Raises:
         ImportError: If METIS parts are wanted and pymetis is not installed.
-        InputError: If the data set is too small for the settings.
+        InputError: If the data set is too small for the settings, or several processes
+            cannot share them.
     """
+    group = group or Group(recipe.partitions)
     num_users, num_items = data[USER].num_nodes, data[ITEM].num_nodes
-    edge_index = unique_pairs(data[RATES].edge_index, num_items)
-    check_fast(data, recipe)
-    x, user_x = spectral_features(edge_index, num_users, num_items, recipe, generator)
-    deg = degree(edge_index[1], num_items, x.dtype)
-    importance = deg**recipe.popularity
+    check_fast(data, recipe, group)
+    edge_index, users, own = share_pairs(data, group)
+    items = group.rows(num_items)
+    deg = group.sum_(torch.bincount(own[1], minlength=num_items))
+    norms = recipe.user_norm, recipe.item_norm
+    interactions = shared_interactions(own, users, items, *norms, deg)
+    x, user_x = spectral_features(interactions, deg, recipe, generator)
+    importance = power(items.own(deg), recipe.popularity)
     coarse, codebook = _coarse_anchors(
-        x, edge_index, num_users, importance, recipe, generator
+        x, items, edge_index, num_users, importance, recipe, generator
     )
+    rows = items
     if user_x is not None:
         ones = torch.ones(num_users, dtype=x.dtype, device=x.device)
-        links = threshold_assignment(user_x, recipe.user_links, ones)
+        links = threshold_assignment(user_x, recipe.user_links, ones, rows=users)
         coarse = _stack(links, coarse)
         x, importance = torch.cat([user_x, x]), torch.cat([ones, importance])
+        rows = group.rows(len(x))
     for _ in range(recipe.refine):
-        codebook = _least_squares(x, coarse, importance, len(codebook))
-        coarse = sparse_coding(x, codebook, coarse, recipe.coarse_links, importance)
+        codebook = _least_squares(x, coarse, importance, len(codebook), rows)
+        coarse = sparse_coding(
+            x, codebook, coarse, recipe.coarse_links, importance, rows=rows
+        )
+    coarse = _gather(coarse, rows)
     if recipe.dtype != 'float32':
         # What the model computes is what is stored: the fine part sees the rounding.
         coarse = _rounded(coarse, recipe.dtype)
-    rest = x - weighted_sum(coarse, codebook)
+    rest = x - weighted_sum(Assignment(*map(rows.own, coarse)), codebook)
     threshold, fine, fine_codebook = 0.0, None, None
     if recipe.fine_links:
         threshold, fine, fine_codebook = _fine_anchors(
-            rest, importance, recipe, generator
+            rest, rows, importance, recipe, generator
         )
+        fine = _gather(fine, rows)
 
     model = LinearC2F(
-        edge_index,
+        edge_index if group.rank == 0 else edge_index[:, :0],
         num_users,
         num_items,
         num_coarse=len(codebook),
@@ -115,6 +145,7 @@ def build_fast(
         item_norm=recipe.item_norm,
         users=recipe.users,
         dtype=recipe.dtype,
+        item_degree=None if group.rank == 0 else deg,
     ).to(x.device)
     model.set_assignment(coarse, fine)
     with torch.no_grad():
@@ -123,6 +154,40 @@ def build_fast(
             model.fine.codebook.copy_(fine_codebook)
     model.round_()
     return model
+
+
+def share_pairs(data: HeteroData, group: Group) -> tuple[Tensor, Rows, Tensor]:
+    """Shares out the train pairs of a data set by users.
+
+    Returns:
+        Tuple: All pairs, sorted by user, then item; the users, in blocks of about
+        equally many pairs; and the pairs of the own ones.
+
+    Raises:
+        InputError: If several processes are to share pairs that are not sorted.
+    """
+    edge_index, num_items = data[RATES].edge_index, data[ITEM].num_nodes
+    if group.size == 1:
+        edge_index = unique_pairs(edge_index, num_items)
+    # Where pairs are not in memory, a process looks at its own ones only.
+    targets = range(1, group.num_blocks)
+    first = [edge_index.size(1) * part // group.num_blocks for part in targets]
+    bounds = sorted(edge_index[0, first].tolist())
+    users = Rows(group, [0, *bounds, data[USER].num_nodes])
+    own = pairs_of(edge_index, users.start, users.stop)
+    is_wrong = not are_rising(own[0] * num_items + own[1])
+    if group.max(is_wrong):
+        raise InputError(
+            f'data[{RATES}].edge_index is not sorted by user, then item, or holds a '
+            'pair twice: several processes share sorted pairs, as the loaders give them'
+        )
+    return edge_index, users, own
+
+
+def _gather(own: Assignment, rows: Rows) -> Assignment:
+    """The assignment of all rows, sent with the least integers that do."""
+    index = rows.gather(own.index.int() if rows.group.size > 1 else own.index)
+    return Assignment(index.long(), rows.gather(own.weight))
 
 
 def check_data(data: HeteroData) -> None:
@@ -144,15 +209,31 @@ def check_data(data: HeteroData) -> None:
         )
 
 
-def check_fast(data: HeteroData, recipe: FastRecipe) -> None:
-    """Checks a recipe against a data set.
+def check_fast(
+    data: HeteroData, recipe: FastRecipe, group: Group | None = None
+) -> None:
+    """Checks a recipe against a data set, and the processes that are to share it.
 
     Raises:
         ImportError: If METIS parts are wanted and pymetis is not installed.
-        InputError: If there are no train pairs, more anchors than items, or fewer
-            columns than blocks share out.
+        InputError: If there are no train pairs, more anchors than items, fewer
+            columns than blocks share out, or settings that need the pairs of all users
+            in each of several processes.
     """
     num_items = data[ITEM].num_nodes
+    if group is not None and group.size > 1:
+        for name, value, shared in (
+            ('users', recipe.users, ('inductive',)),
+            ('num_layers', recipe.num_layers, (1,)),
+            ('diffusion', recipe.diffusion, (0,)),
+            ('loss', recipe.loss, ('none', 'whole')),
+        ):
+            if value not in shared:
+                raise InputError(
+                    f'--set {name}={value}: {group.size} processes can share '
+                    f'{" or ".join(f"{name}={x}" for x in shared)} only; set that, or '
+                    'run without torchrun'
+                )
     if not data[RATES].edge_index.numel():
         raise InputError('there are no train pairs')
     if recipe.anchors == 'metis':
@@ -189,13 +270,12 @@ def _bpr_sampler(
 
 
 def spectral_features(
-    edge_index: Tensor,
-    num_users: int,
-    num_items: int,
+    interactions: SharedInteractions,
+    item_degree: Tensor,
     recipe: FastRecipe,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor | None]:
-    r"""The dense features that anchors stand in for.
+    r"""The dense features that anchors stand in for, of the own items.
 
     .. math::
         \mathbf{x}_i = (\mathbf{V} \mathbf{\Sigma}^{p} \mathbf{Q})_i, \quad
@@ -205,14 +285,13 @@ def spectral_features(
     spectral anchors, the varimax rotation :math:`\mathbf{Q}`. Users have theirs only
     where they are assigned, scaled to the mean length of an item's.
     """
-    norms = recipe.user_norm, recipe.item_norm
-    interactions = normalized_interactions(edge_index, num_users, num_items, *norms)
-    rank = min(recipe.embedding_dim, num_users, num_items)
-    _, value, right = randomized_svd(interactions, rank, generator)
+    users, items = interactions.users, interactions.items
+    rank = min(recipe.embedding_dim, users.num_rows, items.num_rows)
+    value, right = right_vectors(interactions, rank, generator)
     x = right * value**recipe.power
     if recipe.anchors == 'spectral':
-        deg = degree(edge_index[1], num_items, x.dtype)
-        x = x @ varimax(x, (deg**recipe.popularity).sqrt(), generator)
+        weight = power(items.own(item_degree), recipe.popularity).sqrt()
+        x = items.times(x, varimax(x, weight, generator, items=items))
     if recipe.users == 'inductive':
         return x, None
     user_x = csr_matmul(interactions.by_user, x)
@@ -222,6 +301,7 @@ def spectral_features(
 
 def _coarse_anchors(
     x: Tensor,
+    items: Rows,
     edge_index: Tensor,
     num_users: int,
     importance: Tensor,
@@ -230,35 +310,45 @@ def _coarse_anchors(
 ) -> tuple[Assignment, Tensor]:
     if recipe.anchors == 'spectral':
         axes = torch.eye(x.size(1), dtype=x.dtype, device=x.device)
-        return threshold_assignment(x, recipe.coarse_links, importance), axes
+        tied = threshold_assignment(x, recipe.coarse_links, importance, rows=items)
+        return tied, axes
     links, restarts = int(recipe.coarse_links), recipe.restarts
     per_level = recipe.num_coarse // links
     if recipe.anchors == 'residual':
-        return residual_codes(x, links, per_level, importance, generator, restarts)
+        return residual_codes(
+            x, links, per_level, importance, generator, restarts, rows=items
+        )
     if recipe.anchors in ('product', 'opq'):
         rounds = recipe.rotations if recipe.anchors == 'opq' else 0
         return product_codes(
-            x, links, per_level, importance, generator, restarts, rounds
+            x, links, per_level, importance, generator, restarts, rounds, rows=items
         )
+    num_items = items.num_rows
     if recipe.anchors == 'metis':
-        label = metis_partition(edge_index, num_users, len(x), recipe.num_coarse)
-        label = label[num_users:]
+        label = metis_partition(edge_index, num_users, num_items, recipe.num_coarse)
+        label = items.group.same(label[num_users:].contiguous())
     else:
-        label = torch.randint(recipe.num_coarse, (len(x),), generator=generator)
+        label = torch.randint(recipe.num_coarse, (num_items,), generator=generator)
         label = label.to(x.device)
     one = torch.ones(len(x), 1, dtype=x.dtype, device=x.device)
-    part = Assignment(label.unsqueeze(1), one)
-    return part, _least_squares(x, part, importance, recipe.num_coarse)
+    part = Assignment(items.own(label).unsqueeze(1), one)
+    return part, _least_squares(x, part, importance, recipe.num_coarse, items)
 
 
 def _fine_anchors(
-    rest: Tensor, importance: Tensor, recipe: FastRecipe, generator: torch.Generator
+    rest: Tensor,
+    rows: Rows,
+    importance: Tensor,
+    recipe: FastRecipe,
+    generator: torch.Generator,
 ) -> tuple[float, Assignment, Tensor]:
     """Threshold, links and codebook of the levels behind the coarse anchors."""
-    per_level = min(recipe.num_fine // recipe.fine_links, len(rest))
+    per_level = min(recipe.num_fine // recipe.fine_links, rows.num_rows)
     # One threshold for all levels, from a first look at the centroids.
     if recipe.density < 1:
-        look, _ = kmeans(rest, per_level, importance, generator, num_iterations=4)
+        look, _ = kmeans(
+            rest, per_level, importance, generator, num_iterations=4, rows=rows
+        )
         size = look.abs().flatten().sort(descending=True).values
         threshold = float(size[min(int(recipe.density * size.numel()), len(size) - 1)])
     else:
@@ -271,19 +361,22 @@ def _fine_anchors(
         generator,
         recipe.restarts,
         shrink=torch.nn.Softshrink(threshold),
+        rows=rows,
     )
 
 
 def _least_squares(
-    x: Tensor, links: Assignment, importance: Tensor, num_anchors: int
+    x: Tensor, links: Assignment, importance: Tensor, num_anchors: int, rows: Rows
 ) -> Tensor:
     """The codebook with the least weighted squared error for given links."""
     dense = x.new_zeros(len(x), num_anchors).scatter_add_(1, *links)
     weighted = dense * importance.unsqueeze(1)
-    gram = weighted.T @ dense
+    gram = rows.product(weighted, dense)
     ridge = 1e-3 * gram.diagonal().mean().clamp(min=1e-12)
     gram.diagonal().add_(ridge)
-    return torch.linalg.solve(gram, weighted.T @ x)
+    right = rows.product(weighted, x)
+    (solved,) = one_thread_each([partial(torch.linalg.solve, gram, right)])
+    return rows.group.same(solved.contiguous())
 
 
 def _stack(first: Assignment, second: Assignment) -> Assignment:
@@ -314,6 +407,10 @@ class FastTrainer:
         model (LinearC2F): The model, its anchors in place.
         recipe (FastRecipe): The settings.
         generator (torch.Generator): Draws batches and negatives.
+        users (Rows, optional): The users, whom several processes share. (default: this
+            process has all of them)
+        edge_index (Tensor, optional): The train pairs of the own users, sorted.
+            (default: the model's)
     """
 
     def __init__(
@@ -321,19 +418,33 @@ class FastTrainer:
         model: LinearC2F,
         recipe: FastRecipe,
         generator: torch.Generator,
+        users: Rows | None = None,
+        edge_index: Tensor | None = None,
     ) -> None:
         self.model, self.recipe, self.generator = model, recipe, generator
-        self.edge_index = model.edge_index
-        # Linear propagation leaves the loop: Q E instead of A (S E).
-        self.mixtures = model.mixtures(CACHE_BYTES)
-        self.pairs = build_pairs(self.edge_index, model.num_users, model.num_items)
+        self.edge_index = model.edge_index if edge_index is None else edge_index
+        self.group = Group() if users is None else users.group
         self.scale = model.item_scale()
+        self.history_loss = None
+        self.sampler = None
+        if recipe.loss == 'whole' and model.users_are_histories():
+            self.history_loss = HistoryLoss(
+                self.edge_index,
+                users or self.group.rows(model.num_users),
+                model.item_degree().long(),
+                (model.user_norm, model.item_norm),
+                recipe.alpha,
+                recipe.lambda_reg,
+            )
+        else:
+            # Linear propagation leaves the loop: Q E instead of A (S E).
+            self.mixtures = model.mixtures(CACHE_BYTES)
+            self.pairs = build_pairs(self.edge_index, model.num_users, model.num_items)
         self._normalise()
         parameters = [model.coarse.codebook, model.bias]
         if model.stage == 'fine':
             parameters.append(model.fine.codebook)
         self.optimizer = torch.optim.Adam(parameters, lr=recipe.lr)
-        self.sampler = None
         if recipe.loss == 'bpr':
             sizes = model.num_users, model.num_items
             self.sampler = _bpr_sampler(self.edge_index, *sizes, generator)
@@ -343,10 +454,15 @@ class FastTrainer:
         # Features of the spectrum have the scale of the interactions' entries; losses
         # want scores near one. Ranking does not mind: the scalars are still zero.
         model, recipe = self.model, self.recipe
-        h_user, h_item = self.features()
-        user, item = self.edge_index[:, :: max(self.edge_index.size(1) // 100_000, 1)]
-        mean = (h_user[user] * h_item[item]).sum(dim=1).mean().clamp(min=1e-12)
-        gain = float(((0.5 if recipe.loss == 'whole' else 4.0) / mean).sqrt())
+        if self.history_loss is not None:
+            mean = self.history_loss.mean_score(model.ego()[1], self.scale, SAMPLE)
+        else:
+            h_user, h_item = self.features()
+            user, item = self.edge_index[
+                :, :: max(self.edge_index.size(1) // SAMPLE, 1)
+            ]
+            mean = float((h_user[user] * h_item[item]).sum(dim=1).mean())
+        gain = ((0.5 if recipe.loss == 'whole' else 4.0) / max(mean, 1e-12)) ** 0.5
         model.coarse.codebook.mul_(gain)
         model.fine.codebook.mul_(gain)
         model.soft_threshold.threshold *= gain
@@ -384,6 +500,10 @@ class FastTrainer:
     def _step(self, loss: Tensor) -> float:
         self.optimizer.zero_grad()
         loss.backward()
+        for group in self.optimizer.param_groups:
+            for parameter in group['params']:
+                if parameter.grad is not None:
+                    self.group.sum_(parameter.grad)
         check_step(loss, self.model)
         self.optimizer.step()
         check_finite(self.model.named_parameters())
@@ -391,16 +511,11 @@ class FastTrainer:
 
     def _whole_batch(self) -> Iterator[Tensor]:
         model, recipe = self.model, self.recipe
-        h_user, h_item = self.features()
-        offset = None
-        if model.users == 'inductive' and model.num_layers == 1:
-            # The user of a pair without the item itself, or the loss learns to copy.
-            # The interactions are in the order of the pairs.
-            own = h_item.square().sum(dim=1) / self.scale
-            weight = model.interactions().by_user.weight
-            offset = weight * own.index_select(0, self.pairs.col)
+        if self.history_loss is not None:
+            yield self.history_loss(model.ego()[1], self.scale, model.bias)
+            return
         criterion = WholeDataLoss(recipe.alpha, recipe.lambda_reg)
-        yield criterion(h_user, h_item, self.pairs, model.bias, offset)
+        yield criterion(*self.features(), self.pairs, model.bias)
 
     def _softmax_batches(self) -> Iterator[Tensor]:
         model, recipe = self.model, self.recipe
@@ -449,6 +564,7 @@ def train_fast(
     keep: Callable[[LinearC2F, Stage], None] | None = None,
     progress: bool = False,
     fixed_epochs: int | None = None,
+    group: Group | None = None,
 ) -> tuple[LinearC2F, dict[Stage, dict[int, dict[str, Any]]], dict[str, float]]:
     """Builds the anchors, looks at each stage, and trains on where a loss is set.
 
@@ -459,10 +575,14 @@ def train_fast(
         stages (Tuple): The stages; the last one is the result.
         init (LinearC2F, optional): The coarse model whose fine stage this is. Its
             anchors are made again, and must be the same.
-        on_evaluation (Callable, optional): Called with each line of the history.
-        keep (Callable, optional): Called with the best model of each stage.
+        on_evaluation (Callable, optional): Called with each line of the history, in the
+            first process.
+        keep (Callable, optional): Called with the best model of each stage, in the
+            first process.
         progress (bool, optional): Whether to show progress bars. (default: ``False``)
         fixed_epochs (int, optional): Trains so long without a look at validation.
+        group (Group, optional): The processes that share the work, as for
+            :func:`build_fast`.
 
     Returns:
         Tuple: The model, for each stage its phase with ``best_epoch``, ``last_epoch``
@@ -470,8 +590,9 @@ def train_fast(
     """
     clock = {'anchors': 0.0, 'train': 0.0, 'evaluate': 0.0}
     start = time.perf_counter()
+    group = group or Group(recipe.partitions)
     generator = torch.Generator().manual_seed(2 * seed)
-    model = build_fast(data, recipe, generator)
+    model = build_fast(data, recipe, generator, group)
     clock['anchors'] = time.perf_counter() - start
     if init is not None and not _same_anchors(model, init):
         raise InputError(
@@ -482,9 +603,11 @@ def train_fast(
 
     def look(stage: Stage, epoch: int, loss: float | None) -> dict[str, float]:
         start = time.perf_counter()
-        val = evaluate_split(model.scorer(), data, 'val')
+        users = group.rows(model.num_users)
+        score = model.scorer() if group.size == 1 else own_scorer(model, data, users)
+        val = evaluate_split(score, data, 'val', users=users)
         clock['evaluate'] += time.perf_counter() - start
-        if on_evaluation is not None:
+        if on_evaluation is not None and group.rank == 0:
             on_evaluation(
                 {
                     'stage': stage,
@@ -509,8 +632,10 @@ def train_fast(
             result = results[stage][1] if fixed_epochs is None else None
             _train_on(
                 model,
+                data,
                 recipe,
                 generator,
+                group,
                 look,
                 clock,
                 result,
@@ -525,9 +650,22 @@ def train_fast(
                 f'{error}, too large for dtype={recipe.dtype}: lower --set '
                 f'lr={recipe.lr}, or set dtype=float32'
             ) from None
-        if keep is not None:
+        if keep is not None and group.rank == 0:
             keep(model, stage)
+        group.wait()
     return model, results, clock
+
+
+def own_scorer(model: LinearC2F, data: HeteroData, users: Rows) -> Score:
+    """The scores of users of this process, by their histories in the data set.
+
+    A model of several processes knows the train pairs in the first of them only, and
+    users who live from their items need nothing else of the graph.
+    """
+    user, item = pairs_of(data[RATES].edge_index, users.start, users.stop)
+    count = torch.bincount(user - users.start, minlength=users.stop - users.start)
+    score = model.history_scorer(cumsum(count), item)
+    return lambda users_: score(users_ - users.start)
 
 
 def _same_anchors(model: LinearC2F, init: torch.nn.Module) -> bool:
@@ -547,8 +685,10 @@ def _same_anchors(model: LinearC2F, init: torch.nn.Module) -> bool:
 
 def _train_on(
     model: LinearC2F,
+    data: HeteroData,
     recipe: FastRecipe,
     generator: torch.Generator,
+    group: Group,
     look: Callable[[Stage, int, float | None], dict[str, float]],
     clock: dict[str, float],
     result: dict[str, Any] | None,
@@ -559,7 +699,8 @@ def _train_on(
         return
     start = {key: value.clone() for key, value in model.state_dict().items()}
     best, scale = start, (model.threshold, model.diffusion)
-    trainer = FastTrainer(model, recipe, generator)
+    _, users, own = share_pairs(data, group)
+    trainer = FastTrainer(model, recipe, generator, users, own)
     bad, stage = 0, model.stage
     last = recipe.epochs if fixed_epochs is None else fixed_epochs
     for epoch in tqdm(range(1, last + 1), 'train', leave=False, disable=not progress):

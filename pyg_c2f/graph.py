@@ -63,9 +63,20 @@ def unique_pairs(edge_index: Tensor, num_items: int) -> Tensor:
     Args:
         edge_index (Tensor): The pairs, users in row 0, items in row 1.
         num_items (int): The number of items.
+
+    Returns:
+        Tensor: The pairs; the given tensor itself, where they are so already.
     """
-    key = torch.unique(edge_index[0] * num_items + edge_index[1])
+    key = edge_index[0] * num_items + edge_index[1]
+    if are_rising(key):
+        return edge_index
+    key = torch.unique(key)
     return torch.stack([key.div(num_items, rounding_mode='floor'), key % num_items])
+
+
+def are_rising(key: Tensor) -> bool:
+    """Whether each number is larger than the one before."""
+    return bool((key[1:] > key[:-1]).all())
 
 
 def ranges(start: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,6 +98,7 @@ def interaction_weight(
     num_items: int,
     user_norm: float = 0.5,
     item_norm: float = 0.5,
+    item_degree: Tensor | None = None,
 ) -> Tensor:
     r"""The non-zeros of the degree-normalised interactions.
 
@@ -101,15 +113,27 @@ def interaction_weight(
         num_items (int): The number of items.
         user_norm (float, optional): The exponent :math:`a`. (default: ``0.5``)
         item_norm (float, optional): The exponent :math:`b`. (default: ``0.5``)
+        item_degree (Tensor, optional): The items' degrees, where the pairs are those
+            of some of the users only.
 
     Returns:
         Tensor: The weights of the pairs, shape ``[num_edges]``.
     """
-    dtype = torch.get_default_dtype()
     user, item = edge_index
-    user_scale = degree(user, num_users, dtype).clamp(min=1) ** -user_norm
-    item_scale = degree(item, num_items, dtype).clamp(min=1) ** -item_norm
+    if item_degree is None:
+        item_degree = degree(item, num_items)
+    user_scale = power(degree(user, num_users).clamp(min=1), -user_norm)
+    item_scale = power(item_degree.clamp(min=1), -item_norm)
     return user_scale[user] * item_scale[item]
+
+
+def power(degree: Tensor, exponent: float) -> Tensor:
+    """Degrees to a power, in the default precision.
+
+    Rounded from double precision: in single precision the last digit depends on where
+    in a tensor a number stands, and so on how many processes share the rows.
+    """
+    return (degree.double() ** exponent).to(torch.get_default_dtype())
 
 
 def assignment_to_edges(assignment: Assignment) -> tuple[Tensor, Tensor]:

@@ -1,16 +1,21 @@
 r"""The spectral basis of the interactions: what the anchors of recipe ``fast`` span."""
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch_geometric.utils import cumsum
 
-from pyg_c2f.graph import CSR, csr_matmul, interaction_weight
+from pyg_c2f.distributed import Group, Rows, one_thread_each
+from pyg_c2f.graph import CSR, are_rising, csr_matmul, interaction_weight
 
 OVERSAMPLING = 32
 FILTER_ROUNDS = 3
 FILTER_DEGREE = 3
+# Of a table of all users or items that a product needs whole, some columns at a time.
+TABLE_BYTES = 1 << 30
+ITEMS = 1024
 VARIMAX_ROWS = 12_000
 VARIMAX_ITERATIONS = 15
 
@@ -32,38 +37,125 @@ def normalized_interactions(
     num_items: int,
     user_norm: float = 0.5,
     item_norm: float = 0.5,
+    item_degree: Tensor | None = None,
 ) -> Interactions:
     """Both CSR forms of the unique train pairs ``[2, num_edges]``, in any order.
 
-    The exponents are those of :func:`~pyg_c2f.graph.interaction_weight`.
+    The other arguments are those of :func:`~pyg_c2f.graph.interaction_weight`.
     """
-    user, item = edge_index
-    weight = interaction_weight(edge_index, num_users, num_items, user_norm, item_norm)
-
-    def csr(row: Tensor, col: Tensor, num_rows: int, num_cols: int) -> CSR:
-        perm = (row * num_cols + col).argsort()
-        rowptr = cumsum(torch.bincount(row, minlength=num_rows))
-        return CSR(rowptr.int(), col[perm].int(), weight[perm])
-
+    norms = user_norm, item_norm, item_degree
+    weight = interaction_weight(edge_index, num_users, num_items, *norms)
     return Interactions(
-        csr(user, item, num_users, num_items), csr(item, user, num_items, num_users)
+        _csr(edge_index, weight, num_users, num_items),
+        _csr(edge_index.flip(0), weight, num_items, num_users),
     )
 
 
-def orthonormal(x: Tensor) -> Tensor:
+def interactions_by_user(
+    edge_index: Tensor,
+    num_users: int,
+    num_items: int,
+    user_norm: float = 0.5,
+    item_norm: float = 0.5,
+    item_degree: Tensor | None = None,
+) -> CSR:
+    """The first of the forms of :func:`normalized_interactions`, alone."""
+    norms = user_norm, item_norm, item_degree
+    weight = interaction_weight(edge_index, num_users, num_items, *norms)
+    return _csr(edge_index, weight, num_users, num_items)
+
+
+def _csr(pairs: Tensor, weight: Tensor, num_rows: int, num_cols: int) -> CSR:
+    row, col = pairs
+    key = row * num_cols + col
+    if not are_rising(key):
+        perm = key.argsort()
+        col, weight = col[perm], weight[perm]
+    return CSR(_rowptr(row, num_rows), col.int(), weight)
+
+
+class SharedInteractions(NamedTuple):
+    """The normalised interactions of the users that this process holds.
+
+    In ``by_item`` an item's row is cut where a block of users ends, so that sums can be
+    formed block by block.
+    """
+
+    by_user: CSR  # [num_own_users, num_items]
+    by_item: CSR  # [num_items * num_own_blocks, num_own_users]
+    users: Rows
+    items: Rows
+
+
+def shared_interactions(
+    edge_index: Tensor,
+    users: Rows,
+    items: Rows,
+    user_norm: float,
+    item_norm: float,
+    item_degree: Tensor,
+) -> SharedInteractions:
+    """:func:`normalized_interactions` of the users that this process holds.
+
+    Args:
+        edge_index (Tensor): The pairs of the own users, sorted by user, then item.
+        users (Rows): The users.
+        items (Rows): The items.
+        user_norm (float): The exponent of a user's degree.
+        item_norm (float): The exponent of an item's degree.
+        item_degree (Tensor): The items' degrees among all users.
+    """
+    num_users, num_blocks = users.stop - users.start, len(users.blocks)
+    num_items = items.num_rows
+    edge_index = edge_index - edge_index.new_tensor([[users.start], [0]])
+    user, item = edge_index[0], edge_index[1].int()
+    norms = user_norm, item_norm, item_degree
+    weight = interaction_weight(edge_index, num_users, num_items, *norms)
+    by_user = CSR(_rowptr(user, num_users), item, weight)
+    perm = item.argsort(stable=True)
+    ends = user.new_tensor([block.stop for block in users.blocks[:-1]])
+    part = edge_index[1] * num_blocks + torch.bucketize(user, ends, right=True)
+    by_item = CSR(_rowptr(part, num_items * num_blocks), user.int()[perm], weight[perm])
+    return SharedInteractions(by_user, by_item, users, items)
+
+
+def pairs_of(edge_index: Tensor, first: int, last: int) -> Tensor:
+    """The pairs of the users from ``first`` to before ``last``, of pairs by user."""
+    ends = edge_index.new_tensor([first, last])
+    begin, end = torch.searchsorted(edge_index[0].contiguous(), ends).tolist()
+    return edge_index[:, begin:end]
+
+
+def _rowptr(row: Tensor, num_rows: int) -> Tensor:
+    return cumsum(torch.bincount(row, minlength=num_rows)).int()
+
+
+def orthonormal(x: Tensor, rows: Rows | None = None) -> Tensor:
     r"""An orthonormal basis of the columns of a tall matrix, :math:`X \to X B`.
 
     Through the eigenvectors of the Gram matrix, once more for the digits that the first
     pass loses: two products with a small matrix each, where a Householder QR runs
     column by column. Directions that are not there come out as zeros or, where single
     precision has left something of them, as any others orthogonal to the rest.
+
+    Args:
+        x (Tensor): The matrix.
+        rows (Rows, optional): Its rows, where several processes share them.
     """
+    rows = rows or Group().rows(len(x))
     for _ in range(2):
-        value, vector = torch.linalg.eigh((x.T @ x).double())
+        value, vector = _eigh(x, x, rows)
         alive = value > 1e-12 * value[-1].clamp(min=1e-300)
         scale = torch.where(alive, value, torch.inf).rsqrt()
-        x = x @ (vector * scale).to(x)
+        x = rows.times(x, (vector * scale).to(x))
     return x
+
+
+def _eigh(x: Tensor, y: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (rising) and vectors of X'Y, in double precision."""
+    gram = rows.product(x, y).double()
+    (found,) = one_thread_each([partial(torch.linalg.eigh, (gram + gram.T) / 2)])
+    return rows.group.same(*found)
 
 
 def randomized_svd(
@@ -73,16 +165,6 @@ def randomized_svd(
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""The leading singular triplets of the normalised interactions.
 
-    Subspace iteration from a Gaussian start (`"Finding structure with randomness"
-    <https://arxiv.org/abs/0909.4061>`_) whose powers are Chebyshev polynomials, small
-    on the part of the spectrum that is not wanted and steep above it
-    (`"Self-consistent-field calculations using Chebyshev-filtered subspace iteration"
-    <https://doi.org/10.1016/j.jcp.2006.03.017>`_). Spectra of interactions fall slowly,
-    so that plain powers, those of :func:`torch.svd_lowrank`, leave the last of some
-    hundred vectors mixed with others; on Gowalla that costs .008 of ``Recall@20`` once
-    the axes are made sparse. A dozen products with the interactions and four
-    orthonormal bases, however many interactions there are.
-
     Args:
         interactions (Interactions): The matrix :math:`\tilde{R}`.
         rank (int): The number of triplets.
@@ -90,7 +172,7 @@ def randomized_svd(
 
     Returns:
         Tuple: Left vectors ``[num_users, rank]``, singular values ``[rank]`` (falling),
-        right vectors ``[num_items, rank]``.
+        right vectors ``[num_items, rank]``; see :func:`right_vectors`.
 
     Raises:
         ValueError: If the rank is not positive or larger than the matrix.
@@ -102,42 +184,154 @@ def randomized_svd(
             f"'randomized_svd' expected a rank from 1 to {min(num_users, num_items)} "
             f'(got {rank})'
         )
-    width = min(rank + OVERSAMPLING, num_users, num_items)
-    start = torch.randn(num_items, width, generator=generator).to(by_user.weight)
-    basis = orthonormal(csr_matmul(by_user, start))
+    rows = (Group().rows(size) for size in (num_users, num_items))
+    shared = SharedInteractions(*interactions, *rows)
+    value, right = right_vectors(shared, rank, generator)
+    scale = torch.where(value > 1e-6 * value[0], value, torch.inf).reciprocal()
+    return csr_matmul(by_user, right) * scale, value, right
+
+
+def right_vectors(
+    interactions: SharedInteractions,
+    rank: int,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    r"""The leading singular values and right vectors of the normalised interactions.
+
+    Subspace iteration on :math:`\tilde{R}^{\top} \tilde{R}` from a Gaussian start
+    (`"Finding structure with randomness" <https://arxiv.org/abs/0909.4061>`_) whose
+    powers are Chebyshev polynomials, small on the part of the spectrum that is not
+    wanted and steep above it (`"Self-consistent-field calculations using
+    Chebyshev-filtered subspace iteration"
+    <https://doi.org/10.1016/j.jcp.2006.03.017>`_). Spectra of interactions fall slowly,
+    so that plain powers, those of :func:`torch.svd_lowrank`, leave the last of some
+    hundred vectors mixed with others; on Gowalla that costs .008 of ``Recall@20`` once
+    the axes are made sparse. Ten products with :math:`\tilde{R}^{\top} \tilde{R}` and
+    four orthonormal bases, however many interactions there are.
+
+    Users have no row in it: a block of them takes part in a product, and is gone. With
+    :math:`W` processes a product sends, from each of them and of each of its columns,
+    :math:`(4 + 8) (W - 1) / W` bytes an item: the items' rows to all, and the sums, in
+    double precision, back to those that hold them.
+
+    Args:
+        interactions (SharedInteractions): The interactions of the own users.
+        rank (int): The number of vectors.
+        generator (torch.Generator, optional): Draws the start, on the CPU, the same in
+            all processes.
+
+    Returns:
+        Tuple: Singular values ``[rank]`` (falling), and right vectors of the own items.
+    """
+    items = interactions.items
+    width = min(rank + OVERSAMPLING, interactions.users.num_rows, items.num_rows)
+    basis = orthonormal(_start(interactions, width, generator), items)
     for _ in range(FILTER_ROUNDS):
-        value, basis, small = _ritz(by_item, basis)
+        value, basis, product = _ritz(interactions, basis)
         # Not below a twentieth of the largest: single precision holds no steeper one.
         bound = max(float(value[-1]), float(value[0]) / 20)
-        basis = orthonormal(_chebyshev(interactions, bound, basis, small))
-    value, basis, small = _ritz(by_item, basis)
-    value, basis = value[:rank].clamp(min=0).sqrt(), basis[:, :rank]
-    scale = torch.where(value > 1e-6 * value[0], value, torch.inf).reciprocal()
-    return basis, value, small[:, :rank] * scale
+        basis = orthonormal(_chebyshev(interactions, bound, basis, product), items)
+    value, basis, product = (x[..., :rank] for x in _ritz(interactions, basis))
+    # One product more, as far as single precision carries it: where an item has no
+    # interactions it leaves zeros.
+    is_large = value > 1e-3 * value[0]
+    right = torch.where(is_large, product / value.clamp(min=1e-30), basis)
+    return value.clamp(min=0).sqrt(), right
 
 
-def _ritz(by_item: CSR, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Approximate eigenvalues (falling), their vectors, and R' times these."""
-    small = csr_matmul(by_item, basis)
-    value, vector = torch.linalg.eigh((small.T @ small).double())
+def _start(
+    interactions: SharedInteractions, width: int, generator: torch.Generator | None
+) -> Tensor:
+    """The own rows of R' times a Gaussian table, each block of it with its own seed."""
+    users, weight = interactions.users, interactions.by_user.weight
+    seeds = torch.randint(2**62, (users.group.num_blocks,), generator=generator)
+    draws = [torch.Generator().manual_seed(s) for s in users.group.own(seeds).tolist()]
+
+    def drawn(num_columns: int) -> Tensor:
+        sizes = (block.stop - block.start for block in users.blocks)
+        parts = [
+            torch.randn(size, num_columns, generator=draw)
+            for size, draw in zip(sizes, draws, strict=True)
+        ]
+        return torch.cat(parts).to(weight)
+
+    return torch.cat(
+        [
+            _sum_by_item(interactions, drawn(len(columns)))
+            for columns in torch.arange(width).split(_columns_at_once(interactions))
+        ],
+        dim=1,
+    )
+
+
+def _columns_at_once(interactions: SharedInteractions) -> int:
+    """How many columns of the tables of all users or items are alive at once."""
+    longest = max(interactions.users.num_rows, interactions.items.num_rows)
+    return min(max(TABLE_BYTES // (4 * longest), 32), 128)
+
+
+def _times_gram(interactions: SharedInteractions, x: Tensor) -> Tensor:
+    """The own rows of R'R times a table."""
+    out = torch.empty_like(x)
+    step = _columns_at_once(interactions)
+    for part, target in zip(x.split(step, dim=1), out.split(step, dim=1), strict=True):
+        whole = interactions.items.gather(part).contiguous()
+        sums = csr_matmul(interactions.by_user, whole)
+        target.copy_(_sum_by_item(interactions, sums))
+    return out
+
+
+def _sum_by_item(interactions: SharedInteractions, x: Tensor) -> Tensor:
+    """The own rows of R' times a table of users."""
+    by_item, items = interactions.by_item, interactions.items
+    num_items = items.num_rows
+    if items.group.num_blocks == 1:
+        return csr_matmul(by_item, x)
+    num_blocks = len(items.blocks)
+    dtype = torch.double if items.group.size > 1 else x.dtype
+    out = torch.empty(num_items, x.size(1), dtype=dtype, device=x.device)
+    # Some items at a time: what the blocks give for them stays near the cores.
+    for first in range(0, num_items, ITEMS):
+        last = min(first + ITEMS, num_items)
+        rowptr = by_item.rowptr[first * num_blocks : last * num_blocks + 1]
+        begin, end = int(rowptr[0]), int(rowptr[-1])
+        some = CSR(rowptr - begin, by_item.col[begin:end], by_item.weight[begin:end])
+        sums = csr_matmul(some, x).view(last - first, num_blocks, x.size(1))
+        total = sums[:, 0].double()
+        for block in range(1, num_blocks):
+            total += sums[:, block]
+        out[first:last] = total
+    return items.reduce(out).to(x.dtype)
+
+
+def _ritz(
+    interactions: SharedInteractions, basis: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Approximate eigenvalues of R'R (falling), their vectors, and R'R times these."""
+    items, product = interactions.items, _times_gram(interactions, basis)
+    value, vector = _eigh(basis, product, items)
     vector = vector.flip(1).to(basis)
-    return value.flip(0).to(basis), basis @ vector, small @ vector
+    return (
+        value.flip(0).to(basis),
+        items.times(basis, vector),
+        items.times(product, vector),
+    )
 
 
 def _chebyshev(
-    interactions: Interactions, bound: float, basis: Tensor, small: Tensor
+    interactions: SharedInteractions, bound: float, basis: Tensor, product: Tensor
 ) -> Tensor:
-    r"""A Chebyshev polynomial of R R' that maps [0, bound] into [-1, 1], times a basis.
+    r"""A Chebyshev polynomial of R'R that maps [0, bound] into [-1, 1], times a basis.
 
-    ``small`` is R' times the basis. The columns are scaled to length one.
+    ``product`` is R'R times the basis. The columns are scaled to length one.
     """
-    scale = 2 / bound
-    last, this = basis, csr_matmul(interactions.by_user, small) * scale - basis
+    scale, items = 2 / bound, interactions.items
+    last, this = basis, product * scale - basis
     for _ in range(FILTER_DEGREE - 1):
-        small = csr_matmul(interactions.by_item, this)
-        step = csr_matmul(interactions.by_user, small) * scale - this
+        step = _times_gram(interactions, this) * scale - this
         last, this = this, step.mul_(2).sub_(last)
-    return torch.nn.functional.normalize(this, dim=0)
+    square = items.group.sum(this[b].square().sum(dim=0) for b in items.blocks)
+    return this / square.sqrt().clamp(min=1e-12)
 
 
 def varimax(
@@ -146,6 +340,7 @@ def varimax(
     generator: torch.Generator | None = None,
     num_rows: int = VARIMAX_ROWS,
     num_iterations: int = VARIMAX_ITERATIONS,
+    items: Rows | None = None,
 ) -> Tensor:
     r"""The rotation that makes the coordinates of rows sparse.
 
@@ -165,21 +360,43 @@ def varimax(
         num_rows (int, optional): The most rows to look at; at least twelve for each
             column are. (default: ``12_000``)
         num_iterations (int, optional): Iterations. (default: ``15``)
+        items (Rows, optional): The rows, where several processes share them; ``rows``
+            and ``weight`` are then the own ones.
 
     Returns:
         Tensor: The rotation :math:`Q`, ``[d, d]``, for new coordinates ``rows @ Q``.
     """
+    items = items or Group().rows(len(rows))
+    group = items.group
     num_rows = max(num_rows, 12 * rows.size(1))
-    if len(rows) > num_rows:
-        pick = torch.randperm(len(rows), generator=generator)[:num_rows]
-        rows, weight = rows[pick.to(rows.device)], weight[pick.to(rows.device)]
-    norm = torch.linalg.vector_norm(rows, dim=1).clamp(min=1e-30)
-    x = rows * (weight / norm).unsqueeze(1)
-    x = x / x.square().mean().sqrt().clamp(min=1e-30)
+    seen = torch.ones(items.num_rows, dtype=torch.bool)
+    if items.num_rows > num_rows:
+        pick = torch.randperm(items.num_rows, generator=generator)[:num_rows]
+        seen = torch.zeros_like(seen)
+        seen[pick] = True
+    seen = items.own(seen).to(rows.device)
+    parts = []
+    for block in items.blocks:
+        x = rows[block][seen[block]]
+        norm = torch.linalg.vector_norm(x, dim=1).clamp(min=1e-30)
+        parts.append(x * (weight[block][seen[block]] / norm).unsqueeze(1))
+    num_seen = min(items.num_rows, num_rows)
+    square = group.sum(x.square().sum(dim=0) for x in parts)
+    scale = (square.sum() / (num_seen * len(square))).sqrt().clamp(min=1e-30)
+    parts = [x / scale for x in parts]
+    gram = group.sum_of_each([partial(torch.mm, x.T, x) for x in parts])
     rotation = torch.eye(rows.size(1), dtype=rows.dtype, device=rows.device)
     for _ in range(num_iterations):
-        z = x @ rotation
-        square = z.square()
-        u, _, vh = torch.linalg.svd(x.T @ (z * (square - square.mean(dim=0))))
-        rotation = u @ vh
+        # The gradient X' (z^3 - z mean(z^2)), with X' z = X'X Q.
+        turned = gram @ rotation
+        mean = (rotation * turned).sum(dim=0) / num_seen
+        cubes = group.sum_of_each([partial(_times_cubes, x, rotation) for x in parts])
+        gradient = cubes - turned * mean
+        ((u, _, vh),) = one_thread_each([partial(torch.linalg.svd, gradient)])
+        rotation = group.same(u @ vh)
     return rotation
+
+
+def _times_cubes(x: Tensor, rotation: Tensor) -> Tensor:
+    z = x @ rotation
+    return x.T @ (z * z.square())

@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch_geometric.data import HeteroData
 from tqdm import tqdm
 
@@ -24,18 +25,26 @@ from pyg_c2f.anchors import (
 )
 from pyg_c2f.checkpoint import UNFIT, Model, phase_file, save
 from pyg_c2f.config import FastRecipe, Recipe, get_recipe
+from pyg_c2f.distributed import Group, Rows
 from pyg_c2f.evaluate import evaluate_split
 from pyg_c2f.fast import check_data, check_fast, train_fast
 from pyg_c2f.finite import NotFiniteError, check_finite, check_step
 from pyg_c2f.graph import unique_pairs
 from pyg_c2f.nn import C2F, BPRLoss
-from pyg_c2f.resume import Progress, delete_resume, read_resume, write_resume
+from pyg_c2f.resume import (
+    Progress,
+    State,
+    delete_resume,
+    read_resume,
+    write_resume,
+)
 from pyg_c2f.sampler import TripletSampler
 from pyg_c2f.typing import ITEM, RATES, SELECTION, USER, InputError, Stage
 
 logger = logging.getLogger(__name__)
 
 Triples = tuple[Tensor, Tensor, Tensor]
+Propagation = Literal['replicated', 'partitioned']
 
 
 def reuse_freed_memory() -> None:
@@ -56,19 +65,23 @@ def reuse_freed_memory() -> None:
 
 
 def check_run(
-    data: HeteroData, recipe: Recipe | FastRecipe, init: Model | None = None
+    data: HeteroData,
+    recipe: Recipe | FastRecipe,
+    init: Model | None = None,
+    group: Group | None = None,
 ) -> None:
-    """Checks a recipe against the data set and the coarse model to start from.
+    """Checks a recipe against the data, the coarse model to start from, and processes.
 
     Raises:
         ImportError: If the METIS start is wanted and pymetis is not installed.
         InputError: If the data have no numbers of users and items or no int64 pairs,
             there are more anchors than users and items, fewer unrated items than
-            negatives, or the coarse model has other sizes.
+            negatives, the coarse model has other sizes, or several processes cannot
+            share such a run.
     """
     check_data(data)
     if isinstance(recipe, FastRecipe):
-        check_fast(data, recipe)
+        check_fast(data, recipe, group)
         return
     num_users, num_items = data[USER].num_nodes, data[ITEM].num_nodes
     if recipe.anchors == 'metis':
@@ -188,14 +201,106 @@ def _partition(
     return start.index[:, 0].to(model.edge_index.device)
 
 
+def make_same(model: C2F, group: Group | None) -> None:
+    """Gives all processes what the first one has of a model's tables.
+
+    They have computed the same from the same, but machines of two kinds round in two
+    ways, and may choose other signs and other anchors of equal weight.
+    """
+    if group is None or group.size == 1:
+        return
+    tables = [*model.parameters(), *model.buffers()]
+    group.same(*(x.detach() for x in tables if x is not model.edge_index))
+
+
+def batch_loss(
+    model: C2F, criterion: BPRLoss, triples: Triples, rows: Rows | None = None
+) -> tuple[Tensor, Tensor]:
+    """The loss of a batch, and the propagated features that it was computed from."""
+    users, positives, negatives = triples
+    x = model.layer0()
+    h = model.propagate(x, rows=rows)
+    items = torch.stack([positives, negatives])
+    positive, negative = model(users, items, h)
+    ids = torch.cat([users, items.flatten() + model.num_users])
+    count = torch.bincount(ids, minlength=len(x[0]))
+    return criterion(positive, negative, x[0], count), h
+
+
+class _LocalLoss(torch.nn.Module):
+    """:func:`batch_loss` as a module, whose parts are what the stage trains."""
+
+    def __init__(
+        self, model: C2F, criterion: BPRLoss, group: Group, propagation: Propagation
+    ) -> None:
+        super().__init__()
+        self.learned = torch.nn.ParameterList(learned_parameters(model))
+        # No part of it: the model's buffers would be sent around in every step.
+        self._model = (model,)
+        self.criterion, self.group = criterion, group
+        self.is_partitioned = propagation == 'partitioned'
+
+    def forward(self, triples: Triples) -> tuple[Tensor, Tensor]:
+        (model,), rows = self._model, None
+        if self.is_partitioned:
+            rows = self.group.rows(model.block_graph().adj.rowptr.diff())
+        return batch_loss(model, self.criterion, triples, rows)
+
+
+class SharedLoss:
+    r"""The loss of a batch whose triples several processes share.
+
+    Process :math:`w` of :math:`W` takes the :math:`w`-th of :math:`W` neighbouring
+    parts. With :math:`B_w` of the :math:`B` triples its loss has the weight
+    :math:`B_w / B` in the sum of all processes, which is the loss of the whole batch,
+    and so are the gradients.
+    :class:`~torch.nn.parallel.DistributedDataParallel` exchanges the gradients of the
+    :math:`P` learned numbers of the stage, :math:`8 P (W - 1) / W` bytes a step from
+    and to each process.
+
+    Args:
+        model (C2F): The model, in the stage to train: with another stage other tables
+            get gradients, which takes another loss.
+        criterion (BPRLoss): The loss of some triples.
+        group (Group): The processes.
+        propagation (str): ``'replicated'``: each process propagates everything.
+            ``'partitioned'``: each propagates rows with about as many edges as the
+            others' and gets the others'; for the bytes see
+            :func:`~pyg_c2f.nn.fused.fused_propagation`.
+    """
+
+    def __init__(
+        self, model: C2F, criterion: BPRLoss, group: Group, propagation: Propagation
+    ) -> None:
+        self.group = group
+        local = _LocalLoss(model, criterion, group, propagation)
+        self._local = DistributedDataParallel(local)
+
+    def backward(self, triples: Triples) -> tuple[Tensor, Tensor]:
+        """Leaves the gradients of the whole batch, and returns its loss."""
+        rank, size, total = self.group.rank, self.group.size, len(triples[0])
+        part = slice(total * rank // size, total * (rank + 1) // size)
+        weight = (part.stop - part.start) / total
+        if weight == 0:  # It takes part in the exchange all the same.
+            part = slice(1)
+        mine = tuple(x[part] for x in triples)
+        loss, h = self._local(mine)
+        loss = weight * loss
+        (size * loss).backward()  # The gradients are averaged.
+        return self.group.sum_(loss.detach()), h
+
+
 def train_step(
     model: C2F,
     optimizer: torch.optim.Optimizer,
-    criterion: BPRLoss,
+    criterion: BPRLoss | SharedLoss,
     triples: Triples,
     clip: float,
 ) -> tuple[Tensor, Tensor]:
     """One batch: forward, backward, element-wise clipping, optimiser step.
+
+    Several processes find the same numbers, once the gradients are exchanged, and
+    refuse them together.
 
     Returns:
         Tuple: The loss, and the propagated features that it was computed from.
@@ -203,16 +308,12 @@ def train_step(
     Raises:
         NotFiniteError: If the loss, a gradient or what was learned is no number.
     """
-    users, positives, negatives = triples
-    x = model.layer0()
-    h = model.propagate(x)
-    items = torch.stack([positives, negatives])
-    positive, negative = model(users, items, h)
-    ids = torch.cat([users, items.flatten() + model.num_users])
-    count = torch.bincount(ids, minlength=len(x[0]))
-    loss = criterion(positive, negative, x[0], count)
     optimizer.zero_grad()
-    loss.backward()
+    if isinstance(criterion, SharedLoss):
+        loss, h = criterion.backward(triples)
+    else:
+        loss, h = batch_loss(model, criterion, triples)
+        loss.backward()
     check_step(loss, model)
     torch.nn.utils.clip_grad_value_(model.parameters(), clip)
     optimizer.step()
@@ -223,7 +324,7 @@ def train_step(
 def train_epoch(
     model: C2F,
     optimizer: torch.optim.Optimizer,
-    criterion: BPRLoss,
+    criterion: BPRLoss | SharedLoss,
     batches: Iterable[Triples],
     clip: float,
     update_assignment: bool,
@@ -246,16 +347,23 @@ def train_epoch(
             loss, h = train_step(model, optimizer, criterion, triples, clip)
             if number == 0 and update_assignment:
                 model.update_assignment(h)
+                if isinstance(criterion, SharedLoss):
+                    make_same(model, criterion.group)
         except NotFiniteError as error:
             raise NotFiniteError(f'{error} in step {number + 1}') from None
         losses.append(loss)
     return float(torch.stack(losses).mean())
 
 
+def learned_parameters(model: C2F) -> list[torch.nn.Parameter]:
+    """What the model's stage trains."""
+    return [p for p in model.parameters() if p.requires_grad]
+
+
 def make_optimizer(model: C2F, recipe: Recipe) -> torch.optim.Adam:
     """Adam over what the model's stage trains."""
     lr = recipe.lr_coarse if model.stage == 'coarse' else recipe.lr_fine
-    return torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=lr)
+    return torch.optim.Adam(learned_parameters(model), lr=lr)
 
 
 class Trainer:
@@ -279,6 +387,11 @@ class Trainer:
         fixed_epochs (Tuple, optional): Trains without evaluation, with re-assignment
             from the first of these epochs on, up to the second one (refit).
         context (Dict, optional): Kept beside the state for whoever resumes the run.
+        group (Group, optional): The processes that train together: all of them make a
+            trainer of the same arguments. The first one writes the files, shows the
+            progress and calls ``on_evaluation``. (default: this one alone)
+        propagation (str, optional): What several processes share, see
+            :class:`SharedLoss`.
 
     Raises:
         InputError: If a loss, a gradient or a pseudo-inverse is no longer a number,
@@ -297,14 +410,19 @@ class Trainer:
         progress: bool = False,
         fixed_epochs: tuple[int, int] | None = None,
         context: dict[str, Any] | None = None,
+        group: Group | None = None,
+        propagation: Propagation = 'replicated',
     ) -> None:
         self.context = context or {}
+        self.group, self.leads = group, leads(group)
         self.model, self.data, self.recipe = model, data, recipe
         self.generator, self.out = generator, out
         self.on_evaluation, self.show_progress = on_evaluation, progress
         self.fixed_epochs = fixed_epochs
         self.optimizer = make_optimizer(model, recipe)
-        self.criterion = BPRLoss(recipe.lambda_reg)
+        self.criterion: BPRLoss | SharedLoss = BPRLoss(recipe.lambda_reg)
+        if group is not None and group.size > 1:
+            self.criterion = SharedLoss(model, self.criterion, group, propagation)
         coarse = model.stage == 'coarse'
         self.batch_size = recipe.batch_size_coarse if coarse else recipe.batch_size_fine
         self.sampler = make_sampler(data, recipe, generator)
@@ -347,6 +465,7 @@ class Trainer:
                     f'--set {name}={getattr(recipe, name)} and start anew in another '
                     f'directory; the last good checkpoint is {self._last_good()}'
                 ) from None
+            make_same(self.model, self.group)
             state.seconds += time.perf_counter() - start
             state.epoch += 1
             self._save_state()
@@ -360,7 +479,10 @@ class Trainer:
         """Evaluates, keeps the best, switches the phase; true at the stage's end."""
         state = self.state
         start = time.perf_counter()
-        val = evaluate_split(self.model.scorer(), self.data, 'val')
+        shared: dict[str, Any] = {}
+        if self.group is not None and self.group.size > 1:
+            shared['users'] = self.group.rows(self.data[USER].num_nodes)
+        val = evaluate_split(self.model.scorer(), self.data, 'val', **shared)
         state.evaluate_seconds += time.perf_counter() - start
         line = {
             'stage': state.stage,
@@ -378,7 +500,7 @@ class Trainer:
         else:
             state.bad_evaluations += 1
         self.results[state.phase]['last_epoch'] = state.epoch
-        if self.on_evaluation is not None:
+        if self.on_evaluation is not None and self.leads:
             self.on_evaluation(line)
         if state.bad_evaluations < self.recipe.patience:
             return False
@@ -393,7 +515,7 @@ class Trainer:
             for key, value in self.model.state_dict().items()
             if key != 'edge_index'
         }
-        if self.out is not None:
+        if self.out is not None and self.leads:
             save(self.model, phase_file(self.out, self.state.stage, self.state.phase))
 
     def _batches(self) -> Iterator[Triples]:
@@ -406,11 +528,11 @@ class Trainer:
             postfix={SELECTION: f'{max(state.best, 0):.4f}'},
             unit='batch',
             leave=False,
-            disable=not self.show_progress,
+            disable=not (self.show_progress and self.leads),
         )
 
     def _save_state(self) -> None:
-        if self.out is None or self.fixed_epochs is not None:
+        if self.out is None or self.fixed_epochs is not None or not self.leads:
             return
         tensors = {
             f'model.{key}': value
@@ -479,11 +601,17 @@ def train(
     on_evaluation: Callable[[dict[str, Any]], None] | None = None,
     progress: bool = False,
     fixed_epochs: dict[Stage, tuple[int, int]] | None = None,
+    group: Group | None = None,
+    propagation: Propagation = 'replicated',
 ) -> Run:
     """Trains the stages one after the other; see :class:`Trainer` for a stage.
 
     Each stage draws from a generator of its own, so that both stages in one run give
     what two runs give, the second started from the first one's model.
+
+    Several processes call it alike, and each returns the model; their ``out`` is one
+    directory that all of them see. An interrupted run may go on with another number of
+    processes.
 
     Args:
         data (HeteroData): The data set, on the device to train on.
@@ -496,16 +624,24 @@ def train(
         on_evaluation (Callable, optional): Called with each line of the history.
         progress (bool, optional): Whether to show progress bars. (default: ``False``)
         fixed_epochs (Dict, optional): For each stage, the epochs of a refit.
+        group (Group, optional): The processes that train together. (default: this one
+            alone)
+        propagation (str, optional): What they share of recipe ``paper``, see
+            :class:`SharedLoss`.
 
     Raises:
         InputError: If the fine stage has no coarse model to start from, sizes do not
-            fit, or the checkpoint to resume from is damaged.
+            fit, the checkpoint to resume from is damaged, or the processes see
+            different ones.
     """
-    check_run(data, recipe, init)
+    check_run(data, recipe, init, group)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        if not resume:  # A state of an earlier run could pass for one of this.
-            delete_resume(out)
+        if leads(group):
+            out.mkdir(parents=True, exist_ok=True)
+            if not resume:  # A state of an earlier run could pass for one of this.
+                delete_resume(out)
+        if group is not None:
+            group.wait()
     if stages[0] == 'fine' and init is None:
         raise InputError(
             'the fine stage starts from a coarse model: name it with --init'
@@ -521,8 +657,10 @@ def train(
             on_evaluation,
             progress,
             fixed_epochs,
+            group,
         )
     interrupted = read_resume(out) if resume and out is not None else None
+    check_same_state(interrupted, group, out)
     if interrupted is not None and interrupted[1]['progress']['stage'] not in stages:
         raise InputError(
             f'{out}: interrupted in a stage that is not to be trained; train both'
@@ -553,6 +691,7 @@ def train(
             start_coarse(model, recipe, generator)
         else:
             start_fine(model, recipe, generator)
+        make_same(model, group)
         seconds['anchors'] += time.perf_counter() - start
         trainer = Trainer(
             model,
@@ -564,6 +703,8 @@ def train(
             progress,
             None if fixed_epochs is None else fixed_epochs[stage],
             context={'phases': dict(phases), 'seconds': dict(seconds)},
+            group=group,
+            propagation=propagation,
         )
         if state is not None:
             try:
@@ -576,6 +717,8 @@ def train(
         phases[stage] = trainer.run()
         seconds['train'] += trainer.state.seconds
         seconds['evaluate'] += trainer.state.evaluate_seconds
+    if group is not None:
+        group.wait()  # Whoever goes on finds the files whole.
     return Run(model, phases, seconds)
 
 
@@ -589,17 +732,44 @@ def _run_fast(
     on_evaluation: Callable[[dict[str, Any]], None] | None,
     progress: bool,
     fixed_epochs: dict[Stage, tuple[int, int]] | None,
+    group: Group | None,
 ) -> Run:
     def keep(model: Model, stage: Stage) -> None:
         model.set_ids(**original_ids(data))
-        if out is not None:
+        if out is not None and leads(group):
             save(model, phase_file(out, stage, 1))
 
     epochs = None if fixed_epochs is None else fixed_epochs[stages[-1]][1]
     model, phases, seconds = train_fast(
-        data, recipe, seed, stages, init, on_evaluation, keep, progress, epochs
+        data, recipe, seed, stages, init, on_evaluation, keep, progress, epochs, group
     )
     return Run(model, phases, seconds)
+
+
+def leads(group: Group | None) -> bool:
+    """Whether this process writes and shows what several have computed."""
+    return group is None or group.rank == 0
+
+
+def check_same_state(
+    interrupted: State | None, group: Group | None, out: Path | None
+) -> None:
+    """Checks that all processes found the same epoch to go on from.
+
+    Raises:
+        InputError: If they did not, in all of them.
+    """
+    if group is None or group.size == 1:
+        return
+    place = -1
+    if interrupted is not None:
+        progress = interrupted[1]['progress']
+        place = 2 * progress['epoch'] + (progress['stage'] == 'fine')
+    if group.max(place) != -group.max(-place):
+        raise InputError(
+            f'{out}: the processes see different interrupted runs; name a directory '
+            'that all of them see'
+        )
 
 
 def take_coarse(model: C2F, init: C2F) -> None:

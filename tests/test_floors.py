@@ -11,10 +11,11 @@ PACKAGE = ROOT / 'pyg_c2f'
 # From the ground up. A room imports from rooms below its own and from itself.
 FLOORS = (
     ('typing', 'finite', 'bundle'),
+    ('distributed',),
     ('graph', 'anchors', 'codes'),
     ('spectral',),
     ('nn', 'datasets'),
-    ('sampler', 'evaluate'),
+    ('sampler', 'evaluate', 'whole'),
     ('config',),
     ('checkpoint', 'fast'),
     ('resume', 'report', 'export'),

@@ -55,7 +55,7 @@ def test_normalized_interactions(share):
 
 
 def assert_orthonormal(x):
-    torch.testing.assert_close(x.T @ x, torch.eye(x.size(1)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(x.T @ x, torch.eye(x.size(1)), atol=3e-5, rtol=0)
 
 
 @pytest.mark.parametrize('rank', [1, 3, 20, 40, 58])

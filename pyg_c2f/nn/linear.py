@@ -20,7 +20,11 @@ from pyg_c2f.nn.recommend import (
     check_edges,
     take_rows,
 )
-from pyg_c2f.spectral import Interactions, normalized_interactions
+from pyg_c2f.spectral import (
+    Interactions,
+    interactions_by_user,
+    normalized_interactions,
+)
 from pyg_c2f.typing import (
     COARSE,
     COARSE_ITEM,
@@ -92,6 +96,8 @@ class LinearC2F(Recommender):
         users (str, optional): ``'inductive'`` (the default) or ``'assigned'``.
         dtype (str, optional): How a checkpoint stores numbers, ``'float32'`` (the
             default), ``'float16'`` or ``'packed'``; see :meth:`round_`.
+        item_degree (Tensor, optional): The items' numbers of train users, for a model
+            that does not hold the pairs. (default: counted)
 
     Raises:
         ValueError: If a size is not positive, an edge does not fit the sizes, there
@@ -124,6 +130,7 @@ class LinearC2F(Recommender):
         item_norm: float = 0.5,
         users: Users = 'inductive',
         dtype: Stored = 'float32',
+        item_degree: Tensor | None = None,
     ) -> None:
         super().__init__()
         check_edges('LinearC2F', edge_index, num_users, num_items, num_layers)
@@ -150,6 +157,8 @@ class LinearC2F(Recommender):
         self.soft_threshold = SoftThreshold(threshold)
         self.bias = torch.nn.Parameter(torch.zeros(num_items))
         self.register_buffer('edge_index', edge_index.clone())
+        self._item_degree = item_degree
+        self._by_user: CSR | None = None
         self._interactions: Interactions | None = None
         self.set_stage('coarse')
 
@@ -178,6 +187,11 @@ class LinearC2F(Recommender):
             for table in (self.coarse.codebook, self.fine.codebook, self.bias):
                 table.copy_(table.half().float())
 
+    def item_degree(self) -> Tensor:
+        if self._item_degree is None:
+            return super().item_degree()
+        return self._item_degree.clamp(min=1).to(self.bias)
+
     def _norms(self) -> tuple[float, float]:
         return self.user_norm, self.item_norm
 
@@ -191,8 +205,18 @@ class LinearC2F(Recommender):
             self.num_layers == 1 and self.users == 'inductive'
         )
 
+    def by_user(self) -> CSR:
+        """The normalised train interactions of the users (built once)."""
+        if self._interactions is not None:
+            return self._interactions.by_user
+        if self._by_user is None:
+            sizes, norms = (self.num_users, self.num_items), self._norms()
+            rows = interactions_by_user(self.edge_index, *sizes, *norms)
+            self._by_user = rows._replace(weight=rows.weight.to(self.bias.dtype))
+        return self._by_user
+
     def interactions(self) -> Interactions:
-        """The normalised train interactions (built once)."""
+        """The normalised train interactions, both ways round (built once)."""
         if self._interactions is None:
             sizes, norms = (self.num_users, self.num_items), self._norms()
             both = normalized_interactions(self.edge_index, *sizes, *norms)
@@ -291,8 +315,8 @@ class LinearC2F(Recommender):
         its anchors' scores: :math:`\mathbf{S} (\mathbf{E} \mathbf{h}_u)`, a few sums
         an item instead of a dot product of full width.
         """
-        rows = self.interactions().by_user
-        if self._users_are_histories():
+        rows = self.by_user()
+        if self.users_are_histories():
             return self._scorer(rows, self._new_features(rows))
         h_user, h_item = self.propagate()
         return self._scorer(rows, lambda users: h_user[users], h_item)
@@ -323,11 +347,12 @@ class LinearC2F(Recommender):
 
     def user_scorer(self, users: Tensor, rowptr: Tensor, col: Tensor) -> Score:
         # Nothing but the items of these users is looked at: no pass over the graph.
-        if self._users_are_histories():
+        if self.users_are_histories():
             return self.history_scorer(rowptr, col)
         return super().user_scorer(users, rowptr, col)
 
-    def _users_are_histories(self) -> bool:
+    def users_are_histories(self) -> bool:
+        """Whether a user's features are the sum of what the train items send."""
         return self.num_layers == 1 and self.users == 'inductive'
 
     def _scorer(
@@ -408,7 +433,7 @@ class LinearC2F(Recommender):
         return Assignment(*(x[-self.num_items :] for x in self.assignment()))
 
     def train_items(self) -> tuple[Tensor, Tensor]:
-        rowptr, col, _ = self.interactions().by_user
+        rowptr, col, _ = self.by_user()
         return rowptr, col
 
     def item_features(self) -> Tensor:
@@ -429,8 +454,8 @@ class LinearC2F(Recommender):
                 "'LinearC2F' expected diffusion=0 for an index: with a diffusion "
                 f'channel scores are no inner products (got diffusion={self.diffusion})'
             )
-        by_user, sent = self.interactions().by_user, self._sent()
-        h_user = None if self._users_are_histories() else self.propagate()[0]
+        by_user, sent = self.by_user(), self._sent()
+        h_user = None if self.users_are_histories() else self.propagate()[0]
         items = self.item_features() * self.item_scale().unsqueeze(1)
 
         def new(rows: CSR) -> Tensor:
@@ -483,7 +508,7 @@ class LinearC2F(Recommender):
         return data
 
     def _forget(self) -> None:
-        self._interactions = None
+        self._by_user = self._interactions = None
 
     def extra_repr(self) -> str:
         return f'{self.num_users}, {self.num_items}, users={self.users!r}'

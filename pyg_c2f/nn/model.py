@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -25,6 +26,9 @@ from pyg_c2f.nn.recommend import (
     take_rows,
 )
 from pyg_c2f.typing import COARSE, FINE, ITEM, USER, Assignment, Score, Stage
+
+if TYPE_CHECKING:
+    from pyg_c2f.distributed import Rows
 
 
 class C2F(Recommender):
@@ -244,7 +248,10 @@ class C2F(Recommender):
         return data
 
     def propagate(
-        self, x: tuple[Tensor, Tensor, Tensor] | None = None, fused: bool = True
+        self,
+        x: tuple[Tensor, Tensor, Tensor] | None = None,
+        fused: bool = True,
+        rows: 'Rows | None' = None,
     ) -> Tensor:
         r"""The mean over all layers, for all nodes in block order.
 
@@ -253,6 +260,9 @@ class C2F(Recommender):
             fused (bool, optional): Whether to go over one CSR matrix, or to pass
                 messages relation by relation: the same numbers, the readable way.
                 (default: :obj:`True`)
+            rows (Rows, optional): The rows of each layer that this process computes,
+                where several share the fused way, as
+                :func:`~pyg_c2f.nn.fused.fused_propagation` tells. (default: all)
 
         Returns:
             Tensor: Users, items, coarse anchors, fine anchors, ``[num_nodes, d]``.
@@ -260,7 +270,9 @@ class C2F(Recommender):
         x = self.layer0() if x is None else x
         if fused:
             graph = self.block_graph()
-            return fused_propagation(torch.cat(x), graph, self.num_layers, self.gate)
+            return fused_propagation(
+                torch.cat(x), graph, self.num_layers, self.gate, rows
+            )
         layers = self.layers(x)
         out = [
             sum(xs) / len(xs) for xs in zip(*(x.values() for x in layers), strict=True)

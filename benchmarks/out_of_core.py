@@ -1,0 +1,207 @@
+r"""Data that do not fit a text file: seconds and memory, from Parquet to figures.
+
+    python benchmarks/out_of_core.py --interactions 1e6 1e7 1e8 --data-root /tmp/large
+
+Each size is written by the generator (a twentieth as many users, a hundredth as many
+items), built once by `run.py data --build`, and trained by `run.py train`: anchors, one
+round of training with the whole-data loss, and the lists of some users drawn at random.
+Every call is a process of its own, whose peak memory is taken; mapped pages of the data
+count in it as long as the system leaves them there. A size that is in the JSON is not
+run again. The data stay in `--data-root`.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ablation import header, header_text, markdown_table, read_result, stamp
+from scale import number
+
+from pyg_c2f.checkpoint import write_json, write_text
+from pyg_c2f.datasets import write_synthetic
+
+ROOT = Path(__file__).resolve().parents[1]
+USERS, ITEMS = 20, 100  # interactions for each
+TOLERANCE = 1.25
+SETTINGS = {
+    'embedding_dim': 64,
+    'coarse_links': 6,
+    'fine_links': 1,
+    'num_fine': 256,
+    'loss': 'whole',
+    'epochs': 1,
+}
+# What is timed, and which seconds of a run it is; `evaluate` ranks a fixed number of
+# users, for as many items as there are.
+PARTS = ('build', 'load', 'anchors', 'train', 'evaluate', 'total')
+
+
+def timed(call: Sequence[str]) -> dict[str, float]:
+    """Seconds and peak memory of a process."""
+    start = time.perf_counter()
+    process = subprocess.Popen([sys.executable, *call], cwd=ROOT)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f'{" ".join(call)} ended with {process.returncode}')
+    seconds = time.perf_counter() - start
+    return {'seconds': seconds, 'peak_bytes': usage.ru_maxrss * 1024}
+
+
+def run(size: int, root: Path, eval_users: int, out: Path) -> dict[str, Any]:
+    """One size, from the generator to the figures."""
+    name = f'made-{size}'
+    table = root / name / f'{name}.parquet'
+    if not table.exists():
+        table.parent.mkdir(parents=True, exist_ok=True)
+        write_synthetic(table, size // USERS, size // ITEMS, size)
+    for built in table.parent.glob('built-*'):
+        shutil.rmtree(built)
+    data = ['--dataset', name, '--data-root', str(root), '--protocol', 'c2f']
+    build = timed(['run.py', 'data', '--build', *data])
+    settings = [f'{key}={value}' for key, value in SETTINGS.items()]
+    target = out / name
+    options = ['--eval-users', str(eval_users), '--out', str(target), '--quiet']
+    train = timed(['run.py', 'train', *data, *options, '--set', *settings])
+    metrics = json.loads((target / 'metrics.json').read_text())
+    history = (target / 'history.jsonl').read_text().splitlines()
+    shutil.rmtree(target)
+    bytes_read = sum(path.stat().st_size for path in table.glob('*.parquet'))
+    keys = ('num_users', 'num_items', 'num_train')
+    return {
+        'interactions': size,
+        **{key: metrics[key] for key in keys},
+        'eval_users': eval_users,
+        'parquet_bytes': bytes_read,
+        'build': build,
+        'run': train,
+        'seconds': metrics['seconds'],
+        'test': metrics['test'],
+        'popularity': metrics['popularity']['test'],
+        'loss': json.loads(history[-1])['loss'],
+    } | stamp()
+
+
+def seconds_of(result: dict[str, Any]) -> dict[str, float]:
+    """The seconds of the parts."""
+    seconds = {key: result['seconds'][key] for key in PARTS[1:-1]}
+    total = result['build']['seconds'] + result['run']['seconds']
+    return {'build': result['build']['seconds'], **seconds, 'total': total}
+
+
+def verdict(sizes: list[dict[str, Any]]) -> dict[str, float]:
+    """The largest ratio of the seconds of a million interactions, part by part."""
+    costs = [
+        {key: x / size['interactions'] for key, x in seconds_of(size).items()}
+        for size in sizes
+    ]
+    return {
+        key: max(cost[key] for cost in costs) / min(cost[key] for cost in costs)
+        for key in PARTS
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """All sizes as Markdown."""
+    sizes = [result['sizes'][key] for key in sorted(result['sizes'], key=int)]
+    rows, costs, memory = [], [], []
+    for size in sizes:
+        millions = size['interactions'] / 1e6
+        name = f'{millions:g} M'
+        seconds = seconds_of(size)
+        rows.append([name, *(f'{seconds[key]:.1f}' for key in PARTS)])
+        costs.append([name, *(f'{seconds[key] / millions:.3f}' for key in PARTS)])
+        counts = [f'{size[key]:,}' for key in ('num_users', 'num_items', 'num_train')]
+        peaks = [f'{size[key]["peak_bytes"] / 1e9:.2f}' for key in ('build', 'run')]
+        figures = [f'{size[key]["recall@20"]:.4f}' for key in ('test', 'popularity')]
+        memory.append([name, *counts, *peaks, *figures])
+    ratios = verdict(sizes)
+    costs.append(['largest / smallest', *(f'{ratios[key]:.2f}' for key in PARTS)])
+    names = 'interactions|users|items|train pairs|build, peak GB|run, peak GB|Recall@20'
+    names += '|popularity'
+    within = 'linear' if ratios['total'] <= TOLERANCE else 'not linear'
+    cost_names = ['s / million', *PARTS]
+    return '\n'.join(
+        [
+            '# From Parquet to figures\n',
+            header_text(result, sizes),
+            markdown_table(names.split('|'), memory),
+            'Seconds:\n',
+            markdown_table(['interactions', *PARTS], rows),
+            'Seconds of a million interactions:\n',
+            markdown_table(cost_names, costs),
+            f'In all {within} within {TOLERANCE - 1:.0%}.',
+            '',
+        ]
+    )
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Seconds of a million interactions, and peak memory."""
+    from matplotlib.figure import Figure
+
+    sizes = [result['sizes'][key] for key in sorted(result['sizes'], key=int)]
+    millions = np.array([size['interactions'] for size in sizes]) / 1e6
+    figure = Figure(figsize=(9, 3.4), layout='constrained')
+    cost, memory = figure.subplots(1, 2)
+    for key in PARTS:
+        seconds = np.array([seconds_of(size)[key] for size in sizes])
+        cost.loglog(millions, seconds / millions, 'o-', label=key)
+    cost.set_ylabel('seconds of a million')
+    cost.legend(frameon=False, fontsize=7)
+    for key in ('build', 'run'):
+        peaks = [size[key]['peak_bytes'] / 1e9 for size in sizes]
+        memory.loglog(millions, peaks, 'o-', label=key)
+    memory.set_ylabel('peak memory, GB')
+    memory.legend(frameon=False)
+    for axes in (cost, memory):
+        axes.set_xlabel('million interactions')
+    figure.savefig(path, dpi=110)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the sizes that are not done yet."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    sizes = [10**6, 10**7, 10**8]
+    parser.add_argument('--interactions', type=number, nargs='+', default=sizes)
+    parser.add_argument('--data-root', required=True, type=Path)
+    parser.add_argument('--eval-users', type=int, default=1000)
+    parser.add_argument('--memory', type=float, help='limit of a process, GB')
+    parser.add_argument('--out', default='benchmarks/results', type=Path)
+    args = parser.parse_args(argv)
+    if args.memory is not None:
+        limit = int(args.memory * 1e9)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / 'out_of_core.json'
+    result = header('out_of_core', args, argv) | {'settings': SETTINGS}
+    known = read_result(path, ['sizes', 'settings'])
+    result['sizes'] = known['sizes'] if known['settings'] == SETTINGS else {}
+    root = args.data_root.resolve()
+    for size in sorted(args.interactions):
+        if str(size) not in result['sizes']:
+            done = run(size, root, args.eval_users, root / 'runs')
+            result['sizes'][str(size)] = done
+            write_json(path, result)
+    result['verdict'] = verdict(list(result['sizes'].values()))
+    write_json(path, result)
+    write_text(path.with_suffix('.md'), table(result))
+    draw(result, path.with_suffix('.png'))
+    print(table(result))
+    print(f'wrote {path}')
+
+
+if __name__ == '__main__':
+    main()

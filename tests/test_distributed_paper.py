@@ -1,0 +1,458 @@
+"""Recipe ``paper`` on several processes gives what it gives on one."""
+
+import os
+import uuid
+from dataclasses import replace
+from itertools import count
+from multiprocessing import get_context
+
+import pytest
+import torch
+import torch.distributed as dist
+
+import pyg_c2f
+from pyg_c2f import train as module
+from pyg_c2f.config import Recipe
+from pyg_c2f.datasets import get_dataset
+from pyg_c2f.distributed import Group
+from pyg_c2f.nn import BPRLoss, fused
+from pyg_c2f.resume import read_resume, resume_files
+from pyg_c2f.train import (
+    SharedLoss,
+    batch_loss,
+    build_model,
+    make_optimizer,
+    phase_file,
+    start_coarse,
+    start_fine,
+    train,
+    train_step,
+)
+from pyg_c2f.typing import Assignment, InputError
+from tests.tiny import SETTINGS, write_text_data
+
+SIZES = [2, 3, 4]
+PROPAGATION = ['replicated', 'partitioned']
+# An epoch has 1,600 triples: the last batches hold 1 and 2, fewer than processes.
+TINY = Recipe(
+    **SETTINGS
+    | {'batch_size_coarse': 533, 'batch_size_fine': 799}
+    | {'max_epochs': 9, 'patience': 2}
+)
+
+
+# Processes that wait for work ---------------------------------------------------------
+
+
+def work(pipe, rank, size, store):
+    """Calls functions that come through a pipe, as one of several processes.
+
+    What all processes refuse alike leaves them together; after other errors a process
+    leaves, as a program would.
+    """
+    torch.set_num_threads(1)
+    os.environ['GLOO_SOCKET_IFNAME'] = 'lo'
+    dist.init_process_group('gloo', f'file://{store}', rank=rank, world_size=size)
+    group = Group(size, is_distributed=True)
+    try:
+        while (job := pipe.recv()) is not None:
+            function, args = job
+            try:
+                pipe.send(function(group, *args))
+            except (InputError, KeyboardInterrupt) as error:
+                pipe.send(error)
+            except Exception as error:
+                pipe.send(RuntimeError(repr(error)))
+                return
+    finally:
+        dist.destroy_process_group()
+
+
+class Processes:
+    def __init__(self, size, folder):
+        # One process imports torch, the others are copies of it. Those of a process
+        # that has trained before could not train.
+        context = get_context('forkserver')
+        context.set_forkserver_preload(['tests.test_distributed_paper'])
+        store = folder / uuid.uuid4().hex
+        self.pipes, self.processes = [], []
+        for rank in range(size):
+            ours, theirs = context.Pipe()
+            args = (theirs, rank, size, store)
+            self.processes.append(context.Process(target=work, args=args, daemon=True))
+            self.processes[-1].start()
+            theirs.close()
+            self.pipes.append(ours)
+
+    def __call__(self, function, *args):
+        """What each process returns, or the error that it raises."""
+        for pipe in self.pipes:
+            pipe.send((function, args))
+        answers = []
+        for pipe in self.pipes:
+            assert pipe.poll(60), f'{function.__name__} hangs'
+            answers.append(pipe.recv())
+        return answers
+
+    def end(self):
+        for pipe, process in zip(self.pipes, self.processes, strict=True):
+            if process.is_alive():
+                pipe.send(None)
+        for process in self.processes:
+            process.join(20)
+            assert process.exitcode is not None, 'a process does not end'
+
+
+@pytest.fixture(scope='module')
+def start(tmp_path_factory):
+    """A function from a number of processes to these, started once."""
+    started = {}
+
+    def get(size):
+        if size not in started:
+            started[size] = Processes(size, tmp_path_factory.mktemp('store'))
+        return started[size]
+
+    yield get
+    for processes in started.values():
+        processes.end()
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp('data')
+    write_text_data(root)
+    load(root)  # Processes that come at once would all write the processed file.
+    return root
+
+
+def load(root):
+    return get_dataset('text', root, 'c2f')
+
+
+# Whole trainings ----------------------------------------------------------------------
+
+
+def trained(group, root, propagation='replicated', stop=None, **kwargs):
+    """The history and the learned tables of a training.
+
+    With ``stop`` it is interrupted in that step, in all processes.
+    """
+    lines, steps, step = [], count(), module.train_step
+
+    def counted(*args):
+        if next(steps) == stop:
+            raise KeyboardInterrupt
+        return step(*args)
+
+    more = {} if group is None else {'group': group, 'propagation': propagation}
+    module.train_step = counted
+    try:
+        run = train(load(root), TINY, on_evaluation=lines.append, **more, **kwargs)
+    finally:
+        module.train_step = step
+    tables = {k: v.tolist() for k, v in run.model.named_parameters()}
+    return lines, run.phases, tables
+
+
+@pytest.fixture(scope='module')
+def alone(root):
+    """What one process gives that knows of no others."""
+    return trained(None, root)
+
+
+def check_same(answer, alone):
+    lines, phases, tables = answer
+    expected = alone[0][len(alone[0]) - len(lines) :]
+    for line, other in zip(lines, expected, strict=True):
+        for key in ('stage', 'phase', 'epoch', 'anchors_in_use'):
+            assert line[key] == other[key]
+        assert (line['loss'] is None) == (line['epoch'] == 0)
+        if line['epoch'] > 0:
+            assert line['loss'] == pytest.approx(other['loss'], rel=1e-5)
+        assert line['val'] == pytest.approx(other['val'], abs=1e-4)
+    check_same_end(phases, tables, alone)
+
+
+def check_same_end(phases, tables, alone):
+    for stage, of_stage in alone[1].items():
+        assert phases[stage].keys() == of_stage.keys()
+        for phase, result in of_stage.items():
+            for key in ('best_epoch', 'last_epoch'):
+                assert phases[stage][phase][key] == result[key]
+            assert phases[stage][phase]['val'] == pytest.approx(result['val'], abs=1e-4)
+    for name, table in alone[2].items():
+        torch.testing.assert_close(
+            torch.tensor(tables[name]), torch.tensor(table), rtol=1e-3, atol=1e-3
+        )
+
+
+def test_both_stages_have_both_phases(alone):
+    seen = {(line['stage'], line['phase']) for line in alone[0]}
+    assert len(seen) == 4
+    assert all(len(phases) == 2 for phases in alone[1].values())
+
+
+@pytest.mark.parametrize('propagation', PROPAGATION)
+@pytest.mark.parametrize('size', SIZES)
+def test_same_training(size, propagation, start, root, alone):
+    first, *others = start(size)(trained, root, propagation)
+    check_same(first, alone)
+    for lines, phases, tables in others:
+        assert lines == []  # Of the history, one process writes.
+        assert (phases, tables) == first[1:]
+
+
+def test_a_group_of_one_gives_the_same_bits(root, alone):
+    lines, phases, tables = trained(Group(), root)
+    assert (phases, tables) == alone[1:]
+    assert [x['loss'] for x in lines] == [x['loss'] for x in alone[0]]
+
+
+def test_resumed_on_other_numbers_of_processes(start, root, alone, tmp_path):
+    """Two processes, then three, then four, then one alone."""
+    at = {'out': tmp_path}
+    num_batches = {'coarse': 4, 'fine': 3}
+    coarse = alone[1]['coarse'][2]['last_epoch'] * num_batches['coarse']
+    for size, stop, place in (
+        (2, 3 * num_batches['coarse'] + 1, ('coarse', 3)),
+        (3, coarse - 3 * num_batches['coarse'] + 2 * num_batches['fine'], ('fine', 2)),
+        (4, num_batches['fine'] + 2, ('fine', 3)),
+    ):
+        for answer in start(size)(resumed, root, stop, tmp_path):
+            assert isinstance(answer, KeyboardInterrupt)
+        progress = read_resume(tmp_path)[1]['progress']
+        assert (progress['stage'], progress['epoch']) == place
+    check_same(trained(None, root, resume=True, **at), alone)
+    for stage, phases in alone[1].items():
+        for phase in phases:
+            assert pyg_c2f.load(phase_file(tmp_path, stage, phase)).stage == stage
+    assert not list(tmp_path.glob('*.part'))
+
+
+def resumed(group, root, stop, out):
+    is_first = not resume_files(out)
+    group.wait()
+    return trained(group, root, stop=stop, out=out, resume=not is_first)
+
+
+def test_one_process_and_then_many(start, root, alone, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        trained(None, root, stop=7, out=tmp_path)
+    answers = start(3)(resumed, root, None, tmp_path)
+    check_same(answers[0], alone)
+
+
+def test_a_refit(start, root, alone):
+    epochs = {'coarse': (1, 3), 'fine': (1, 2)}
+    expected = trained(None, root, fixed_epochs=epochs)
+    for answer in start(2)(refitted, root, epochs):
+        check_same_end({'coarse': {}, 'fine': {}}, answer[2], ([], {}, expected[2]))
+
+
+def refitted(group, root, epochs):
+    return trained(group, root, fixed_epochs=epochs)
+
+
+# One step -----------------------------------------------------------------------------
+
+
+def make_model(root, stage, width, num_layers=2):
+    data = load(root)
+    recipe = replace(TINY, embedding_dim=width, num_layers=num_layers)
+    generator = torch.Generator().manual_seed(0)
+    model = build_model(data, recipe)
+    start_coarse(model, recipe, generator)
+    if stage == 'fine':
+        start_fine(model, recipe, generator)
+    return model, recipe
+
+
+def draw_triples(model, num_triples):
+    generator = torch.Generator().manual_seed(1)
+    return tuple(
+        torch.randint(high, (num_triples,), generator=generator)
+        for high in (model.num_users, model.num_items, model.num_items)
+    )
+
+
+def one_step(group, root, stage, width, num_layers, num_triples, propagation):
+    """How far a shared batch is from a whole one."""
+    model, _ = make_model(root, stage, width, num_layers)
+    triples, criterion = draw_triples(model, num_triples), BPRLoss(0.1)
+    expected, h = batch_loss(model, criterion, triples)
+    expected.backward()
+    whole = {k: p.grad for k, p in model.named_parameters() if p.requires_grad}
+    model.zero_grad()
+    shared = SharedLoss(model, criterion, group, propagation)
+    loss, features = shared.backward(triples)
+    found = {'loss': abs(float(loss / expected) - 1), 'same': features.equal(h)}
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == (name in whole)
+        if name in whole:
+            error = (parameter.grad - whole[name]).abs().max()
+            found[name] = float(error / whole[name].abs().max().clamp(min=1e-9))
+    return found
+
+
+@pytest.mark.parametrize('stage', ['coarse', 'fine'])
+@pytest.mark.parametrize('propagation', PROPAGATION)
+@pytest.mark.parametrize('size', SIZES)
+def test_one_step(size, propagation, stage, start, root):
+    """Bit-equal features, and the gradients of the whole batch; also of one triple."""
+    for num_layers, num_triples in ((2, 300), (3, 7), (1, 2), (0, 1)):
+        args = (root, stage, 8, num_layers, num_triples, propagation)
+        answers = start(size)(one_step, *args)
+        assert all(answer == answers[0] for answer in answers)
+        assert answers[0].pop('same')
+        assert max(answers[0].values()) < 2e-6, (num_layers, num_triples)
+
+
+def in_blocks(*args):
+    """Propagation by blocks of columns, as of a table beyond the cache."""
+    size, fused.CACHE_BYTES = fused.CACHE_BYTES, 0
+    try:
+        return one_step(*args)
+    finally:
+        fused.CACHE_BYTES = size
+
+
+@pytest.mark.parametrize('stage', ['coarse', 'fine'])
+def test_one_step_in_blocks_of_columns(stage, start, root):
+    for answer in start(3)(in_blocks, root, stage, 96, 2, 40, 'partitioned'):
+        assert answer.pop('same')
+        assert max(answer.values()) < 2e-6
+
+
+def test_more_processes_than_rows_with_edges(start, root):
+    """Processes without rows of their own."""
+    assert start(4)(star) == [True] * 4
+
+
+def star(group):
+    """Of four rows one counts: all other processes have none, or rows to no avail."""
+    model = pyg_c2f.C2F(torch.tensor([[0], [0]]), 1, 1, 1, 1, 8, 2, 1, 1)
+    rows = group.rows(torch.tensor([0, 0, 9, 0]))
+    h = model.propagate(rows=rows)
+    h.sum().backward()
+    group.sum_(model.coarse.codebook.grad)
+    shared = model.coarse.codebook.grad.clone()
+    model.zero_grad()
+    expected = model.propagate()
+    (group.size * expected.sum()).backward()
+    is_close = torch.allclose(shared, model.coarse.codebook.grad)
+    return h.equal(expected) and is_close
+
+
+# What goes wrong ----------------------------------------------------------------------
+
+
+def spoiled(group, root, propagation, out):
+    """A loss that is no number, in the last process only."""
+    whole, calls = module.batch_loss, count()
+
+    def batch_loss(*args):
+        loss, h = whole(*args)
+        if next(calls) == 5 and group.rank == group.size - 1:
+            loss = loss * float('nan')
+        return loss, h
+
+    module.batch_loss = batch_loss
+    try:
+        return trained(group, root, propagation, out=out)
+    finally:
+        module.batch_loss = whole
+
+
+@pytest.mark.parametrize('propagation', PROPAGATION)
+def test_all_refuse_what_one_has_found(propagation, start, root, tmp_path):
+    answers = start(3)(spoiled, root, propagation, tmp_path)
+    assert len({str(answer) for answer in answers}) == 1
+    assert isinstance(answers[0], InputError)
+    assert str(answers[0]).startswith('the loss holds nan in step 2 of epoch 1 of the')
+    assert read_resume(tmp_path)[1]['progress']['epoch'] == 1
+
+
+def elsewhere(group, root, out):
+    """Resumes from a directory that the first process alone has a state in."""
+    return trained(group, root, out=out / str(min(group.rank, 1)), resume=True)
+
+
+def test_directories_that_not_all_see(start, root, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        trained(None, root, stop=9, out=tmp_path / '0')
+    for answer in start(2)(elsewhere, root, tmp_path):
+        assert isinstance(answer, InputError)
+        assert 'the processes see different interrupted runs' in str(answer)
+
+
+def full_disk(group, root, out):
+    def write(*_):
+        raise OSError('no space left on device')
+
+    module.write_resume = write
+    return trained(group, root, out=out)
+
+
+def interrupted_first(group, root, out):
+    def interrupt(*_):
+        raise RuntimeError('stands for what only the first process is told')
+
+    return train(load(root), TINY, out=out, on_evaluation=interrupt, group=group)
+
+
+@pytest.mark.parametrize('function', [full_disk, interrupted_first])
+def test_nobody_waits_for_a_process_that_left(function, root, tmp_path):
+    """The first one writes the files; without it, the others end too."""
+    processes = Processes(3, tmp_path)
+    first, *others = processes(function, root, tmp_path / 'out')
+    says = {full_disk: 'no space left', interrupted_first: 'stands for'}
+    assert says[function] in str(first)
+    assert all(isinstance(answer, RuntimeError) for answer in others)
+    processes.end()
+
+
+# The same in all ----------------------------------------------------------------------
+
+
+def drifted(group, root):
+    """As if each process were a machine that rounds in its own way."""
+    model, recipe = make_model(root, 'coarse', 8)
+    update = model.update_assignment
+
+    def other_update(h):
+        update(h)
+        index, weight = model.coarse.assignment
+        other = Assignment((index + group.rank) % model.num_coarse, weight)
+        model.set_assignment(coarse=other)
+
+    model.update_assignment = other_update
+    shared = SharedLoss(model, BPRLoss(0.1), group, 'partitioned')
+    batches = [draw_triples(model, 9)] * 3
+    optimizer = make_optimizer(model, recipe)
+    loss = module.train_epoch(model, optimizer, shared, batches, 3.0, True)
+    tables = [x.tolist() for x in (model.coarse.codebook, *model.coarse.assignment)]
+    return loss, tables
+
+
+def test_assignments_are_those_of_the_first_process(start, root):
+    first, *others = start(3)(drifted, root)
+    assert all(other == first for other in others)
+
+
+def test_a_step_of_one_process_is_that_of_several(start, root):
+    first, *others = start(2)(stepped, root)
+    assert first == others[0]
+    expected = stepped(None, root)
+    torch.testing.assert_close(torch.tensor(first), torch.tensor(expected))
+
+
+def stepped(group, root):
+    model, recipe = make_model(root, 'coarse', 8)
+    criterion = BPRLoss(0.1)
+    if group is not None:
+        criterion = SharedLoss(model, criterion, group, 'replicated')
+    optimizer, triples = make_optimizer(model, recipe), draw_triples(model, 50)
+    for _ in range(3):
+        train_step(model, optimizer, criterion, triples, 3.0)
+    return model.coarse.codebook.tolist()
