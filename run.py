@@ -19,7 +19,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
 from types import UnionType
-from typing import Any, BinaryIO, NamedTuple, NoReturn
+from typing import Any, BinaryIO, NamedTuple, NoReturn, get_args
 
 import torch
 from torch_geometric import seed_everything
@@ -63,7 +63,7 @@ from pyg_c2f.evaluate import evaluate_split, popularity_score, with_sampled_user
 from pyg_c2f.export import write_bundle, write_onnx
 from pyg_c2f.report import results_table, size_table, write_report
 from pyg_c2f.resume import RESUME_FILES, delete_resume, resume_files
-from pyg_c2f.train import Run, check_run, reuse_freed_memory, train
+from pyg_c2f.train import Propagation, check_run, reuse_freed_memory, train
 from pyg_c2f.typing import ITEM, RATES, SELECTION, USER, InputError, Stage
 
 logger = logging.getLogger('pyg_c2f.run')
@@ -199,6 +199,12 @@ def make_parser() -> Parser:
     )
     call.add_argument('--seed', type=int, default=2024, metavar='N')
     call.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto')
+    call.add_argument(
+        '--propagation',
+        choices=get_args(Propagation),
+        help='what the processes of torchrun share, with --recipe paper: the result is '
+        'the same (default: columns, the fastest)',
+    )
     call.add_argument(
         '--set',
         nargs='+',
@@ -421,6 +427,9 @@ def run_train(args: argparse.Namespace) -> int:
     check_out(out, args)
     config = resumed_config(out, args) if args.resume else make_config(args)
     recipe = read_recipe(config)
+    if args.propagation is not None and isinstance(recipe, FastRecipe):
+        raise InputError('--propagation goes with --recipe paper: leave it out')
+    propagation: Propagation = args.propagation or 'columns'
     group = make_group(recipe, is_distributed)
     init = None if config['init'] is None else load_init(config)
     device = pick_device(config['device'])
@@ -436,7 +445,7 @@ def run_train(args: argparse.Namespace) -> int:
         check_data_of(folder, read_config(folder), digest)
     data = sampled(data, config)
     seconds = {'load': time.perf_counter() - start}
-    check_run(data, recipe, init, group)
+    check_run(data, recipe, init, group, propagation)
     group.wait()  # Nobody looks for an earlier run any more.
     if not args.resume and group.rank == 0:
         clear(out)
@@ -465,6 +474,7 @@ def run_train(args: argparse.Namespace) -> int:
                 on_evaluation=history.add,
                 progress=show,
                 group=group,
+                propagation=propagation,
             )
         except (KeyboardInterrupt, InputError):
             with suppress(OSError):  # What has stopped the run is what to say.
@@ -474,12 +484,14 @@ def run_train(args: argparse.Namespace) -> int:
         if group.rank == 0:
             pyg_c2f.save(run.model, out)
         seconds |= run.seconds
+        phases = run.phases
+        del run  # From here on models are those in the files.
         start = time.perf_counter()
-        metrics = describe_run(config, data, run, out, group)
+        metrics = describe_run(config, data, phases, out, group)
         seconds['evaluate'] += time.perf_counter() - start
         if config['refit']:
             start = time.perf_counter()
-            model = refit(data, recipe, config, run.phases, init, show, group)
+            model = refit(data, recipe, config, phases, init, show, group, propagation)
             seconds['train'] += time.perf_counter() - start
             if group.rank == 0:
                 pyg_c2f.save(model, out)
@@ -635,7 +647,11 @@ def resumed_config(out: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def describe_run(
-    config: dict[str, Any], data: HeteroData, run: Run, out: Path, group: Group
+    config: dict[str, Any],
+    data: HeteroData,
+    stages: dict[Stage, dict[int, dict[str, Any]]],
+    out: Path,
+    group: Group,
 ) -> dict[str, Any]:
     """The metrics of a run and of the popularity baseline, without sizes and times."""
     users = group.rows(data[USER].num_nodes)
@@ -653,7 +669,7 @@ def describe_run(
         },
     }
     device = data[RATES].edge_index.device
-    for stage, phases in run.phases.items():
+    for stage, phases in stages.items():
         metrics[stage] = {}
         for phase, result in phases.items():
             model = pyg_c2f.load(phase_file(out, stage, phase)).to(device)
@@ -678,6 +694,7 @@ def refit(
     init: Model | None,
     progress: bool,
     group: Group,
+    propagation: Propagation,
 ) -> Model:
     """Trains once more on train and validation items, for the epochs that were best."""
     epochs = {
@@ -693,6 +710,7 @@ def refit(
         progress=progress,
         fixed_epochs=epochs,
         group=group,
+        propagation=propagation,
     ).model
 
 
@@ -810,7 +828,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise InputError(
             f'{folder}: no run there; name a directory that train wrote to'
         )
-    config = {'eval_users': None} | read_json(path)  # runs before 0.7 have none
+    config = read_json(path)
+    if isinstance(config, dict):
+        config.setdefault('eval_users', None)  # older runs do not have it
     kinds = KEPT | FOUND
     try:
         wrong = {

@@ -551,7 +551,7 @@ def _fine_codebook(tensors: dict[str, Tensor], model: Model) -> Tensor:
 
 
 def _load_linear(tensors: dict[str, Tensor], meta: dict[str, str]) -> LinearC2F:
-    model = LinearC2F(_edges(tensors), **_sizes(tensors, meta, LINEAR_SIZES))
+    model = LinearC2F.blank(_edges(tensors), **_sizes(tensors, meta, LINEAR_SIZES))
     model.set_stage(cast(Stage, meta['stage']))
     index = tensors['coarse.index']
     if json.loads(meta['codes']):

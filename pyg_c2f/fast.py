@@ -128,7 +128,7 @@ def build_fast(
         )
         fine = _gather(fine, rows)
 
-    model = LinearC2F(
+    model = LinearC2F.blank(
         edge_index if group.rank == 0 else edge_index[:, :0],
         num_users,
         num_items,
@@ -146,7 +146,7 @@ def build_fast(
         users=recipe.users,
         dtype=recipe.dtype,
         item_degree=None if group.rank == 0 else deg,
-    ).to(x.device)
+    )
     model.set_assignment(coarse, fine)
     with torch.no_grad():
         model.coarse.codebook.copy_(codebook)

@@ -1,11 +1,12 @@
 r"""The whole-data loss of users who live from their items, in blocks of users."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pyg_c2f.distributed import Group, Rows
+from pyg_c2f.distributed import Group, Rows, one_thread_each
 from pyg_c2f.graph import CSR, csr_matmul, interaction_weight
 from pyg_c2f.nn import Pairs, build_pairs, sampled_dot
 from pyg_c2f.spectral import pairs_of
@@ -144,7 +145,7 @@ class _Loss(torch.autograd.Function):
                 error = (1 - score).square().sum()
                 error = error + _penalty(loss, h_user, pairs.rowptr.diff(), rows)
                 seen = h_user.detach()
-                grams.append(seen.T @ seen)
+                grams += one_thread_each([partial(torch.mm, seen.T, seen)])
                 sums.append(seen.sum(dim=0))
                 every = ((h_user @ gram) * h_user).sum() + 2 * (h_user @ mixed).sum()
                 parts.append(error.detach())

@@ -62,7 +62,8 @@ def blocks(page, language):
 
 def calls(text):
     """The arguments of each call of run.py in a block."""
-    lines = re.findall(r'^python run\.py(.*)$', text, re.MULTILINE)
+    # What torchrun starts on several processes is run on one here.
+    lines = re.findall(r'^(?:python |torchrun .*| +)run\.py(.*)$', text, re.MULTILINE)
     words = [shlex.split(line, comments=True) for line in lines]
     return [x[: x.index('<')] if '<' in x else x for x in words]
 

@@ -645,6 +645,51 @@ def test_lines_are_answered_while_more_may_come(text_run):
     assert (process.returncode, out, err) == (130, b'', b'')
 
 
+@pytest.mark.parametrize('options', [[], ['--include-seen', '-k', '7']])
+def test_lists_of_all_users(
+    options, text_run, table_run, answered, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(run, 'LIST_USERS', 7)
+    for folder in (text_run, table_run):
+        out = tmp_path / 'lists.jsonl'
+        call = ['recommend', '--checkpoint', str(folder), '--all', '--out', str(out)]
+        assert run.main([*call, *options]) == 0
+        assert [x.name for x in tmp_path.iterdir()] == ['lists.jsonl']
+        lists = [json.loads(line) for line in out.read_text().splitlines()]
+        model = pyg_c2f.load(folder)
+        names = model.user_ids or [str(user) for user in range(model.num_users)]
+        assert [x['user'] for x in lists] == names
+        asked = [{'user': name} for name in names]
+        _, answers, _ = answered(folder, asked, *options)
+        for line, answer in zip(lists, answers, strict=True):
+            assert line['items'] == answer['items']
+            assert line['scores'] == pytest.approx(answer['scores'], rel=1e-5)
+
+
+def test_lists_of_all_users_go_to_a_file(text_run, tmp_path, refused):
+    call = 'recommend', '--checkpoint', text_run
+    for options in (['--all'], ['--user', '1', '--out', 'x']):
+        assert '--all and --out FILE go together' in refused(*call, *options)
+    for path in (tmp_path, tmp_path / 'no' / 'x'):
+        assert 'name a file in a folder' in refused(*call, '--all', '--out', path)
+
+
+def test_some_users_are_ranked_for(train, tmp_path, capsys, no_report, refused):
+    for number, name in ((3, 'some'), (10**6, 'all'), (None, 'whole')):
+        option = [] if number is None else ['--eval-users', number]
+        assert train('--out', tmp_path / name, *option) == 0
+    assert comparable(tmp_path / 'all') == comparable(tmp_path / 'whole')
+    some, whole = (metrics_of(tmp_path / name) for name in ('some', 'whole'))
+    assert some['test'] != whole['test']
+    assert some['num_train'] == whole['num_train']
+    capsys.readouterr()
+    assert run.main(['evaluate', '--checkpoint', str(tmp_path / 'some')]) == 0
+    assert figures(capsys.readouterr().out)['ndcg@20'] == pytest.approx(
+        some['test']['ndcg@20'], abs=1e-4
+    )
+    assert 'one user at least' in refused('train', '--eval-users', 0)
+
+
 def test_the_reader_may_leave(text_run):
     with start_lines(text_run) as process:
         ask(process, '7')

@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -161,6 +161,21 @@ class LinearC2F(Recommender):
         self._by_user: CSR | None = None
         self._interactions: Interactions | None = None
         self.set_stage('coarse')
+
+    @classmethod
+    def blank(cls, edge_index: Tensor, *args: Any, **kwargs: Any) -> 'LinearC2F':
+        """A model of zeros, on the device of the pairs, for who fills its tables.
+
+        To draw a start that nobody needs takes longer than to read a large model.
+        """
+        with torch.device('meta'):
+            model = cls(edge_index, *args, **kwargs)
+        model.to_empty(device=edge_index.device)
+        for x in (*model.parameters(), *model.buffers()):
+            x.detach().zero_()
+        model.edge_index = edge_index.clone()
+        model.set_stage('coarse')
+        return model
 
     def reset_parameters(self) -> None:
         r"""Draws everything anew: codebooks from :math:`\mathcal{N}(0, 1)`, random
