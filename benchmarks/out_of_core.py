@@ -40,9 +40,9 @@ SETTINGS = {
     'loss': 'whole',
     'epochs': 1,
 }
-# What is timed, and which seconds of a run it is; `evaluate` ranks a fixed number of
-# users, for as many items as there are.
-PARTS = ('build', 'load', 'anchors', 'train', 'evaluate', 'total')
+# What is timed: the build, without the start of a process, and parts of a run;
+# `evaluate` ranks a fixed number of users, for as many items as there are.
+PARTS = ('build', 'load', 'anchors', 'train', 'evaluate', 'sum')
 
 
 def timed(call: Sequence[str]) -> dict[str, float]:
@@ -54,7 +54,11 @@ def timed(call: Sequence[str]) -> dict[str, float]:
     if process.returncode:
         raise SystemExit(f'{" ".join(call)} ended with {process.returncode}')
     seconds = time.perf_counter() - start
-    return {'seconds': seconds, 'peak_bytes': usage.ru_maxrss * 1024}
+    return {
+        'seconds': seconds,
+        'cpu_seconds': usage.ru_utime + usage.ru_stime,
+        'peak_bytes': usage.ru_maxrss * 1024,
+    }
 
 
 def run(size: int, root: Path, eval_users: int, out: Path) -> dict[str, Any]:
@@ -67,6 +71,7 @@ def run(size: int, root: Path, eval_users: int, out: Path) -> dict[str, Any]:
     for built in table.parent.glob('built-*'):
         shutil.rmtree(built)
     data = ['--dataset', name, '--data-root', str(root), '--protocol', 'c2f']
+    start = timed(['run.py', 'data'])
     build = timed(['run.py', 'data', '--build', *data])
     settings = [f'{key}={value}' for key, value in SETTINGS.items()]
     target = out / name
@@ -82,6 +87,7 @@ def run(size: int, root: Path, eval_users: int, out: Path) -> dict[str, Any]:
         **{key: metrics[key] for key in keys},
         'eval_users': eval_users,
         'parquet_bytes': bytes_read,
+        'start': start,
         'build': build,
         'run': train,
         'seconds': metrics['seconds'],
@@ -93,9 +99,15 @@ def run(size: int, root: Path, eval_users: int, out: Path) -> dict[str, Any]:
 
 def seconds_of(result: dict[str, Any]) -> dict[str, float]:
     """The seconds of the parts."""
-    seconds = {key: result['seconds'][key] for key in PARTS[1:-1]}
-    total = result['build']['seconds'] + result['run']['seconds']
-    return {'build': result['build']['seconds'], **seconds, 'total': total}
+    build = result['build']['seconds'] - result['start']['seconds']
+    parts = {'build': build} | {key: result['seconds'][key] for key in PARTS[1:-1]}
+    return parts | {'sum': sum(parts.values())}
+
+
+def cpu_seconds(result: dict[str, Any]) -> float:
+    """What both processes took of a core, without their start."""
+    both = result['build']['cpu_seconds'] + result['run']['cpu_seconds']
+    return both - 2 * result['start']['cpu_seconds']
 
 
 def verdict(sizes: list[dict[str, Any]]) -> dict[str, float]:
@@ -104,9 +116,11 @@ def verdict(sizes: list[dict[str, Any]]) -> dict[str, float]:
         {key: x / size['interactions'] for key, x in seconds_of(size).items()}
         for size in sizes
     ]
+    for cost, size in zip(costs, sizes, strict=True):
+        cost['cpu'] = cpu_seconds(size) / size['interactions']
     return {
         key: max(cost[key] for cost in costs) / min(cost[key] for cost in costs)
-        for key in PARTS
+        for key in (*PARTS, 'cpu')
     }
 
 
@@ -119,17 +133,20 @@ def table(result: dict[str, Any]) -> str:
         name = f'{millions:g} M'
         seconds = seconds_of(size)
         rows.append([name, *(f'{seconds[key]:.1f}' for key in PARTS)])
-        costs.append([name, *(f'{seconds[key] / millions:.3f}' for key in PARTS)])
+        cells = [f'{seconds[key] / millions:.3f}' for key in PARTS]
+        costs.append([name, *cells, f'{cpu_seconds(size) / millions:.3f}'])
         counts = [f'{size[key]:,}' for key in ('num_users', 'num_items', 'num_train')]
         peaks = [f'{size[key]["peak_bytes"] / 1e9:.2f}' for key in ('build', 'run')]
         figures = [f'{size[key]["recall@20"]:.4f}' for key in ('test', 'popularity')]
         memory.append([name, *counts, *peaks, *figures])
     ratios = verdict(sizes)
-    costs.append(['largest / smallest', *(f'{ratios[key]:.2f}' for key in PARTS)])
+    costs.append(
+        ['largest / smallest', *(f'{ratios[key]:.2f}' for key in (*PARTS, 'cpu'))]
+    )
     names = 'interactions|users|items|train pairs|build, peak GB|run, peak GB|Recall@20'
     names += '|popularity'
-    within = 'linear' if ratios['total'] <= TOLERANCE else 'not linear'
-    cost_names = ['s / million', *PARTS]
+    within = 'linear' if ratios['sum'] <= TOLERANCE else 'not linear'
+    cost_names = ['s / million', *PARTS, 'CPU, all']
     return '\n'.join(
         [
             '# From Parquet to figures\n',

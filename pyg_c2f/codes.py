@@ -78,6 +78,7 @@ def kth_largest(x: Tensor, k: int, group: Group) -> float:
     """
     bits = x.contiguous().view(torch.int32).flatten()
     upper = group.sum_(_counts(bits >> 16, 1 << 15))
+    k = min(k, int(upper.sum()))
     place, above = _find(upper, k)
     lower = bits[(bits >> 16) == place] & 0xFFFF
     least, _ = _find(group.sum_(_counts(lower, 1 << 16)), k - above)

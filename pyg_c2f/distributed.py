@@ -6,12 +6,15 @@ rows take the :class:`Rows` that say which part it is.
 """
 
 import os
+import signal
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
 from itertools import pairwise
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -32,12 +35,65 @@ def join() -> bool:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
     backend = 'nccl' if torch.cuda.is_available() else 'gloo'
-    dist.init_process_group(backend, timeout=TIMEOUT)
+    store, rank, size = next(dist.rendezvous('env://', timeout=TIMEOUT))
+    # torchrun keeps its store over restarts, with the addresses of those that are gone.
+    store = dist.PrefixStore(agree(store, rank, size), store)
+    dist.init_process_group(
+        backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT
+    )
+    # So torchrun ends the others when it misses one. Between two exchanges they would
+    # end without a word.
+    signal.signal(signal.SIGTERM, _end)
     return True
 
 
+def agree(store: dist.Store, rank: int, size: int) -> str:
+    """A name that all processes of this start know, and none of an earlier one.
+
+    How often a process was started says nothing: nodes count their own failures only.
+    Each process but the first asks by a name that it makes up, and gets the answer
+    under this name; what others have asked or answered before does no harm.
+
+    Args:
+        store (Store): What all processes see, with what earlier ones have left there.
+        rank (int): The number of this process.
+        size (int): The number of processes.
+
+    Raises:
+        RuntimeError: If a process does not come.
+    """
+    mine = uuid4().hex
+    if rank > 0:
+        store.set(f'pyg_c2f/asks/{rank}', mine)
+        name = store.get(f'pyg_c2f/answer/{mine}').decode()
+        store.set(f'pyg_c2f/knows/{name}/{rank}', '')
+        return name
+    end, missing = time.monotonic() + TIMEOUT.total_seconds(), set(range(1, size))
+    while missing:
+        for other in missing:
+            if store.check([f'pyg_c2f/asks/{other}']):
+                asks = store.get(f'pyg_c2f/asks/{other}').decode()
+                store.set(f'pyg_c2f/answer/{asks}', mine)
+        missing = {x for x in missing if not store.check([f'pyg_c2f/knows/{mine}/{x}'])}
+        if time.monotonic() > end:
+            raise RuntimeError(f'timed out: processes {sorted(missing)} do not come')
+        time.sleep(0.01)
+    return mine
+
+
+def _end(*_: object) -> None:
+    raise RuntimeError('Connection to the others: torchrun ends this process')
+
+
 def restarts() -> int:
-    """How often ``torchrun`` has started this run anew after losing a process."""
+    """How often ``torchrun`` has started this run anew after losing a process.
+
+    All processes ask at once: a node whose own ones did not fail counts no restart.
+    """
+    return int(one_block_each(dist.is_initialized()).max(_restarts_here()))
+
+
+def _restarts_here() -> int:
     return int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0))
 
 
@@ -54,6 +110,9 @@ def is_first_to_end() -> bool:
     """
     if not dist.is_torchelastic_launched():
         return True
+    if dist.is_initialized():
+        # It ends already, and is not to be kept from saying why.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         # The store of torchrun itself, which outlives the processes.
         store = dist.TCPStore(
@@ -62,14 +121,21 @@ def is_first_to_end() -> bool:
             is_master=False,
             timeout=timedelta(seconds=5),
         )
-        return store.add(f'pyg_c2f/ended/{restarts()}', 1) == 1
+        return store.add(f'pyg_c2f/ended/{_restarts_here()}', 1) == 1
     except (KeyError, RuntimeError):
         return True
+
+
+def starts_anew() -> bool:
+    """Whether ``torchrun`` starts the processes again after a failure."""
+    most = int(os.environ.get('TORCHELASTIC_MAX_RESTARTS', 0))
+    return dist.is_torchelastic_launched() and _restarts_here() < most
 
 
 def leave() -> None:
     """Leaves the processes of :func:`join`."""
     if dist.is_initialized():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         dist.destroy_process_group()
 
 
@@ -102,7 +168,7 @@ class Group:
     block never depends on who holds it, and sums over blocks are formed in double
     precision and rounded once, so that their order cannot be seen in the result (but
     for one in some :math:`2^{29}` entries, by its last bit). A run therefore gives the
-    same numbers on one process and on many, as long as each has as many threads.
+    same numbers on one process and on many.
 
     Args:
         num_blocks (int, optional): The number of blocks. (default: ``1``)
@@ -125,7 +191,6 @@ class Group:
                 'without rows has nothing to do; set as many partitions as processes, '
                 'or a multiple'
             )
-
         self.firsts = [num_blocks * r // self.size for r in range(self.size + 1)]
 
     def own(self, blocks: Any) -> Any:

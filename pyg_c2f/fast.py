@@ -61,7 +61,7 @@ from pyg_c2f.typing import (
     Stage,
     Stored,
 )
-from pyg_c2f.whole import HistoryLoss
+from pyg_c2f.whole import HistoryLoss, Mixtures
 
 CACHE_BYTES = 1 << 30
 # Pairs whose mean score a training scales to one.
@@ -428,6 +428,7 @@ class FastTrainer:
         self.history_loss = None
         self.sampler = None
         if recipe.loss == 'whole' and model.users_are_histories():
+            self.mix = Mixtures(model.assignment(), len(model.codebook()))
             self.history_loss = HistoryLoss(
                 self.edge_index,
                 users or self.group.rows(model.num_users),
@@ -455,7 +456,8 @@ class FastTrainer:
         # want scores near one. Ranking does not mind: the scalars are still zero.
         model, recipe = self.model, self.recipe
         if self.history_loss is not None:
-            mean = self.history_loss.mean_score(model.ego()[1], self.scale, SAMPLE)
+            x = self.mix(model.codebook())
+            mean = self.history_loss.mean_score(x, self.scale, SAMPLE)
         else:
             h_user, h_item = self.features()
             user, item = self.edge_index[
@@ -512,7 +514,8 @@ class FastTrainer:
     def _whole_batch(self) -> Iterator[Tensor]:
         model, recipe = self.model, self.recipe
         if self.history_loss is not None:
-            yield self.history_loss(model.ego()[1], self.scale, model.bias)
+            x = self.mix(model.codebook())
+            yield self.history_loss(x, self.scale, model.bias)
             return
         criterion = WholeDataLoss(recipe.alpha, recipe.lambda_reg)
         yield criterion(*self.features(), self.pairs, model.bias)

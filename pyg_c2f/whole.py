@@ -5,11 +5,18 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch_geometric.utils import cumsum
 
 from pyg_c2f.distributed import Group, Rows, one_thread_each
-from pyg_c2f.graph import CSR, csr_matmul, interaction_weight
+from pyg_c2f.graph import (
+    CSR,
+    assignment_to_edges,
+    csr_matmul,
+    interaction_weight,
+)
 from pyg_c2f.nn import Pairs, build_pairs, sampled_dot
 from pyg_c2f.spectral import pairs_of
+from pyg_c2f.typing import Assignment
 
 
 class Block(NamedTuple):
@@ -18,6 +25,44 @@ class Block(NamedTuple):
     pairs: Pairs
     weight: Tensor  # [num_pairs], the normalised interactions
     first_pair: int  # of all pairs of all processes
+
+
+class Mixtures:
+    """The items' features as sums of their anchors', by their links alone.
+
+    An assignment is as wide as the row with most links needs, which may be ten times
+    the mean. The links do not change in a training, nor does their transpose.
+
+    Args:
+        assignment (Assignment): The links of all items.
+        num_anchors (int): The number of anchors.
+    """
+
+    def __init__(self, assignment: Assignment, num_anchors: int) -> None:
+        (item, anchor), weight = assignment_to_edges(assignment)
+        order = anchor.argsort(stable=True)
+        self.by_item = _csr(item, anchor, weight, len(assignment.index))
+        self.by_anchor = _csr(anchor[order], item[order], weight[order], num_anchors)
+
+    def __call__(self, codebook: Tensor) -> Tensor:
+        """The features ``[num_items, channels]``."""
+        return _Mix.apply(codebook, self)
+
+
+class _Mix(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, codebook: Tensor, mixtures: Mixtures) -> Tensor:
+        ctx.mixtures = mixtures
+        return csr_matmul(mixtures.by_item, codebook.detach())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return csr_matmul(ctx.mixtures.by_anchor, grads[0].contiguous()), None
+
+
+def _csr(row: Tensor, col: Tensor, weight: Tensor, num_rows: int) -> CSR:
+    rowptr = cumsum(torch.bincount(row, minlength=num_rows))
+    return CSR(rowptr.int(), col.int(), weight)
 
 
 class HistoryLoss:
@@ -102,7 +147,7 @@ class HistoryLoss:
         stride = max(self.num_pairs // num_pairs, 1)
         sums = []
         for block in self.blocks:
-            h_user = self.user_features(block, h_item, scale)
+            h_user = self.user_features(block, x / 2)
             some = slice(-block.first_pair % stride, None, stride)
             user, item = block.pairs.row[some].long(), block.pairs.col[some].long()
             score = (h_user[user] * h_item[item]).sum(dim=1)
@@ -110,10 +155,10 @@ class HistoryLoss:
         total, count = self.group.sum(sums).tolist()
         return total / count
 
-    def user_features(self, block: Block, h_item: Tensor, scale: Tensor) -> Tensor:
-        """The features of the users of a block."""
+    def user_features(self, block: Block, x: Tensor) -> Tensor:
+        """The features of the users of a block, from the halves of the items'."""
         csr = CSR(block.pairs.rowptr, block.pairs.col, block.weight)
-        return csr_matmul(csr, h_item / scale.unsqueeze(1))
+        return csr_matmul(csr, x)
 
 
 class _Loss(torch.autograd.Function):
@@ -133,12 +178,13 @@ class _Loss(torch.autograd.Function):
         frequency = loss.users.num_rows * squares
         parts, grams, sums = [], [], []
         sent = torch.zeros_like(h_item)
+        x = h_item.detach() / scale.unsqueeze(1)
+        # What an item's own part in its users' features adds to a positive's score.
+        own = (h_item.detach() * x).sum(dim=1).requires_grad_()
         with torch.enable_grad():
             for block in loss.blocks:
                 pairs = block.pairs
-                h_user = loss.user_features(block, h_item.detach(), scale)
-                h_user.requires_grad_()
-                own = h_item.square().sum(dim=1) / scale
+                h_user = loss.user_features(block, x).requires_grad_()
                 score = sampled_dot(pairs, h_user, h_item)
                 score = score + (bias.index_select(0, pairs.col))
                 score = score - block.weight * own.index_select(0, pairs.col)
@@ -162,7 +208,9 @@ class _Loss(torch.autograd.Function):
             every = every + loss.users.num_rows * own_b.square().sum()
             penalty = _penalty(loss, own_h, rows.own(loss.degree), loss.users)
             (alpha * every + penalty).backward()
-        gradient = _gradient(h_item).add_(sent / scale.unsqueeze(1))
+        sent /= scale.unsqueeze(1)
+        sent.addcmul_(x, _gradient(own).unsqueeze(1), value=2)
+        gradient = _gradient(h_item).add_(sent)
         ctx.save_for_backward(
             gradient.div_(loss.num_pairs), _gradient(bias) / loss.num_pairs
         )

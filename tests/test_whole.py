@@ -6,7 +6,7 @@ import torch
 from pyg_c2f.distributed import Group
 from pyg_c2f.graph import power, unique_pairs
 from pyg_c2f.nn import LinearC2F, WholeDataLoss, build_pairs
-from pyg_c2f.whole import HistoryLoss
+from pyg_c2f.whole import HistoryLoss, Mixtures
 
 U, V, D = 30, 20, 5
 
@@ -61,6 +61,20 @@ def test_blocks_are_the_whole(num_blocks, lambda_reg):
     assert len(ours) == len(theirs) == 3
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_mixtures_are_the_ego_features():
+    model = draw()
+    weight = model.coarse.assignment_weight
+    weight[weight.abs() < weight.abs().median()] = 0  # no links
+    mix = Mixtures(model.assignment(), len(model.codebook()))
+    generator = torch.Generator().manual_seed(1)
+    grad = torch.randn(V, D, generator=generator)
+    ours, theirs = mix(model.codebook()), model.ego()[1]
+    torch.testing.assert_close(ours, theirs)
+    gradient = [gradients(model, (x * grad).sum()) for x in (ours, theirs)]
+    for one, other in zip(*gradient, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_gradients_of_a_multiple():

@@ -1,0 +1,508 @@
+"""Several processes give what one gives; what they cannot share, and who gets lost."""
+
+import ast
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from pyg_c2f.checkpoint import read_tensors
+from pyg_c2f.codes import kth_largest
+from pyg_c2f.config import FastRecipe
+from pyg_c2f.datasets import get_dataset
+from pyg_c2f.distributed import Group, agree, one_thread_each
+from pyg_c2f.fast import check_fast
+from pyg_c2f.resume import read_resume
+from pyg_c2f.typing import InputError
+from tests.test_distributed_paper import Processes
+from tests.tiny import settings, write_text_data
+
+ROOT = Path(__file__).parents[1]
+FAST = 'embedding_dim=8 num_fine=8 coarse_links=2 partitions=4'
+WHOLE = f'{FAST} loss=whole epochs=6 eval_every=1 patience=6'
+# One call after the other by the same processes, for their start is what takes time.
+# An error is said by one of them; as after a restart, the next one may be by another.
+PROGRAM = """
+import contextlib, io, json, os, sys
+import run
+from pyg_c2f import distributed
+
+folder, calls = sys.argv[1], json.loads(sys.argv[2])
+run.write_report = lambda out, *_: out / 'report.html'
+is_distributed, leave = distributed.join(), run.leave
+run.join_quietly, run.leave = lambda: is_distributed, lambda: None
+answers = []
+for number, call in enumerate(calls):
+    os.environ['TORCHELASTIC_RESTART_COUNT'] = str(number)
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = run.main(call)
+    answers.append([status, out.getvalue(), err.getvalue()])
+with open(f'{folder}/{os.environ.get("RANK", 0)}.json', 'w') as file:
+    json.dump(answers, file)
+leave()
+"""
+
+
+@pytest.fixture(scope='module')
+def processes(tmp_path_factory):
+    started = Processes(3, tmp_path_factory.mktemp('store'))
+    yield started
+    started.end()
+
+
+# Whole runs ---------------------------------------------------------------------------
+
+
+def torchrun(size, *options):
+    run = [sys.executable, '-m', 'torch.distributed.run', '--standalone']
+    return [*run, '--nproc-per-node', str(size), *options]
+
+
+def start(command, **kwargs):
+    env = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
+    return subprocess.Popen(command, cwd=ROOT, env=env, text=True, **kwargs)
+
+
+def train_call(root, out, *options):
+    data = ['--dataset', 'text', '--data-root', str(root)]
+    return ['train', *data, '--quiet', '--out', str(out), *options]
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp('data')
+    write_text_data(root)
+    get_dataset('text', root, 'c2f')  # Not all at once would write it.
+    return root
+
+
+# Long enough to lose a process on the way.
+PAPER = [
+    *settings(max_epochs=80, patience=80, lr_coarse=0.01),
+    *('--stage', 'coarse'),
+]
+REFUSED = (
+    ('partitions=1', '--set partitions=1'),
+    ('diffusion=0.5', '--set diffusion=0.5: 2 processes can share diffusion=0 only'),
+    ('users=assigned', '--set users=assigned'),
+    ('num_layers=2', '--set num_layers=2'),
+    ('loss=bpr', '--set loss=bpr: 2 processes can share loss=none or loss=whole'),
+    ('loss=softmax', '--set loss=softmax'),
+)
+
+
+@pytest.fixture(scope='module')
+def answers(root, tmp_path_factory):
+    """For each number of processes its folder, and what each process answered."""
+    folders, started = {}, []
+    for size in (1, 2, 3):
+        folder = folders[size] = tmp_path_factory.mktemp(f'processes{size}')
+        calls = [
+            train_call(root, folder / 'fast', '--set', *FAST.split()),
+            train_call(root, folder / 'whole', '--set', *WHOLE.split()),
+            ['evaluate', '--checkpoint', str(folder / 'fast')],
+        ]
+        if size == 1:
+            calls.append(train_call(root, folder / 'paper', *PAPER))
+        if size == 2:
+            out = folder / 'refused'
+            more = (['--set', *FAST.split(), setting] for setting, _ in REFUSED)
+            calls += [train_call(root, out, *options) for options in more]
+        run = [sys.executable] if size == 1 else torchrun(size)
+        program = folder / 'program.py'
+        program.write_text(PROGRAM)
+        command = [*run, str(program), str(folder), json.dumps(calls)]
+        started.append(start(command, stdout=subprocess.DEVNULL))
+    for process in started:
+        assert process.wait(240) == 0
+    return {
+        size: (
+            folder,
+            [json.loads((folder / f'{r}.json').read_text()) for r in range(size)],
+        )
+        for size, folder in folders.items()
+    }
+
+
+def figures(out):
+    """The metrics of a run, but for sizes of files and seconds."""
+    metrics = json.loads((out / 'metrics.json').read_text())
+    keys = ('popularity', 'coarse', 'fine', 'val', 'test')
+    return dict(leaves({key: metrics[key] for key in keys if key in metrics}))
+
+
+def leaves(value, name=''):
+    if isinstance(value, dict):
+        for key, child in value.items():
+            yield from leaves(child, f'{name} {key}')
+    else:
+        yield name, value
+
+
+def history(out):
+    return [json.loads(x) for x in (out / 'history.jsonl').read_text().splitlines()]
+
+
+def check_same_curve(ours, theirs):
+    for line, other in zip(ours, theirs, strict=True):
+        for key in ('stage', 'phase', 'epoch'):
+            assert line[key] == other[key]
+        assert (line['loss'] is None) == (other['loss'] is None)
+        if line['loss'] is not None:
+            assert line['loss'] == pytest.approx(other['loss'], rel=1e-5)
+        assert line['val'] == pytest.approx(other['val'], abs=1e-4)
+
+
+@pytest.mark.parametrize('size', [2, 3])
+def test_recipe_fast_gives_the_same_bytes(answers, size):
+    ours, theirs = (answers[x][0] / 'fast' for x in (size, 1))
+    for name in ('coarse-1', 'fine-1', 'model'):
+        file = f'{name}.safetensors'
+        assert (ours / file).read_bytes() == (theirs / file).read_bytes()
+    assert figures(ours) == pytest.approx(figures(theirs), abs=1e-7)
+    assert not list(ours.glob('*.part'))
+
+
+@pytest.mark.parametrize('size', [2, 3])
+def test_the_whole_loss_has_the_same_curve(answers, size):
+    ours, theirs = (answers[x][0] / 'whole' for x in (size, 1))
+    assert len([x for x in history(ours) if x['loss'] is not None]) == 6
+    check_same_curve(history(ours), history(theirs))
+    assert figures(ours) == pytest.approx(figures(theirs), abs=1e-4)
+
+
+@pytest.mark.parametrize('size', [2, 3])
+def test_one_process_prints(answers, size):
+    expected = answers[1][1][0]
+    first, *others = answers[size][1]
+    for number in range(3):
+        assert first[number][0] == 0 and first[number][1]
+        assert all(other[number][:2] == [0, ''] for other in others)
+    # The figures of an evaluation.
+    assert first[2][1] == expected[2][1] and 'recall@20' in first[2][1]
+
+
+@pytest.mark.parametrize('number', range(len(REFUSED)), ids=lambda n: REFUSED[n][0])
+def test_what_cannot_be_shared(answers, number):
+    """All processes refuse it, one of them says why."""
+    found = [answer[3 + number] for answer in answers[2][1]]
+    assert [status for status, *_ in found] == [2, 2]
+    (line,) = ''.join(errors for *_, errors in found).splitlines()
+    assert line.startswith('error: ') and REFUSED[number][1] in line
+    assert not (answers[2][0] / 'refused').exists()
+
+
+def test_what_can_be_shared_and_what_one_process_can(root):
+    data, group = get_dataset('text', root, 'c2f'), Group(4)
+    recipe = FastRecipe(embedding_dim=8, num_fine=8, loss='softmax')
+    check_fast(data, recipe, group)
+    group.size = 2
+    with pytest.raises(InputError, match='run without torchrun'):
+        check_fast(data, recipe, group)
+
+
+# A lost process -----------------------------------------------------------------------
+
+
+def ranks(torchrun):
+    """The processes that torchrun has started."""
+    children = Path(f'/proc/{torchrun.pid}/task/{torchrun.pid}/children').read_text()
+    found = {}
+    for pid in map(int, children.split()):
+        words = Path(f'/proc/{pid}/environ').read_bytes().split(b'\0')
+        for word in words:
+            if word.startswith(b'RANK='):
+                found[int(word.removeprefix(b'RANK='))] = pid
+    return found
+
+
+def lose(root, out, rank, *options):
+    """Starts two processes and kills one on the way; torchrun, and the history then."""
+    command = [*torchrun(2, *options), 'run.py', *train_call(root, out, *PAPER)]
+    process = start(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    path, end = out / 'history.jsonl', time.monotonic() + 120
+    while not path.exists() or path.read_text().count('\n') < 5:
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.01)
+    os.kill(ranks(process)[rank], signal.SIGKILL)
+    return process, history(out)
+
+
+# A process is lost while the other one computes, and meets nobody for a while.
+BUSY = """
+import os, signal, sys, time
+import run
+from pyg_c2f import train
+
+step, left = train.train_step, [9]
+
+def busy(*args):
+    left[0] -= 1
+    if not left[0]:
+        if os.environ['RANK'] == '1':
+            os.kill(os.getpid(), signal.SIGKILL)
+        end = time.monotonic() + 2
+        while time.monotonic() < end:
+            time.sleep(0.01)
+    return step(*args)
+
+train.train_step = busy
+sys.exit(run.main(sys.argv[1:]))
+"""
+
+
+def test_a_lost_process_is_told_by_one_that_computes(root, tmp_path):
+    program, out = tmp_path / 'program.py', tmp_path / 'out'
+    program.write_text(BUSY)
+    command = [*torchrun(2), str(program), *train_call(root, out, *PAPER)]
+    process = start(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert [x for x in said.splitlines() if x.startswith('error: ')] == [
+        'error: a process of this run has gone (killed, out of memory, or with its '
+        'machine), and the others stop; continue with: torchrun --nproc-per-node 2 '
+        f'run.py train --resume --out {out}'
+    ]
+
+
+def test_a_lost_process_is_told_once(root, answers, tmp_path):
+    """It is the one that writes; then one process alone goes on."""
+    process, _ = lose(root, tmp_path, 0)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode != 0
+    errors = [x for x in said.splitlines() if x.startswith('error: ')]
+    assert len(errors) == 1
+    again = f'run.py train --resume --out {tmp_path}'
+    assert errors[0].endswith(f'continue with: torchrun --nproc-per-node 2 {again}')
+    for path in tmp_path.glob('*.safetensors'):
+        read_tensors(path)
+    assert read_resume(tmp_path)[1]['progress']['epoch'] > 0
+    assert not (tmp_path / 'metrics.json').exists()
+    command = [sys.executable, *again.split()]
+    assert start(command, stdout=subprocess.DEVNULL).wait(120) == 0
+    check_same_end(tmp_path, answers)
+
+
+def check_same_end(out, answers):
+    expected = answers[1][0] / 'paper'
+    check_same_curve(history(out), history(expected))
+    assert figures(out) == pytest.approx(figures(expected), abs=1e-4)
+
+
+def test_torchrun_starts_a_run_anew_and_it_goes_on(root, answers, tmp_path):
+    process, before = lose(root, tmp_path, 1, '--max-restarts', '2')
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    # What was there is still there, with the seconds that it took then.
+    assert history(tmp_path)[: len(before) - 2] == before[:-2]
+    check_same_end(tmp_path, answers)
+
+
+def test_a_name_of_this_start(processes, tmp_path):
+    """Whatever earlier processes have left in the store."""
+    names = set()
+    for _ in range(3):
+        first, *others = processes(agreed, tmp_path / 'store')
+        assert others == [first, first]
+        names.add(first)
+    assert len(names) == 3
+
+
+def agreed(group, path):
+    # The first one is late, and finds the questions of all starts; or it is early.
+    time.sleep(0.1 * (group.rank == 0))
+    return agree(dist.FileStore(str(path), -1), group.rank, group.size)
+
+
+# Tables -------------------------------------------------------------------------------
+
+
+def draw(*sizes):
+    return torch.randn(*sizes, generator=torch.Generator().manual_seed(sum(sizes)))
+
+
+def tables(_, num_blocks, weight):
+    """Names of what comes out otherwise than by one process, of tables of rows."""
+    alone, many = Group(num_blocks), Group(num_blocks, is_distributed=True)
+    one, rows = alone.rows(weight), many.rows(weight)
+    num_rows = rows.num_rows
+    x, y, matrix = draw(num_rows, 5), draw(num_rows, 3), draw(5, 2)
+    own_x, own_y = rows.own(x), rows.own(y)
+    index = torch.arange(2 * num_rows).flip(0) % max(num_rows, 1)
+    whole = draw(num_rows, 2, 3).double()
+
+    def squares(x, rows):
+        return [x[block].square().sum(dim=0) for block in rows.blocks]
+
+    def product(x, y, rows):
+        return [partial(torch.mm, x[b].T, y[b]) for b in rows.blocks]
+
+    pairs = {
+        'gather': (rows.gather(own_x), x),
+        'gather a vector': (rows.gather(own_x[:, 0]), x[:, 0]),
+        'gather integers': (rows.gather(rows.own(index)), index[:num_rows]),
+        'reduce': (rows.reduce((many.rank + 1) * whole), rows.own(6 * whole)),
+        'take': (rows.take(own_x, index), x[index]),
+        'take a vector': (rows.take(own_x[:, 0], index), x[index, 0]),
+        'sum': (many.sum(squares(own_x, rows)), alone.sum(squares(x, one))),
+        'sum of each': (
+            many.sum_of_each(product(own_x, own_y, rows)),
+            alone.sum_of_each(product(x, y, one)),
+        ),
+        'product': (rows.product(own_x, own_y), one.product(x, y)),
+        'times': (rows.times(own_x, matrix), rows.own(one.times(x, matrix))),
+        'max': (torch.tensor(many.max(-many.rank)), torch.tensor(0.0)),
+        'same': (many.same(draw(3) + many.rank), draw(3)),
+        'bounds': (torch.tensor(rows.bounds), torch.tensor(one.bounds)),
+        'blocks': (
+            torch.tensor(len(rows.blocks)),
+            torch.tensor(len(many.own(range(num_blocks)))),
+        ),
+    }
+    return [
+        name
+        for name, (ours, theirs) in pairs.items()
+        if ours.shape != theirs.shape or not torch.allclose(ours, theirs, 0, 1e-15)
+    ]
+
+
+@pytest.mark.parametrize('num_blocks', [3, 4, 7])
+@pytest.mark.parametrize(
+    'weight',
+    [
+        20,
+        2,
+        1,
+        torch.tensor([1, 1, 50, 1, 1, 1, 1, 1, 1, 1, 1]),
+        torch.tensor([0, 0, 9, 0]),
+        torch.tensor([50, 1, 1, 1, 1, 1]),
+    ],
+    ids=['even', 'fewer rows', 'one row', 'uneven', 'one counts', 'the first counts'],
+)
+def test_tables_of_several_processes(processes, num_blocks, weight):
+    """Blocks without rows, processes without rows, 3 processes on 4 blocks."""
+    assert processes(tables, num_blocks, weight) == [[], [], []]
+
+
+@pytest.mark.parametrize('size', range(1, 6))
+@pytest.mark.parametrize('num_blocks', [5, 6, 11])
+def test_blocks_are_shared_out(size, num_blocks):
+    group = Group(num_blocks)
+    group.firsts = [num_blocks * r // size for r in range(size + 1)]
+    counts = [end - first for first, end in pairwise(group.firsts)]
+    assert sum(counts) == num_blocks and max(counts) - min(counts) <= 1
+
+
+def test_more_processes_than_blocks(processes):
+    for answer in processes(too_few_blocks):
+        assert isinstance(answer, InputError)
+        assert '3 processes, but --set partitions=2' in str(answer)
+
+
+def too_few_blocks(_):
+    return Group(2, is_distributed=True)
+
+
+# The k-th largest ---------------------------------------------------------------------
+
+NUMBERS = {
+    'numbers': draw(7, 60).abs(),
+    'many alike': torch.randint(4, (7, 60)) / 3,
+    'zeros': torch.zeros(7, 60),
+    'tiny and huge': draw(7, 60).abs() * 10.0 ** torch.arange(-40, 35)[:60].float(),
+}
+
+
+@pytest.mark.parametrize('x', NUMBERS.values(), ids=NUMBERS)
+def test_kth_largest(x):
+    for k in (1, 2, 59, 60, 211, 419, 420):
+        expected = x.flatten().kthvalue(x.numel() - k + 1).values
+        assert kth_largest(x, k, Group()) == expected.item()
+    assert kth_largest(x, 1000, Group()) <= x.min().item()
+
+
+def test_kth_largest_of_all_processes(processes):
+    for x in NUMBERS.values():
+        expected = [kth_largest(x, k, Group()) for k in (1, 100, 420, 1000)]
+        assert processes(kth_of_all, x) == [expected] * 3
+
+
+def kth_of_all(_, x):
+    group = Group(4, is_distributed=True)
+    own = group.rows(len(x)).own(x)
+    return [kth_largest(own, k, group) for k in (1, 100, 420, 1000)]
+
+
+# Threads ------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def threads(number):
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_one_thread_each():
+    """The same bits by one thread and by two, which a plain product has not."""
+    x, square = draw(40_000, 60), draw(200, 200)
+    calls = [partial(torch.mm, part.T, part) for part in x.chunk(4)]
+    calls += [partial(torch.linalg.qr, square), partial(torch.linalg.eigvalsh, square)]
+
+    def results():
+        *products, qr, values = one_thread_each(calls)
+        return [*products, qr.Q, values]
+
+    found = {}
+    for number in (1, 2):
+        with threads(number):
+            found[number] = results()
+            assert torch.get_num_threads() == number
+    for one, two in zip(found[1], found[2], strict=True):
+        assert one.equal(two)
+
+
+def test_one_thread_each_hands_errors_on():
+    def fails():
+        raise ZeroDivisionError
+
+    with threads(2):
+        with pytest.raises(ZeroDivisionError):
+            one_thread_each([fails, int])
+        assert torch.get_num_threads() == 2
+        assert one_thread_each([torch.get_num_threads] * 3) == [1, 1, 1]
+
+
+# The package --------------------------------------------------------------------------
+
+
+def test_torch_geometric_distributed_is_not_used():
+    """It is deprecated: torch.distributed is all that several processes need."""
+    folders = (ROOT / name for name in ('pyg_c2f', 'benchmarks', 'examples'))
+    paths = [ROOT / 'run.py', *(x for folder in folders for x in folder.rglob('*.py'))]
+    assert len(paths) > 40
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [f'{node.module}.{alias.name}' for alias in node.names]
+            elif isinstance(node, ast.Attribute):
+                names = [ast.unparse(node)]
+            for name in names:
+                assert not f'{name}.'.startswith('torch_geometric.distributed.'), path
