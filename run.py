@@ -11,6 +11,7 @@ import shlex
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, fields
@@ -58,6 +59,7 @@ from pyg_c2f.distributed import (
     leave,
     one_block_each,
     restarts,
+    starts_anew,
 )
 from pyg_c2f.evaluate import evaluate_split, popularity_score, with_sampled_users
 from pyg_c2f.export import write_bundle, write_onnx
@@ -1302,6 +1304,8 @@ def main(argv: list[str] | None = None) -> int:
     argv = argv or []
     if not argv or (argv[0].startswith('-') and argv[0] not in ('-h', '--help')):
         argv = ['train', *argv]
+    # What torch says of a kind of tensor that whoever trains has not chosen.
+    warnings.filterwarnings('ignore', 'Sparse CSR tensor support')
     log, package = HeldLog(), logging.getLogger('pyg_c2f')
     level = package.level
     package.addHandler(log)
@@ -1318,7 +1322,9 @@ def main(argv: list[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and is_lost(error):
             again = ''
-            if args.func is run_train:
+            if starts_anew():
+                again = '; torchrun starts them anew'
+            elif args.func is run_train:
                 again = f'; continue with: {call_again(out_of(args))}'
             return fail(
                 'a process of this run has gone (killed, out of memory, or with its '

@@ -62,16 +62,16 @@ def interactions_by_user(
     """The first of the forms of :func:`normalized_interactions`, alone."""
     norms = user_norm, item_norm, item_degree
     weight = interaction_weight(edge_index, num_users, num_items, *norms)
+    user, item = edge_index
+    if are_rising(user * num_items + item):  # No sort, which is most of the time.
+        return CSR(_rowptr(user, num_users), item.int(), weight)
     return _csr(edge_index, weight, num_users, num_items)
 
 
 def _csr(pairs: Tensor, weight: Tensor, num_rows: int, num_cols: int) -> CSR:
     row, col = pairs
-    key = row * num_cols + col
-    if not are_rising(key):
-        perm = key.argsort()
-        col, weight = col[perm], weight[perm]
-    return CSR(_rowptr(row, num_rows), col.int(), weight)
+    perm = (row * num_cols + col).argsort()
+    return CSR(_rowptr(row, num_rows), col[perm].int(), weight[perm])
 
 
 class SharedInteractions(NamedTuple):

@@ -44,7 +44,7 @@ from pyg_c2f.typing import ITEM, RATES, SELECTION, USER, InputError, Stage
 logger = logging.getLogger(__name__)
 
 Triples = tuple[Tensor, Tensor, Tensor]
-Propagation = Literal['replicated', 'partitioned']
+Propagation = Literal['columns', 'partitioned', 'replicated']
 
 
 def reuse_freed_memory() -> None:
@@ -69,6 +69,7 @@ def check_run(
     recipe: Recipe | FastRecipe,
     init: Model | None = None,
     group: Group | None = None,
+    propagation: Propagation = 'columns',
 ) -> None:
     """Checks a recipe against the data, the coarse model to start from, and processes.
 
@@ -83,6 +84,8 @@ def check_run(
     if isinstance(recipe, FastRecipe):
         check_fast(data, recipe, group)
         return
+    if propagation == 'columns' and group is not None:
+        share_columns(recipe.embedding_dim, group)
     num_users, num_items = data[USER].num_nodes, data[ITEM].num_nodes
     if recipe.anchors == 'metis':
         import_pymetis()
@@ -213,18 +216,68 @@ def make_same(model: C2F, group: Group | None) -> None:
     group.same(*(x.detach() for x in tables if x is not model.edge_index))
 
 
+def share_columns(width: int, group: Group) -> Rows:
+    """Shares out the columns of tables, as rows of the transposed ones.
+
+    Raises:
+        InputError: If there are more processes than columns.
+    """
+    if group.size > width:
+        raise InputError(
+            f'{group.size} processes, but --set embedding_dim={width}: a process '
+            'without columns has nothing to do; start fewer'
+        )
+    return Group(group.size, group.is_distributed).rows(width)
+
+
+class _SumOfParts(torch.autograd.Function):
+    """The sum of all processes, which all of them compute the same loss from."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, group: Group) -> Tensor:
+        return group.sum_(part.clone())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
+
+
 def batch_loss(
-    model: C2F, criterion: BPRLoss, triples: Triples, rows: Rows | None = None
+    model: C2F,
+    criterion: BPRLoss,
+    triples: Triples,
+    rows: Rows | None = None,
+    columns: Rows | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The loss of a batch, and the propagated features that it was computed from."""
+    """The loss of a batch, and the propagated features that it was computed from.
+
+    Args:
+        model (C2F): The model.
+        criterion (BPRLoss): The loss of some triples.
+        triples (Tuple): Users, positive and negative items.
+        rows (Rows, optional): The rows of each layer that this process computes.
+        columns (Rows, optional): The columns that this process computes; the other
+            processes' parts of the scores and of the penalty are added to its own. The
+            scalars are the first one's.
+    """
     users, positives, negatives = triples
-    x = model.layer0()
+    if columns is None:
+        x = model.layer0()
+    else:
+        x = model.layer0(slice(columns.start, columns.stop))
     h = model.propagate(x, rows=rows)
     items = torch.stack([positives, negatives])
-    positive, negative = model(users, items, h)
     ids = torch.cat([users, items.flatten() + model.num_users])
-    count = torch.bincount(ids, minlength=len(x[0]))
-    return criterion(positive, negative, x[0], count), h
+    penalty = criterion.penalty(x[0], torch.bincount(ids, minlength=len(x[0])))
+    if columns is None:
+        scores = model(users, items, h)
+    else:
+        part = model(users, items, h, with_bias=leads(columns.group))
+        parts = torch.cat([part.flatten(), penalty[None]])
+        total = _SumOfParts.apply(parts, columns.group)
+        scores, penalty = total[:-1].view_as(part), total[-1]
+    positive, negative = scores
+    return criterion(positive, negative) + penalty / len(users), h
 
 
 class _LocalLoss(torch.nn.Module):
@@ -248,36 +301,71 @@ class _LocalLoss(torch.nn.Module):
 
 
 class SharedLoss:
-    r"""The loss of a batch whose triples several processes share.
+    r"""The loss of a batch that several processes share.
 
-    Process :math:`w` of :math:`W` takes the :math:`w`-th of :math:`W` neighbouring
-    parts. With :math:`B_w` of the :math:`B` triples its loss has the weight
+    By ``'columns'`` each of the :math:`W` processes has :math:`d / W` columns of the
+    codebooks and of all features, and all triples: up to the scores of pairs, no column
+    depends on another. Of a batch of :math:`B` triples,
+
+    .. math::
+        4 \, (2 B + 1)
+
+    bytes are summed up, the parts of :math:`2 B` scores and of the penalty. All compute
+    the same loss from the sums, and each learns its columns alone; the first one learns
+    the scalars. The others' columns are out of date until :meth:`gather`, once an
+    epoch: a codebook and its two moments, :math:`4 \cdot 3 c d` bytes. Re-assigning
+    takes the features of all :math:`N` nodes, :math:`4 N d` bytes. These have the bits
+    that one process gives them, but for the last few rows of a table: where its numbers
+    no longer fill a vector register, they are rounded in another way before they are
+    propagated.
+
+    Otherwise process :math:`w` takes the :math:`w`-th of :math:`W` neighbouring parts
+    of the triples. With :math:`B_w` of the :math:`B` triples its loss has the weight
     :math:`B_w / B` in the sum of all processes, which is the loss of the whole batch,
     and so are the gradients.
-    :class:`~torch.nn.parallel.DistributedDataParallel` exchanges the gradients of the
-    :math:`P` learned numbers of the stage, :math:`8 P (W - 1) / W` bytes a step from
-    and to each process.
+    :class:`~torch.nn.parallel.DistributedDataParallel` sums up the gradients of the
+    :math:`P` learned numbers of the stage, :math:`4 P` bytes a step.
+
+    A sum of :math:`n` bytes costs each process :math:`2 n (W - 1) / W` bytes from and
+    to it, a gathered table :math:`n (W - 1) / W`.
 
     Args:
         model (C2F): The model, in the stage to train: with another stage other tables
             get gradients, which takes another loss.
         criterion (BPRLoss): The loss of some triples.
         group (Group): The processes.
-        propagation (str): ``'replicated'``: each process propagates everything.
+        propagation (str): ``'columns'``: each process propagates its columns.
             ``'partitioned'``: each propagates rows with about as many edges as the
             others' and gets the others'; for the bytes see
-            :func:`~pyg_c2f.nn.fused.fused_propagation`.
+            :func:`~pyg_c2f.nn.fused.fused_propagation`. ``'replicated'``: each
+            propagates everything.
+
+    Raises:
+        InputError: If there are more processes than columns to share out.
     """
 
     def __init__(
         self, model: C2F, criterion: BPRLoss, group: Group, propagation: Propagation
     ) -> None:
-        self.group = group
-        local = _LocalLoss(model, criterion, group, propagation)
-        self._local = DistributedDataParallel(local)
+        self.model, self.criterion, self.group = model, criterion, group
+        self.columns: Rows | None = None
+        if propagation == 'columns':
+            self.columns = share_columns(model.embedding_dim, group)
+        else:
+            local = _LocalLoss(model, criterion, group, propagation)
+            self._local = DistributedDataParallel(local)
 
     def backward(self, triples: Triples) -> tuple[Tensor, Tensor]:
-        """Leaves the gradients of the whole batch, and returns its loss."""
+        """Leaves the gradients of the whole batch, and returns its loss.
+
+        By columns they are those of the own columns, and so are the features.
+        """
+        if self.columns is not None:
+            loss, h = batch_loss(
+                self.model, self.criterion, triples, columns=self.columns
+            )
+            loss.backward()
+            return loss.detach(), h.detach()
         rank, size, total = self.group.rank, self.group.size, len(triples[0])
         part = slice(total * rank // size, total * (rank + 1) // size)
         weight = (part.stop - part.start) / total
@@ -289,6 +377,34 @@ class SharedLoss:
         (size * loss).backward()  # The gradients are averaged.
         return self.group.sum_(loss.detach()), h
 
+    def update_assignment(self, h: Tensor) -> None:
+        """Re-assigns from what :meth:`backward` returns, in all processes alike."""
+        self.model.update_assignment(self.whole(h))
+        self.group.same(*getattr(self.model, self.model.stage).assignment)
+
+    def whole(self, own: Tensor) -> Tensor:
+        """All columns of a table, from everybody's own."""
+        if self.columns is None:
+            return own
+        return self.columns.gather(own.T).T.contiguous()
+
+    def gather(self, optimizer: torch.optim.Optimizer) -> None:
+        """Gives all processes what each has learned, and the moments of Adam.
+
+        Raises:
+            NotFiniteError: If what was learned is no number, in all of them.
+        """
+        if self.columns is not None:
+            own = slice(self.columns.start, self.columns.stop)
+            codebook = getattr(self.model, self.model.stage).codebook
+            moments = optimizer.state[codebook]
+            tables = [codebook.detach(), moments['exp_avg'], moments['exp_avg_sq']]
+            whole = self.whole(torch.cat([table[:, own] for table in tables]))
+            for table, new in zip(tables, whole.split(len(codebook)), strict=True):
+                table.copy_(new)
+        make_same(self.model, self.group)
+        check_finite(self.model.named_parameters())
+
 
 def train_step(
     model: C2F,
@@ -299,25 +415,35 @@ def train_step(
 ) -> tuple[Tensor, Tensor]:
     """One batch: forward, backward, element-wise clipping, optimiser step.
 
-    Several processes find the same numbers, once the gradients are exchanged, and
-    refuse them together.
+    Several processes refuse together what is no number. With the whole gradients, all
+    find the same. By columns, what one of them finds is NaN in the next exchange.
 
     Returns:
-        Tuple: The loss, and the propagated features that it was computed from.
+        Tuple: The loss, and the propagated features that it was computed from, by
+        columns the own ones.
 
     Raises:
         NotFiniteError: If the loss, a gradient or what was learned is no number.
     """
     optimizer.zero_grad()
+    finds_same = True
     if isinstance(criterion, SharedLoss):
         loss, h = criterion.backward(triples)
+        finds_same = criterion.columns is None
     else:
         loss, h = batch_loss(model, criterion, triples)
         loss.backward()
-    check_step(loss, model)
+    if finds_same:
+        check_step(loss, model)
+    else:
+        check_finite([('the loss', loss)])
+        for parameter in learned_parameters(model):
+            if parameter.grad is not None:  # Clipping would hide infinity, not NaN.
+                parameter.grad += 0 * parameter.grad
     torch.nn.utils.clip_grad_value_(model.parameters(), clip)
     optimizer.step()
-    check_finite(model.named_parameters())
+    if finds_same:
+        check_finite(model.named_parameters())
     return loss.detach(), h.detach()
 
 
@@ -341,17 +467,18 @@ def train_epoch(
         NotFiniteError: If a loss, a gradient, what was learned or a new assignment is
             no number, with the step.
     """
-    losses = []
-    for number, triples in enumerate(batches):
-        try:
+    losses, number = [], 0
+    shared = criterion if isinstance(criterion, SharedLoss) else None
+    try:
+        for number, triples in enumerate(batches):
             loss, h = train_step(model, optimizer, criterion, triples, clip)
+            losses.append(loss)
             if number == 0 and update_assignment:
-                model.update_assignment(h)
-                if isinstance(criterion, SharedLoss):
-                    make_same(model, criterion.group)
-        except NotFiniteError as error:
-            raise NotFiniteError(f'{error} in step {number + 1}') from None
-        losses.append(loss)
+                (shared or model).update_assignment(h)
+        if shared is not None:
+            shared.gather(optimizer)
+    except NotFiniteError as error:
+        raise NotFiniteError(f'{error} in step {number + 1}') from None
     return float(torch.stack(losses).mean())
 
 
@@ -391,7 +518,7 @@ class Trainer:
             trainer of the same arguments. The first one writes the files, shows the
             progress and calls ``on_evaluation``. (default: this one alone)
         propagation (str, optional): What several processes share, see
-            :class:`SharedLoss`.
+            :class:`SharedLoss`. (default: ``'columns'``)
 
     Raises:
         InputError: If a loss, a gradient or a pseudo-inverse is no longer a number,
@@ -411,7 +538,7 @@ class Trainer:
         fixed_epochs: tuple[int, int] | None = None,
         context: dict[str, Any] | None = None,
         group: Group | None = None,
-        propagation: Propagation = 'replicated',
+        propagation: Propagation = 'columns',
     ) -> None:
         self.context = context or {}
         self.group, self.leads = group, leads(group)
@@ -465,7 +592,6 @@ class Trainer:
                     f'--set {name}={getattr(recipe, name)} and start anew in another '
                     f'directory; the last good checkpoint is {self._last_good()}'
                 ) from None
-            make_same(self.model, self.group)
             state.seconds += time.perf_counter() - start
             state.epoch += 1
             self._save_state()
@@ -602,7 +728,7 @@ def train(
     progress: bool = False,
     fixed_epochs: dict[Stage, tuple[int, int]] | None = None,
     group: Group | None = None,
-    propagation: Propagation = 'replicated',
+    propagation: Propagation = 'columns',
 ) -> Run:
     """Trains the stages one after the other; see :class:`Trainer` for a stage.
 
@@ -627,14 +753,14 @@ def train(
         group (Group, optional): The processes that train together. (default: this one
             alone)
         propagation (str, optional): What they share of recipe ``paper``, see
-            :class:`SharedLoss`.
+            :class:`SharedLoss`. (default: ``'columns'``)
 
     Raises:
         InputError: If the fine stage has no coarse model to start from, sizes do not
             fit, the checkpoint to resume from is damaged, or the processes see
             different ones.
     """
-    check_run(data, recipe, init, group)
+    check_run(data, recipe, init, group, propagation)
     if out is not None:
         if leads(group):
             out.mkdir(parents=True, exist_ok=True)

@@ -54,10 +54,17 @@ class BPRLoss(_Loss):
         loss = F.softplus(negative - positive).mean()
         if ego is None:
             return loss
+        return loss + self.penalty(ego, count) / positive.numel()
+
+    def penalty(self, ego: Tensor, count: Tensor | None = None) -> Tensor:
+        r"""The penalty :math:`\lambda \sum_i n_i \| \mathbf{e}_i \|_2^2`.
+
+        It adds up over blocks of columns.
+        """
         # A norm per row: one pass over the table forward, and one backward.
         square = torch.linalg.vector_norm(ego, dim=-1).square()
-        penalty = square.sum() if count is None else (count * square).sum()
-        return loss + self.lambda_reg * penalty / positive.numel()
+        total = square.sum() if count is None else (count * square).sum()
+        return self.lambda_reg * total
 
     def extra_repr(self) -> str:
         return f'lambda_reg={self.lambda_reg}'

@@ -200,19 +200,30 @@ class C2F(Recommender):
         num_entities = self.num_users + self.num_items
         return x.split([num_entities, self.num_coarse, self.num_fine])
 
-    def ego(self) -> Tensor:
+    def ego(self, columns: slice | None = None) -> Tensor:
         r"""The entities' features before propagation, :math:`\tanh(\mathbf{S}_1
         \mathbf{E}_c)`.
+
+        Args:
+            columns (slice, optional): The columns to compute. (default: all)
         """
         graph = self.block_graph()
-        return fused_ego(self.coarse.codebook, graph.coarse, graph.coarse_t)
+        codebook = _take_columns(self.coarse.codebook, columns)
+        return fused_ego(codebook, graph.coarse, graph.coarse_t)
 
-    def layer0(self) -> tuple[Tensor, Tensor, Tensor]:
-        r"""The blocks of :math:`\mathbf{H}^{(0)}`: entities, coarse, fine anchors."""
-        codebook, ego = self.coarse.codebook, self.ego()
+    def layer0(self, columns: slice | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        r"""The blocks of :math:`\mathbf{H}^{(0)}`: entities, coarse, fine anchors.
+
+        Args:
+            columns (slice, optional): The columns to compute, here and, from these, in
+                :meth:`propagate`: none depends on another. (default: all)
+        """
+        ego = self.ego(columns)
+        codebook = _take_columns(self.coarse.codebook, columns)
+        fine = _take_columns(self.fine.codebook, columns)
         if self.stage == 'coarse':
-            return ego, codebook, codebook.new_zeros(self.fine.codebook.shape)
-        fine = self.soft_threshold(self.fine.codebook)
+            return ego, codebook, torch.zeros_like(fine)
+        fine = self.soft_threshold(fine)
         mixed = weighted_sum(self.fine.assignment, fine)
         blended = self.gate * mixed + (1 - self.gate) * codebook
         return ego, blended, fine.tanh()
@@ -302,7 +313,13 @@ class C2F(Recommender):
             out.append(conv(out[-1], edges, weights, norm))
         return out
 
-    def forward(self, users: Tensor, items: Tensor, h: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        users: Tensor,
+        items: Tensor,
+        h: Tensor | None = None,
+        with_bias: bool = True,
+    ) -> Tensor:
         r"""The scores of pairs, :math:`\mathbf{h}_u^{\top} \mathbf{h}_i + b_u + b_i +
         b_0`.
 
@@ -310,7 +327,10 @@ class C2F(Recommender):
             users (Tensor): User ids, ``[batch_size]``.
             items (Tensor): Item ids, ``[batch_size]``, or several rows of them,
                 ``[*, batch_size]``, such as positive and negative items.
-            h (Tensor, optional): The output of :meth:`propagate`, if at hand.
+            h (Tensor, optional): The output of :meth:`propagate`, if at hand; some of
+                its columns give a part of the products.
+            with_bias (bool, optional): Whether to add the scalars :math:`b`. (default:
+                :obj:`True`)
 
         Returns:
             Tensor: The scores, of the shape of ``items``.
@@ -318,10 +338,12 @@ class C2F(Recommender):
         h = self.propagate() if h is None else h
         # One gather for all rows: each one costs a table of zeros in the backward.
         ids = torch.cat([users, items.flatten() + self.num_users])
-        rows, bias = h.index_select(0, ids), self.bias.index_select(0, ids)
-        h_user, h_item = rows.tensor_split((users.numel(),))
-        b_user, b_item = bias.tensor_split((users.numel(),))
+        h_user, h_item = h.index_select(0, ids).tensor_split((users.numel(),))
         dots = (h_user * h_item.view(*items.shape, -1)).sum(dim=-1)
+        if not with_bias:
+            return dots
+        bias = self.bias.index_select(0, ids)
+        b_user, b_item = bias.tensor_split((users.numel(),))
         # The global scalar goes to the users first: in a difference of two scores of
         # a user the gradients of both then cancel exactly, not up to rounding.
         return dots + b_item.view(items.shape) + (b_user + self.global_bias)
@@ -440,3 +462,7 @@ class C2F(Recommender):
 
     def extra_repr(self) -> str:
         return f'{self.num_users}, {self.num_items}, stage={self.stage!r}'
+
+
+def _take_columns(table: Tensor, columns: slice | None) -> Tensor:
+    return table if columns is None else table[:, columns].contiguous()
