@@ -424,7 +424,7 @@ def run_train(args: argparse.Namespace) -> int:
     reuse_freed_memory()
     is_distributed = join_quietly()
     out = out_of(args)
-    if restarts() and (out / 'config.json').exists():
+    if restarts() and is_begun(out, args):
         args.resume = True
     check_out(out, args)
     config = resumed_config(out, args) if args.resume else make_config(args)
@@ -527,6 +527,22 @@ def out_of(args: argparse.Namespace) -> Path:
     return Path(args.out or f'runs/{args.dataset}-{args.recipe}')
 
 
+def is_begun(out: Path, args: argparse.Namespace) -> bool:
+    """Whether this very call has begun a run there that is not complete."""
+    try:
+        config = read_config(out)
+    except InputError:
+        return False
+    complete = (out / 'metrics.json').exists() and not resume_files(out)
+    same = args.resume or config['call'] == call_of(args)
+    return same and not complete
+
+
+def call_of(args: argparse.Namespace) -> str:
+    """The command line, as a configuration keeps it."""
+    return shlex.join(['python', 'run.py', *args.argv])
+
+
 def join_quietly() -> bool:
     """Joins the processes of torchrun, if any; only the first one logs."""
     is_distributed = join()
@@ -577,7 +593,7 @@ def make_config(args: argparse.Namespace) -> dict[str, Any]:
             )
     names = ('torch', 'torch-geometric', 'numpy', 'scipy', 'scikit-learn')
     return {
-        'call': shlex.join(['python', 'run.py', *args.argv]),
+        'call': call_of(args),
         **kept_values(args),
         'settings': asdict(
             get_recipe(args.recipe, args.dataset, parse_settings(args.set))
@@ -978,8 +994,10 @@ def write_lists(model: Model, args: argparse.Namespace) -> int:
     if args.candidates is not None:
         options['candidates'] = read_items(model, args.candidates, '--candidates')
     group, out = one_block_each(join_quietly()), Path(args.out)
-    if not out.parent.is_dir() or out.is_dir():
+    if not out.parent.is_dir() or (out.exists() and not out.is_file()):
         raise InputError(f'--out {out}: name a file in a folder that is there')
+    if out.resolve() == model_file(args.checkpoint).resolve():
+        raise InputError(f'--out {out}: is the checkpoint itself; name another file')
     # The same blocks whoever has them: last digits depend on who is scored together.
     blocks = torch.arange(model.num_users).split(LIST_USERS)
     own = group.rows(len(blocks)).own(blocks)
@@ -1000,6 +1018,11 @@ def write_lists(model: Model, args: argparse.Namespace) -> int:
                     with part.open('rb') as read:
                         shutil.copyfileobj(read, file)
         group.wait()
+    except OSError as error:
+        why = error.strerror or error
+        raise OSError(
+            f'{out}: cannot be written ({why}); make room, or name another file'
+        ) from error
     finally:
         parts[group.rank].unlink(missing_ok=True)
     if group.rank == 0:
@@ -1279,6 +1302,11 @@ def run_data(args: argparse.Namespace) -> int:
     return 0
 
 
+def is_shared(args: argparse.Namespace) -> bool:
+    """Whether several processes share the work of a call."""
+    return args.func in (run_train, run_evaluate) or vars(args).get('all', False)
+
+
 class HeldLog(logging.handlers.MemoryHandler):
     """Holds the package's lines back until this program has one of its own.
 
@@ -1313,6 +1341,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         args = make_parser().parse_args(argv)
         args.argv = argv
+        if not is_shared(args) and os.environ.get('RANK', '0') != '0':
+            return 0  # One process of torchrun's is enough.
         status = int(args.func(args))
         leave()
         return status
@@ -1324,7 +1354,7 @@ def main(argv: list[str] | None = None) -> int:
             again = ''
             if starts_anew():
                 again = '; torchrun starts them anew'
-            elif args.func is run_train:
+            elif args.func is run_train and is_begun(out_of(args), args):
                 again = f'; continue with: {call_again(out_of(args))}'
             return fail(
                 'a process of this run has gone (killed, out of memory, or with its '

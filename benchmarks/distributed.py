@@ -71,7 +71,7 @@ from pyg_c2f.typing import ITEM, KS, USER
 SCRIPT = Path(__file__).resolve()
 ROOT = SCRIPT.parent.parent
 PARTS = ('same', 'bytes', 'scaling', 'lost')
-PROPAGATIONS: tuple[Propagation, ...] = ('replicated', 'partitioned')
+PROPAGATIONS: tuple[Propagation, ...] = ('columns', 'replicated', 'partitioned')
 # Of a run that is compared: a loss curve of every epoch.
 CURVES = {
     'fast': ['loss=whole', 'epochs=10', 'eval_every=1', 'patience=10'],
@@ -456,14 +456,18 @@ def paper_step_bytes(
     width: int,
     num_layers: int,
     num_learned: int,
+    batch_size: int,
     propagation: Propagation,
     size: int,
 ) -> int:
-    """A step of recipe paper: gradients, the loss, and the rows of each layer.
+    """A step of recipe paper: scores, or gradients and the loss, and rows of layers.
 
-    Partitioned, the rows of each layer there and of all but one back are gathered, and
-    the gradients of the result are summed up.
+    By columns, the parts of both scores of each triple and of the penalty are summed
+    up. Partitioned, the rows of each layer there and of all but one back are gathered,
+    and the gradients of the result are summed up.
     """
+    if propagation == 'columns':
+        return summed(4 * (2 * batch_size + 1), size)
     out = summed(4 * num_learned + 4, size)
     if propagation == 'partitioned':
         table = 4 * num_nodes * width
@@ -611,7 +615,8 @@ def paper_cases(job: dict[str, Any], data: HeteroData) -> tuple[Group, list[Case
 
         def formula(propagation: Propagation = propagation) -> int:
             sizes = num_nodes, recipe.embedding_dim, recipe.num_layers, num_learned
-            return paper_step_bytes(*sizes, propagation, group.size)
+            batch_size = recipe.batch_size_coarse
+            return paper_step_bytes(*sizes, batch_size, propagation, group.size)
 
         step = paper_step(data, recipe, group, propagation)
         for _ in range(3):
@@ -740,6 +745,7 @@ def take_times(job: dict[str, Any], data: HeteroData) -> dict[str, float]:
         _, users, own = share_pairs(data, group)
         trainer = FastTrainer(model, recipe, generator, users, own)
         timed('training step', trainer.epoch, STEPS)
+        users = group.rows(model.num_users)
         score = own_scorer(model, data, users) if is_distributed else model.scorer()
         timed('evaluation', lambda: evaluate_split(score, data, 'val', users=users))
 

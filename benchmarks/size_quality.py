@@ -88,10 +88,10 @@ def remembered(name: str, key: Callable[..., Any], num_kept: int = 1) -> Iterato
 
 def spectrum_key(*args: Any) -> tuple[Any, ...]:
     """What the features of the spectrum depend on."""
-    edge_index, recipe = args[0], args[3]
+    interactions, _, recipe, _ = args
     names = ('embedding_dim', 'power', 'popularity', 'anchors', 'users')
     names += ('user_norm', 'item_norm')
-    return edge_index.size(1), *(getattr(recipe, name) for name in names)
+    return interactions.by_user.col.numel(), *(getattr(recipe, name) for name in names)
 
 
 def svd_key(*args: Any) -> tuple[Any, ...]:

@@ -264,7 +264,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.seed,
     )
     with (
-        remembered('randomized_svd', svd_key, len(NARROW + WIDTHS)),
+        remembered('right_vectors', svd_key, len(NARROW + WIDTHS)),
         remembered('spectral_features', spectrum_key),
     ):
         study.optimize(objective, left, args.seconds, show_progress_bar=True)

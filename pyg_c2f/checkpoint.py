@@ -311,6 +311,7 @@ def _linear_tensors(model: LinearC2F) -> dict[str, Tensor]:
     as coarse anchors are no codebook. The scale of an item's scores comes from its
     degree.
     """
+    model.check_pairs()
     wide = torch.float32 if model.dtype == 'float32' else torch.float16
     links = model.coarse.assignment_weight.cpu()
     alive = links != 0

@@ -78,7 +78,7 @@ def kth_largest(x: Tensor, k: int, group: Group) -> float:
     """
     bits = x.contiguous().view(torch.int32).flatten()
     upper = group.sum_(_counts(bits >> 16, 1 << 15))
-    k = min(k, int(upper.sum()))
+    k = min(max(k, 1), int(upper.sum()))
     place, above = _find(upper, k)
     lower = bits[(bits >> 16) == place] & 0xFFFF
     least, _ = _find(group.sum_(_counts(lower, 1 << 16)), k - above)
@@ -383,7 +383,8 @@ def sparse_coding(
         rows (Rows, optional): As for :func:`threshold_assignment`.
     """
     rows = rows or Group().rows(len(x))
-    step = 1 / torch.linalg.matrix_norm(codebook, 2).square().clamp(min=1e-12)
+    (norm,) = one_thread_each([partial(torch.linalg.matrix_norm, codebook, 2)])
+    step = 1 / rows.group.same(norm).square().clamp(min=1e-12)
     for _ in range(num_iterations):
         dense = x.new_zeros(len(x), len(codebook)).scatter_add_(1, *links)
         error = x - rows.times(dense, codebook)

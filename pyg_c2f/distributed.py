@@ -32,9 +32,12 @@ def join() -> bool:
     """Joins the processes that ``torchrun`` has started; false without ``torchrun``."""
     if not dist.is_torchelastic_launched():
         return False
+    backend = 'gloo'
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
-    backend = 'nccl' if torch.cuda.is_available() else 'gloo'
+        # Which one is taken says where a tensor lies.
+        backend = 'cpu:gloo,cuda:nccl'
+        device = int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()
+        torch.cuda.set_device(device)
     store, rank, size = next(dist.rendezvous('env://', timeout=TIMEOUT))
     # torchrun keeps its store over restarts, with the addresses of those that are gone.
     store = dist.PrefixStore(agree(store, rank, size), store)
@@ -151,7 +154,7 @@ def one_thread_each(functions: Sequence[Callable[[], T]]) -> list[T]:
         return [function() for function in functions]
     try:
         with ThreadPoolExecutor(
-            min(num_threads, len(functions)),
+            max(min(num_threads, len(functions)), 1),
             initializer=torch.set_num_threads,
             initargs=(1,),
         ) as pool:
@@ -238,7 +241,7 @@ class Group:
         """The largest of one number of each process."""
         if self.size == 1:
             return value
-        x = torch.tensor(value, dtype=torch.double, device=self._device())
+        x = torch.tensor(value, dtype=torch.double)
         dist.all_reduce(x, dist.ReduceOp.MAX)
         return x.item()
 
@@ -257,10 +260,6 @@ class Group:
         """Waits until all processes are here, as for a file that one has written."""
         if self.size > 1:
             dist.barrier()
-
-    def _device(self) -> torch.device:
-        is_gpu = self.is_distributed and dist.get_backend() == 'nccl'
-        return torch.device('cuda' if is_gpu else 'cpu')
 
 
 def one_block_each(is_distributed: bool) -> Group:

@@ -240,6 +240,8 @@ def evaluate_split(
 ) -> dict[str, float]:
     """:func:`evaluate` on the held-out pairs of a split, by the protocol of the data.
 
+    Of a graph from :func:`with_sampled_users` on those of the users drawn.
+
     Args:
         score: see :func:`rank_items`.
         data: graph with train and held-out pairs on ``('user', 'rates', 'item')``.
@@ -253,10 +255,12 @@ def evaluate_split(
     Raises:
         InputError: from :func:`exclude_edges` and :func:`evaluate`.
     """
-    exclude = exclude_edges(data, split)
+    exclude, held_out = exclude_edges(data, split), _held_out(data, split)
+    if 'is_ranked' in data[USER]:
+        held_out = held_out[:, data[USER].is_ranked[held_out[0]]]
     return evaluate(
         score,
-        _held_out(data, split),
+        held_out,
         exclude,
         data[USER].num_nodes,
         data[ITEM].num_nodes,
@@ -266,24 +270,27 @@ def evaluate_split(
 
 
 def with_sampled_users(data: HeteroData, num_users: int, seed: int) -> HeteroData:
-    """The graph with the held-out pairs of some users only, drawn at random.
+    """The graph with a mark at the users to rank for, drawn at random.
 
     Full rankings of all users take users times items; with 5,000 users drawn of many
-    the standard error of ``recall@20`` is about .003.
+    the standard error of ``recall@20`` is about .003. The pairs stay as they are, for
+    what is left out of a ranking and what a refit trains on.
 
     Args:
         data: graph with held-out pairs on ``('user', 'rates', 'item')``.
-        num_users: how many users with pairs each split keeps.
+        num_users: how many of the users with test items are drawn.
         seed: decides who is drawn.
+
+    Returns:
+        A copy with ``data['user'].is_ranked``, which :func:`evaluate_split` heeds.
     """
     out = copy.copy(data)
     generator = torch.Generator().manual_seed(seed)
-    for name in ('val_edge_label_index', 'test_edge_label_index'):
-        pairs = data[RATES][name]
-        is_kept = torch.zeros(data[USER].num_nodes, dtype=torch.bool)
-        users = pairs[0].cpu().unique()
-        is_kept[users[torch.randperm(len(users), generator=generator)[:num_users]]] = 1
-        out[RATES][name] = pairs[:, is_kept.to(pairs.device)[pairs[0]]]
+    test = _held_out(data, 'test')
+    users = test[0].cpu().unique()
+    is_ranked = torch.zeros(data[USER].num_nodes, dtype=torch.bool)
+    is_ranked[users[torch.randperm(len(users), generator=generator)[:num_users]]] = True
+    out[USER].is_ranked = is_ranked.to(test.device)
     return out
 
 

@@ -10,6 +10,7 @@ the fine anchors, sparse through the soft threshold.
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -164,7 +165,8 @@ def share_pairs(data: HeteroData, group: Group) -> tuple[Tensor, Rows, Tensor]:
         equally many pairs; and the pairs of the own ones.
 
     Raises:
-        InputError: If several processes are to share pairs that are not sorted.
+        InputError: If several processes are to share pairs that are not sorted, or one
+            has more of them than an int32 counts.
     """
     edge_index, num_items = data[RATES].edge_index, data[ITEM].num_nodes
     if group.size == 1:
@@ -175,6 +177,11 @@ def share_pairs(data: HeteroData, group: Group) -> tuple[Tensor, Rows, Tensor]:
     bounds = sorted(edge_index[0, first].tolist())
     users = Rows(group, [0, *bounds, data[USER].num_nodes])
     own = pairs_of(edge_index, users.start, users.stop)
+    if own.size(1) >= 2**31:
+        raise InputError(
+            f'{own.size(1):,} train pairs for one process: start more processes, so '
+            f'that each has fewer than {2**31:,}'
+        )
     is_wrong = not are_rising(own[0] * num_items + own[1])
     if group.max(is_wrong):
         raise InputError(
@@ -222,6 +229,12 @@ def check_fast(
     """
     num_items = data[ITEM].num_nodes
     if group is not None and group.size > 1:
+        cuts = group.rows(num_items).cuts
+        if min(end - start for start, end in pairwise(cuts)) == 0:
+            raise InputError(
+                f'{group.size} processes have no part each in {num_items} items: start '
+                'fewer of them'
+            )
         for name, value, shared in (
             ('users', recipe.users, ('inductive',)),
             ('num_layers', recipe.num_layers, (1,)),

@@ -144,13 +144,14 @@ class HistoryLoss:
     def mean_score(self, x: Tensor, scale: Tensor, num_pairs: int) -> float:
         """The mean score of about so many of the pairs, without scalars."""
         h_item = x * (scale / 2).unsqueeze(1)
-        stride = max(self.num_pairs // num_pairs, 1)
+        stride = -(-self.num_pairs // num_pairs)
         sums = []
         for block in self.blocks:
             h_user = self.user_features(block, x / 2)
             some = slice(-block.first_pair % stride, None, stride)
             user, item = block.pairs.row[some].long(), block.pairs.col[some].long()
             score = (h_user[user] * h_item[item]).sum(dim=1)
+            score = score.double()
             sums.append(torch.stack([score.sum(), score.new_tensor(len(score))]))
         total, count = self.group.sum(sums).tolist()
         return total / count

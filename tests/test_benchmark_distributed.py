@@ -34,9 +34,13 @@ def test_formulas(script):
         # Ten products, half a one, and small matrices.
         assert vectors >= 10 * script.product_bytes(100, 8, size) + 8 * 800 * others
         assert script.anchors_bytes(recipe, 100, 8, 8, 4, size) >= vectors
-    step = script.paper_step_bytes
-    more = step(100, 8, 3, 50, 'partitioned', 2) - step(100, 8, 3, 50, 'replicated', 2)
-    assert more == 4 * 100 * 8 * (3 + 2 + 2)
+    sizes = 100, 8, 3, 50, 7
+    columns, replicated, partitioned = (
+        script.paper_step_bytes(*sizes, propagation, 2)
+        for propagation in script.PROPAGATIONS
+    )
+    assert columns == 8 * (2 * 7 + 1)
+    assert partitioned - replicated == 4 * 100 * 8 * (3 + 2 + 2)
 
 
 def test_differences(script):

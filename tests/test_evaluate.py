@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
+from pyg_c2f.datasets import SyntheticHierarchy
 from pyg_c2f.evaluate import (
     TILE_SIZE,
     evaluate,
@@ -12,8 +13,9 @@ from pyg_c2f.evaluate import (
     exclude_edges,
     popularity_score,
     rank_items,
+    with_sampled_users,
 )
-from pyg_c2f.typing import InputError, Protocol, Split
+from pyg_c2f.typing import RATES, InputError, Protocol, Split
 
 
 def random_pairs(num_users: int, num_items: int, density: float, seed: int) -> Tensor:
@@ -236,3 +238,23 @@ def test_bad_input() -> None:
         evaluate_split(popularity_score(exclude, 40), data, 'val')
     with pytest.raises(InputError, match='protocol is None'):
         exclude_edges(HeteroData(), 'val')
+
+
+@pytest.mark.parametrize('protocol', ['c2f', 'standard'])
+def test_some_users_are_ranked_as_all_are(protocol: Protocol) -> None:
+    data = SyntheticHierarchy(150, 100, 3000, 5, 20, protocol=protocol)[0]
+    some = with_sampled_users(data, 40, 7)
+    table = torch.rand(150, 100, generator=torch.Generator().manual_seed(0))
+    drawn = some['user'].is_ranked.nonzero().flatten()
+    assert len(drawn) == 40 and 'is_ranked' not in data['user']
+    for key in ('edge_index', 'val_edge_label_index', 'test_edge_label_index'):
+        assert some[RATES][key] is data[RATES][key]
+    for split in ('val', 'test'):
+        held_out = data[RATES][f'{split}_edge_label_index']
+        held_out = held_out[:, torch.isin(held_out[0], drawn)]
+        exclude = exclude_edges(data, split)
+        expected = evaluate(lambda x: table[x], held_out, exclude, 150, 100)
+        assert evaluate_split(lambda x: table[x], some, split) == expected
+    again = with_sampled_users(data, 40, 7)['user'].is_ranked
+    assert torch.equal(again, some['user'].is_ranked)
+    assert with_sampled_users(data, 10**6, 7)['user'].is_ranked.sum() > 100

@@ -1488,3 +1488,31 @@ def test_fast_interrupted(root, tmp_path, monkeypatch, capsys, no_report):
     assert run.main([*call, '--out', str(tmp_path / 'b')]) == 0
     a, b = (pyg_c2f.load(tmp_path / x).state_dict() for x in 'ab')
     assert all(a[key].equal(b[key]) for key in a)
+
+
+def test_propagation_is_for_recipe_paper(refused):
+    said = refused('train', '--propagation', 'columns')
+    assert '--propagation goes with --recipe paper' in said
+
+
+def test_a_restart_goes_on_with_its_own_run_only(train, root, tmp_path, no_report):
+    """What an earlier call has left is not taken for the begun run of this one."""
+    out = tmp_path / 'out'
+
+    def args(*options):
+        argv = ['train', *map(str, options), '--out', str(out)]
+        parsed = run.make_parser().parse_args(argv)
+        parsed.argv = argv
+        return parsed
+
+    assert not run.is_begun(out, args())
+    assert train('--out', out) == 0
+    config = json.loads((out / 'config.json').read_text())
+    mine = args()
+    config['call'] = run.call_of(mine)
+    (out / 'config.json').write_text(json.dumps(config))
+    assert not run.is_begun(out, mine)  # it is complete
+    (out / 'metrics.json').unlink()
+    assert run.is_begun(out, mine)
+    assert not run.is_begun(out, args('--seed', 1))
+    assert run.is_begun(out, args('--resume'))

@@ -11,6 +11,7 @@ from pyg_c2f.graph import (
     assignment_to_edges,
     csr_matmul,
     interaction_weight,
+    power,
 )
 from pyg_c2f.nn.embedding import MetaEmbedding, SoftThreshold
 from pyg_c2f.nn.fused import weighted_sum
@@ -169,7 +170,9 @@ class LinearC2F(Recommender):
         To draw a start that nobody needs takes longer than to read a large model.
         """
         with torch.device('meta'):
-            model = cls(edge_index, *args, **kwargs)
+            model = cls(edge_index[:, :0], *args, **kwargs)
+        sizes = model.num_users, model.num_items, model.num_layers
+        check_edges('LinearC2F', edge_index, *sizes)
         model.to_empty(device=edge_index.device)
         for x in (*model.parameters(), *model.buffers()):
             x.detach().zero_()
@@ -220,8 +223,26 @@ class LinearC2F(Recommender):
             self.num_layers == 1 and self.users == 'inductive'
         )
 
+    def check_pairs(self) -> None:
+        """Checks that the model holds its train pairs.
+
+        Raises:
+            ValueError: If it does not: of several processes the first one has them.
+        """
+        if self._item_degree is not None:
+            raise ValueError(
+                "'LinearC2F' was made with the items' degrees in place of the train "
+                'pairs, as on all processes of a run but the first one: save it, and '
+                'ask it for lists, there'
+            )
+
     def by_user(self) -> CSR:
-        """The normalised train interactions of the users (built once)."""
+        """The normalised train interactions of the users (built once).
+
+        Raises:
+            ValueError: If the model does not hold the train pairs.
+        """
+        self.check_pairs()
         if self._interactions is not None:
             return self._interactions.by_user
         if self._by_user is None:
@@ -232,7 +253,9 @@ class LinearC2F(Recommender):
 
     def interactions(self) -> Interactions:
         """The normalised train interactions, both ways round (built once)."""
+        self.check_pairs()
         if self._interactions is None:
+            self._by_user = None
             sizes, norms = (self.num_users, self.num_items), self._norms()
             both = normalized_interactions(self.edge_index, *sizes, *norms)
             self._interactions = Interactions(
@@ -404,11 +427,11 @@ class LinearC2F(Recommender):
 
     def _history_rows(self, rowptr: Tensor, col: Tensor) -> CSR:
         """The normalised interactions of histories."""
-        deg = self.item_degree()
         user_norm, item_norm = self._norms()
         count = rowptr.diff()
-        weight = count.to(deg) ** -user_norm
-        weight = torch.repeat_interleave(weight, count) * deg[col.long()] ** -item_norm
+        of_user = power(count.clamp(min=1), -user_norm).to(self.bias)
+        of_item = power(self.item_degree(), -item_norm).to(self.bias)
+        weight = torch.repeat_interleave(of_user, count) * of_item[col.long()]
         return CSR(rowptr, col, weight)
 
     def _new_features(
