@@ -22,6 +22,10 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, BinaryIO, NamedTuple, NoReturn, get_args
 
+# Tables of gigabytes in pages of two megabytes: rows are gathered in no order, and with
+# small pages each one waits for its address too. It is read when torch is imported.
+os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')
+
 import torch
 from torch_geometric import seed_everything
 from torch_geometric.data import HeteroData

@@ -267,7 +267,8 @@ def _start(
 def _columns_at_once(interactions: SharedInteractions) -> int:
     """How many columns of the tables of all users or items are alive at once."""
     longest = max(interactions.users.num_rows, interactions.items.num_rows)
-    return min(max(TABLE_BYTES // (4 * longest), 32), 128)
+    # Rows of whole cache lines.
+    return min(max(TABLE_BYTES // (4 * longest) // 16 * 16, 32), 128)
 
 
 def _times_gram(interactions: SharedInteractions, x: Tensor) -> Tensor:

@@ -162,6 +162,7 @@ FAST = {
     'item_power': EXPONENTS,
     'density': st.floats(1e-3, 1),
     'restarts': st.integers(1, 2),
+    'partitions': st.integers(1, 7),
     'rotations': st.integers(1, 2),
     'refine': st.integers(0, 2),
     'users': st.sampled_from(['inductive', 'assigned']),
