@@ -9,6 +9,7 @@ import os
 import platform
 import shlex
 import shutil
+import signal
 import sys
 import time
 import warnings
@@ -247,6 +248,12 @@ def make_parser() -> Parser:
     call = commands.add_parser('evaluate', help='rank for all users once more')
     call.add_argument('--checkpoint', required=True, metavar='DIR')
     call.add_argument('--split', choices=['val', 'test'], default='test')
+    call.add_argument(
+        '--eval-users',
+        type=int,
+        metavar='N',
+        help='rank for so many users drawn at random, 0 for all (default: as trained)',
+    )
     call.set_defaults(func=run_evaluate)
 
     call = commands.add_parser(
@@ -513,6 +520,8 @@ def run_train(args: argparse.Namespace) -> int:
         report = write_report(out, metrics | {'command': config['call']}, history.lines)
         write_json(out / 'metrics.json', metrics)  # Last: it says that all is there.
     except KeyboardInterrupt:
+        if is_distributed:  # torchrun sends another one.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         if group.rank == 0:
             print(f'\ninterrupted; continue with: {again}', file=sys.stderr)
         return 130
@@ -521,6 +530,8 @@ def run_train(args: argparse.Namespace) -> int:
         return fail(f'{error}; then {f"continue with: {again}" if there else "repeat"}')
     delete_resume(out)
     print(results_table(metrics))
+    if config['eval_users'] is not None:
+        print(f'These are of {config["eval_users"]} users drawn at random.\n')
     print(size_table(metrics))
     print(f'report: {report}')
     return 0
@@ -677,7 +688,7 @@ def describe_run(
 ) -> dict[str, Any]:
     """The metrics of a run and of the popularity baseline, without sizes and times."""
     users = group.rows(data[USER].num_nodes)
-    keys = ('dataset', 'protocol', 'recipe', 'seed', 'split_seed')
+    keys = ('dataset', 'protocol', 'recipe', 'seed', 'split_seed', 'eval_users')
     metrics = {key: config[key] for key in keys}
     num_items = data[ITEM].num_nodes
     score = popularity_score(data[RATES].edge_index, num_items)
@@ -894,6 +905,7 @@ def load_init(config: dict[str, Any]) -> Model:
 
 def run_evaluate(args: argparse.Namespace) -> int:
     """Prints the figures of a checkpoint."""
+    group = one_block_each(join_quietly())
     folder = Path(args.checkpoint)
     config = read_config(folder)
     model, data = load_model(folder), load_data(config)
@@ -914,12 +926,17 @@ def run_evaluate(args: argparse.Namespace) -> int:
             f'{config["dataset"]} has; bring the data back that it was trained on'
         )
     check_data_of(folder, config, digest_of(config, data))
-    group, data = one_block_each(join_quietly()), sampled(data, config)
+    if args.eval_users is not None:
+        config['eval_users'] = args.eval_users or None
+    data = sampled(data, config)
     users = group.rows(model.num_users)
     metrics = evaluate_split(model.scorer(), data, args.split, users=users)
     if group.rank > 0:
         return 0
-    print(f'{config["dataset"]}, protocol {config["protocol"]}, {args.split} items')
+    whom = '' if config['eval_users'] is None else ', of users drawn at random'
+    print(
+        f'{config["dataset"]}, protocol {config["protocol"]}, {args.split} items{whom}'
+    )
     for name, value in metrics.items():
         print(f'{name:10} {value:.4f}')
     return 0
@@ -1295,7 +1312,7 @@ def run_data(args: argparse.Namespace) -> int:
     """Prints what there is of a data set, once it is built if that is asked for."""
     if args.build:
         build_it = partial(build, progress=sys.stderr.isatty())
-        build_it(*data_arguments(vars(args)))
+        print(f'built             {build_it(*data_arguments(vars(args)))}')
     facts = describe(*data_arguments(vars(args)))
     files = facts.pop('files')
     for key, value in facts.items():
@@ -1357,12 +1374,12 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(error, RuntimeError) and is_lost(error):
             again = ''
             if starts_anew():
-                again = '; torchrun starts them anew'
+                again = '; torchrun starts them anew, unless it was stopped itself'
             elif args.func is run_train and is_begun(out_of(args), args):
                 again = f'; continue with: {call_again(out_of(args))}'
             return fail(
-                'a process of this run has gone (killed, out of memory, or with its '
-                f'machine), and the others stop{again}'
+                'a process of this run has gone (stopped, killed, out of memory, or '
+                f'with its machine), and the others stop{again}'
             )
         if isinstance(error, RuntimeError) and 'memory' not in str(error):
             raise

@@ -190,9 +190,9 @@ class Group:
         self.num_blocks = num_blocks
         if self.size > num_blocks:
             raise InputError(
-                f'{self.size} processes, but --set partitions={num_blocks}: a process '
-                'without rows has nothing to do; set as many partitions as processes, '
-                'or a multiple'
+                f'{self.size} processes, but --set partitions={num_blocks}: start '
+                f'{num_blocks} at the most, or set partitions={self.size}, which gives '
+                'other figures, as another seed does'
             )
         self.firsts = [num_blocks * r // self.size for r in range(self.size + 1)]
 

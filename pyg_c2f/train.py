@@ -809,6 +809,8 @@ def train(
                 for name, done in state[1]['context']['phases'].items()
             }
             seconds = state[1]['context']['seconds']
+            epoch = state[1]['progress']['epoch']
+            logger.info('going on from epoch %d of stage %s', epoch, stage)
         start = time.perf_counter()
         generator = torch.Generator().manual_seed(2 * seed + (stage == 'fine'))
         if state is not None:

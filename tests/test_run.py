@@ -678,7 +678,8 @@ def test_some_users_are_ranked_for(train, tmp_path, capsys, no_report, refused):
     for number, name in ((3, 'some'), (10**6, 'all'), (None, 'whole')):
         option = [] if number is None else ['--eval-users', number]
         assert train('--out', tmp_path / name, *option) == 0
-    assert comparable(tmp_path / 'all') == comparable(tmp_path / 'whole')
+    every = comparable(tmp_path / 'all') | {'eval_users': None}
+    assert every == comparable(tmp_path / 'whole')
     some, whole = (metrics_of(tmp_path / name) for name in ('some', 'whole'))
     assert some['test'] != whole['test']
     assert some['num_train'] == whole['num_train']
@@ -686,6 +687,11 @@ def test_some_users_are_ranked_for(train, tmp_path, capsys, no_report, refused):
     assert run.main(['evaluate', '--checkpoint', str(tmp_path / 'some')]) == 0
     assert figures(capsys.readouterr().out)['ndcg@20'] == pytest.approx(
         some['test']['ndcg@20'], abs=1e-4
+    )
+    call = ['evaluate', '--checkpoint', str(tmp_path / 'some'), '--eval-users', '0']
+    assert run.main(call) == 0
+    assert figures(capsys.readouterr().out)['ndcg@20'] == pytest.approx(
+        whole['test']['ndcg@20'], abs=0.5
     )
     assert 'one user at least' in refused('train', '--eval-users', 0)
 

@@ -51,8 +51,9 @@ def test_another_process(answers, name):
     assert answer(answers / 'first' / name) == answer(answers / 'again' / name)
 
 
-def test_two_threads_of_recipe_paper(answers):
-    one, two = (answer(answers / x / 'paper') for x in ('first', 'two threads'))
+@pytest.mark.parametrize('name', ['fast', 'paper'])
+def test_two_threads(answers, name):
+    one, two = (answer(answers / x / name) for x in ('first', 'two threads'))
     assert one == two
 
 
@@ -62,13 +63,9 @@ def leaves(value):
     return [value]
 
 
-@pytest.mark.parametrize('name', ['fast', 'trained'])
-def test_two_threads_of_recipe_fast(answers, name):
-    """Two threads add up in another order: a Gram matrix has other last bits.
-
-    From there on rotations and k-means go their own ways, as with another seed.
-    """
-    one, two = (answer(answers / x / name)[1] for x in ('first', 'two threads'))
+def test_two_threads_of_a_training(answers):
+    """Two threads add up in another order: a gradient has other last bits."""
+    one, two = (answer(answers / x / 'trained')[1] for x in ('first', 'two threads'))
     for part in ('val', 'test', 'coarse', 'fine'):
         ours, theirs = leaves(one[part]), leaves(two[part])
-        assert ours == pytest.approx(theirs, abs=1e-2)
+        assert ours == pytest.approx(theirs, abs=1e-3)

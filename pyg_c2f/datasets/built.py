@@ -139,17 +139,19 @@ def find_built(
     if meta.columns not in (None, [user_column, item_column]):
         raise InputError(
             f'{built} was made from the columns {ascii(",".join(meta.columns or []))}, '
-            f'not {user_column},{item_column}; {_MEND}'
+            f'not {user_column},{item_column}; ask for these (run.py: --columns), or '
+            f'{_MEND}'
         )
     found = find_files(folder, name)
     if found and _fingerprint(folder, name, found) != meta.sources:
         raise InputError(
-            f'{built} was made from other files than those in {folder}; {_MEND}'
+            f'{built} was made from other files than those in {folder} (name, size or '
+            f'time of one has changed); {_MEND}'
         )
     return built
 
 
-_MEND = 'run `python run.py data --build` again, or delete that folder'
+_MEND = 'build it again (run.py data --build), or delete that folder'
 
 
 def read_meta(folder: Path) -> Meta:
