@@ -45,10 +45,15 @@ SETTINGS = {
 PARTS = ('build', 'load', 'anchors', 'train', 'evaluate', 'sum')
 
 
-def timed(call: Sequence[str]) -> dict[str, float]:
-    """Seconds and peak memory of a process."""
+def timed(call: Sequence[str], limit: int | None = None) -> dict[str, float]:
+    """Seconds and peak memory of a process, which gets so many bytes at the most."""
+
+    def restrict() -> None:
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
     start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *call], cwd=ROOT)
+    process = subprocess.Popen([sys.executable, *call], cwd=ROOT, preexec_fn=restrict)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
@@ -61,7 +66,9 @@ def timed(call: Sequence[str]) -> dict[str, float]:
     }
 
 
-def run(size: int, root: Path, eval_users: int, out: Path) -> dict[str, Any]:
+def run(
+    size: int, root: Path, eval_users: int, out: Path, limit: int | None
+) -> dict[str, Any]:
     """One size, from the generator to the figures."""
     name = f'made-{size}'
     table = root / name / f'{name}.parquet'
@@ -72,11 +79,12 @@ def run(size: int, root: Path, eval_users: int, out: Path) -> dict[str, Any]:
         shutil.rmtree(built)
     data = ['--dataset', name, '--data-root', str(root), '--protocol', 'c2f']
     start = timed(['run.py', 'data'])
-    build = timed(['run.py', 'data', '--build', *data])
+    build = timed(['run.py', 'data', '--build', *data], limit)
     settings = [f'{key}={value}' for key, value in SETTINGS.items()]
     target = out / name
     options = ['--eval-users', str(eval_users), '--out', str(target), '--quiet']
-    train = timed(['run.py', 'train', *data, *options, '--set', *settings])
+    call = ['run.py', 'train', *data, *options, '--set', *settings]
+    train = timed(call, limit)
     metrics = json.loads((target / 'metrics.json').read_text())
     history = (target / 'history.jsonl').read_text().splitlines()
     shutil.rmtree(target)
@@ -198,9 +206,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--memory', type=float, help='limit of a process, GB')
     parser.add_argument('--out', default='benchmarks/results', type=Path)
     args = parser.parse_args(argv)
-    if args.memory is not None:
-        limit = int(args.memory * 1e9)
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    limit = None if args.memory is None else int(args.memory * 1e9)
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / 'out_of_core.json'
     result = header('out_of_core', args, argv) | {'settings': SETTINGS}
@@ -209,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     root = args.data_root.resolve()
     for size in sorted(args.interactions):
         if str(size) not in result['sizes']:
-            done = run(size, root, args.eval_users, root / 'runs')
+            done = run(size, root, args.eval_users, root / 'runs', limit)
             result['sizes'][str(size)] = done
             write_json(path, result)
     result['verdict'] = verdict(list(result['sizes'].values()))
