@@ -270,9 +270,9 @@ def test_a_lost_process_is_told_by_one_that_computes(root, tmp_path):
     _, said = process.communicate(timeout=120)
     assert process.returncode != 0
     assert [x for x in said.splitlines() if x.startswith('error: ')] == [
-        'error: a process of this run has gone (killed, out of memory, or with its '
-        'machine), and the others stop; continue with: torchrun --nproc-per-node 2 '
-        f'run.py train --resume --out {out}'
+        'error: a process of this run has gone (stopped, killed, out of memory, or '
+        'with its machine), and the others stop; continue with: torchrun '
+        f'--nproc-per-node 2 run.py train --resume --out {out}'
     ]
 
 
