@@ -202,6 +202,21 @@ class CSR(NamedTuple):
     weight: Tensor  # [num_edges]
 
 
+def csr_of(row: Tensor, col: Tensor, weight: Tensor, num_rows: int) -> CSR:
+    """The matrix of entries sorted by row, with 32-bit indices.
+
+    Of the rows only the counts are looked at: they may be in another order.
+    """
+    return CSR(_rowptr(row, num_rows).int(), col.int(), weight)
+
+
+def csr_range(csr: CSR, first: int, last: int) -> CSR:
+    """The rows from ``first`` to before ``last``; the entries are views."""
+    rowptr = csr.rowptr[first : last + 1]
+    begin, end = int(rowptr[0]), int(rowptr[-1])
+    return CSR(rowptr - begin, csr.col[begin:end], csr.weight[begin:end])
+
+
 def csr_matmul(csr: CSR, x: Tensor) -> Tensor:
     r"""The product of a CSR matrix with a dense one.
 

@@ -5,10 +5,16 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch_geometric.utils import cumsum
 
 from pyg_c2f.distributed import Group, Rows, one_thread_each
-from pyg_c2f.graph import CSR, are_rising, csr_matmul, interaction_weight
+from pyg_c2f.graph import (
+    CSR,
+    are_rising,
+    csr_matmul,
+    csr_of,
+    csr_range,
+    interaction_weight,
+)
 
 OVERSAMPLING = 32
 FILTER_ROUNDS = 3
@@ -37,14 +43,12 @@ def normalized_interactions(
     num_items: int,
     user_norm: float = 0.5,
     item_norm: float = 0.5,
-    item_degree: Tensor | None = None,
 ) -> Interactions:
     """Both CSR forms of the unique train pairs ``[2, num_edges]``, in any order.
 
     The other arguments are those of :func:`~pyg_c2f.graph.interaction_weight`.
     """
-    norms = user_norm, item_norm, item_degree
-    weight = interaction_weight(edge_index, num_users, num_items, *norms)
+    weight = interaction_weight(edge_index, num_users, num_items, user_norm, item_norm)
     return Interactions(
         _csr(edge_index, weight, num_users, num_items),
         _csr(edge_index.flip(0), weight, num_items, num_users),
@@ -57,21 +61,19 @@ def interactions_by_user(
     num_items: int,
     user_norm: float = 0.5,
     item_norm: float = 0.5,
-    item_degree: Tensor | None = None,
 ) -> CSR:
     """The first of the forms of :func:`normalized_interactions`, alone."""
-    norms = user_norm, item_norm, item_degree
-    weight = interaction_weight(edge_index, num_users, num_items, *norms)
+    weight = interaction_weight(edge_index, num_users, num_items, user_norm, item_norm)
     user, item = edge_index
     if are_rising(user * num_items + item):  # No sort, which is most of the time.
-        return CSR(_rowptr(user, num_users), item.int(), weight)
+        return csr_of(user, item, weight, num_users)
     return _csr(edge_index, weight, num_users, num_items)
 
 
 def _csr(pairs: Tensor, weight: Tensor, num_rows: int, num_cols: int) -> CSR:
     row, col = pairs
     perm = (row * num_cols + col).argsort()
-    return CSR(_rowptr(row, num_rows), col[perm].int(), weight[perm])
+    return csr_of(row, col[perm], weight[perm], num_rows)
 
 
 class SharedInteractions(NamedTuple):
@@ -111,11 +113,12 @@ def shared_interactions(
     user, item = edge_index[0], edge_index[1].int()
     norms = user_norm, item_norm, item_degree
     weight = interaction_weight(edge_index, num_users, num_items, *norms)
-    by_user = CSR(_rowptr(user, num_users), item, weight)
+    by_user = csr_of(user, item, weight, num_users)
     perm = item.argsort(stable=True)
     ends = user.new_tensor([block.stop for block in users.blocks[:-1]])
     part = edge_index[1] * num_blocks + torch.bucketize(user, ends, right=True)
-    by_item = CSR(_rowptr(part, num_items * num_blocks), user.int()[perm], weight[perm])
+    rows = num_items * num_blocks
+    by_item = csr_of(part, user.int()[perm], weight[perm], rows)
     return SharedInteractions(by_user, by_item, users, items)
 
 
@@ -124,10 +127,6 @@ def pairs_of(edge_index: Tensor, first: int, last: int) -> Tensor:
     ends = edge_index.new_tensor([first, last])
     begin, end = torch.searchsorted(edge_index[0].contiguous(), ends).tolist()
     return edge_index[:, begin:end]
-
-
-def _rowptr(row: Tensor, num_rows: int) -> Tensor:
-    return cumsum(torch.bincount(row, minlength=num_rows)).int()
 
 
 def orthonormal(x: Tensor, rows: Rows | None = None) -> Tensor:
@@ -294,9 +293,7 @@ def _sum_by_item(interactions: SharedInteractions, x: Tensor) -> Tensor:
     # Some items at a time: what the blocks give for them stays near the cores.
     for first in range(0, num_items, ITEMS):
         last = min(first + ITEMS, num_items)
-        rowptr = by_item.rowptr[first * num_blocks : last * num_blocks + 1]
-        begin, end = int(rowptr[0]), int(rowptr[-1])
-        some = CSR(rowptr - begin, by_item.col[begin:end], by_item.weight[begin:end])
+        some = csr_range(by_item, first * num_blocks, last * num_blocks)
         sums = csr_matmul(some, x).view(last - first, num_blocks, x.size(1))
         total = sums[:, 0].double()
         for block in range(1, num_blocks):

@@ -864,7 +864,7 @@ def _run_fast(
 ) -> Run:
     def keep(model: Model, stage: Stage) -> None:
         model.set_ids(**original_ids(data))
-        if out is not None and leads(group):
+        if out is not None:
             save(model, phase_file(out, stage, 1))
 
     epochs = None if fixed_epochs is None else fixed_epochs[stages[-1]][1]

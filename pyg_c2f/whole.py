@@ -5,13 +5,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch_geometric.utils import cumsum
 
 from pyg_c2f.distributed import Group, Rows, one_thread_each
 from pyg_c2f.graph import (
     CSR,
     assignment_to_edges,
     csr_matmul,
+    csr_of,
     interaction_weight,
 )
 from pyg_c2f.nn import Pairs, build_pairs, sampled_dot
@@ -41,8 +41,8 @@ class Mixtures:
     def __init__(self, assignment: Assignment, num_anchors: int) -> None:
         (item, anchor), weight = assignment_to_edges(assignment)
         order = anchor.argsort(stable=True)
-        self.by_item = _csr(item, anchor, weight, len(assignment.index))
-        self.by_anchor = _csr(anchor[order], item[order], weight[order], num_anchors)
+        self.by_item = csr_of(item, anchor, weight, len(assignment.index))
+        self.by_anchor = csr_of(anchor[order], item[order], weight[order], num_anchors)
 
     def __call__(self, codebook: Tensor) -> Tensor:
         """The features ``[num_items, channels]``."""
@@ -58,11 +58,6 @@ class _Mix(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return csr_matmul(ctx.mixtures.by_anchor, grads[0].contiguous()), None
-
-
-def _csr(row: Tensor, col: Tensor, weight: Tensor, num_rows: int) -> CSR:
-    rowptr = cumsum(torch.bincount(row, minlength=num_rows))
-    return CSR(rowptr.int(), col.int(), weight)
 
 
 class HistoryLoss:

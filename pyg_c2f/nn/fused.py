@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyg_c2f.graph import CSR, BlockGraph, csr_matmul
+from pyg_c2f.graph import CSR, BlockGraph, csr_matmul, csr_range
 from pyg_c2f.typing import Assignment
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def fused_layer(
     if rows is None:
         z = csr_matmul(graph.adj, x)
     else:
-        z = rows.gather(csr_matmul(_own_rows(graph.adj, rows), x))
+        z = rows.gather(csr_matmul(csr_range(graph.adj, rows.start, rows.stop), x))
     if graph.fine is None:
         return z
     num_entities, num_coarse = graph.coarse.index.size(0), graph.fine.index.size(0)
@@ -111,12 +111,6 @@ def _correction_t(y: Tensor, graph: BlockGraph, gate: float) -> Tensor:
     down = csr_matmul(graph.coarse_t, y_n)
     y_f = y_f + (2 * gate - 1) * csr_matmul(graph.fine_t, down + y_c)
     return torch.cat([y_n, (1 - gate) * y_c - gate * down, y_f])
-
-
-def _own_rows(matrix: CSR, rows: 'Rows') -> CSR:
-    rowptr = matrix.rowptr[rows.start : rows.stop + 1]
-    entries = slice(int(rowptr[0]), int(rowptr[-1]))
-    return CSR(rowptr - rowptr[0], matrix.col[entries], matrix.weight[entries])
 
 
 class _Propagation(torch.autograd.Function):
@@ -165,7 +159,8 @@ def _own_gradient(
 ) -> Tensor:
     """The own rows of the gradient that all processes' gradients make; else zeros."""
     rows.group.sum_(grad)
-    matrix, own = _own_rows(graph.adj, rows), rows.own(grad)
+    matrix = csr_range(graph.adj, rows.start, rows.stop)
+    own = rows.own(grad)
     total, part = grad, own
     for layer in range(num_layers):
         if layer > 0:

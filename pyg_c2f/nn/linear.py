@@ -4,12 +4,12 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
-from torch_geometric.utils import cumsum
 
 from pyg_c2f.graph import (
     CSR,
     assignment_to_edges,
     csr_matmul,
+    csr_of,
     interaction_weight,
     power,
 )
@@ -586,5 +586,4 @@ def _links(assignment: Assignment, num_items: int) -> CSR:
     """The items' links as CSR, those of weight zero left out."""
     index, weight = (x[-num_items:] for x in assignment)
     row, slot = weight.nonzero(as_tuple=True)
-    rowptr = cumsum(torch.bincount(row, minlength=num_items))
-    return CSR(rowptr.int(), index[row, slot].int(), weight[row, slot])
+    return csr_of(row, index[row, slot], weight[row, slot], num_items)
