@@ -25,6 +25,7 @@ from pyg_c2f.baselines import (
     ItemKNN,
     LightGCN,
     LightGCNFromItems,
+    LinkProp,
     LowPass,
     Paper,
     PEPEmbedding,
@@ -35,7 +36,6 @@ from pyg_c2f.baselines import (
     RowWise,
     TTEmbedding,
     TurboCF,
-    TwoHop,
 )
 from pyg_c2f.config import FastRecipe, Recipe
 
@@ -115,7 +115,15 @@ def _ease_pruned(trial: Any, data: Data, bases: list[dict[str, Any]]) -> Baselin
 
 
 def _two_hop(trial: Any, data: Data, bases: Any) -> Baseline:
-    return TwoHop()
+    return LinkProp(1.0, 1.0, 0.5)
+
+
+def _link_prop(trial: Any, data: Data, bases: Any) -> Baseline:
+    return LinkProp(
+        beta=number(trial, 'beta', 0, 1.2, log=False),
+        gamma=number(trial, 'gamma', 0, 1.5, log=False),
+        delta=number(trial, 'delta', 0, 1.2, log=False),
+    )
 
 
 def normalisation(trial: Any) -> dict[str, float]:
@@ -341,6 +349,18 @@ NORMS = tuple(
         (0.5, 0.3, 0.2, 0.1),
     )
 )
+# Roots of degrees, the graph of GF-CF, and what recipe fast's graph makes of the norms.
+PATHS = tuple(
+    {'beta': b, 'gamma': g, 'delta': d}
+    for b, g, d in (
+        (0.5, 0.5, 0.5),
+        (0.5, 1.0, 0.5),
+        *(
+            (2 * x['item_norm'], 2 * x['user_norm'], x['item_norm'] - x['item_power'])
+            for x in NORMS
+        ),
+    )
+)
 CODES = tuple({'columns': x, 'bits': 8, 'optimised': False} for x in (16, 8, 64, 32))
 START = {'loss': 'whole', 'num_layers': 1, 'lr': 0.01, 'epochs': 80}
 LIGHTGCN = tuple(START | {'embedding_dim': x} for x in (64, 16, 32, 4, 256))
@@ -357,6 +377,7 @@ METHODS: dict[str, Method] = {
     'EASE': Method(_ease, 'EASE .1765 R@20'),
     'EASE pruned': Method(_ease_pruned, 'none', 'EASE'),
     'two-hop': Method(_two_hop, 'none'),
+    'LinkProp': Method(_link_prop, 'LinkProp-Multi .1908 R@20', starts=PATHS),
     'Turbo-CF': Method(
         _turbo_cf,
         'Turbo-CF .1835 R@20',

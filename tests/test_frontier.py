@@ -26,7 +26,7 @@ from pyg_c2f.baselines import (
 )
 
 ROOT = Path(__file__).parents[1]
-NAMES = ['popularity', 'ours', 'low-pass', 'low-pass rounded', 'two-hop']
+NAMES = ['popularity', 'ours', 'low-pass', 'low-pass rounded', 'LinkProp']
 
 
 @pytest.fixture(scope='module')

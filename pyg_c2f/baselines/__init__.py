@@ -42,7 +42,7 @@ from pyg_c2f.baselines.embedding import (
     QREmbedding,
     TTEmbedding,
 )
-from pyg_c2f.baselines.filters import GFCF, LowPass, TurboCF, TwoHop
+from pyg_c2f.baselines.filters import GFCF, LinkProp, LowPass, TurboCF
 from pyg_c2f.baselines.lightgcn import (
     CompressedLightGCN,
     LightGCN,
@@ -69,6 +69,7 @@ __all__ = [
     'ItemKNN',
     'LightGCN',
     'LightGCNFromItems',
+    'LinkProp',
     'LowPass',
     'PEPEmbedding',
     'Paper',
@@ -80,7 +81,6 @@ __all__ = [
     'RowWise',
     'TTEmbedding',
     'TurboCF',
-    'TwoHop',
     'file_bytes',
     'histories_of',
 ]

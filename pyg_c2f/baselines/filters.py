@@ -22,7 +22,7 @@ from pyg_c2f.baselines.base import (
 from pyg_c2f.baselines.codec import Codec, Plain
 from pyg_c2f.checkpoint import small_int_below
 from pyg_c2f.evaluate import Score
-from pyg_c2f.graph import CSR, csr_matmul, inverse_sqrt, ranges
+from pyg_c2f.graph import CSR, csr_matmul, ranges
 from pyg_c2f.spectral import (
     Interactions,
     normalized_interactions,
@@ -34,18 +34,34 @@ MAX_DENSE_ITEMS = 20_000
 
 
 @dataclass(frozen=True)
-class TwoHop(Baseline):
-    r"""The items of those who share items with the user.
+class LinkProp(Baseline):
+    r"""LinkProp: the items of those who share items with the user.
 
     .. math::
-        \mathbf{s}_u = \mathbf{r}_u D_I^{-1/2} \tilde{R}^{\top} \tilde{R}, \quad
-        \tilde{R} = D_U^{-1/2} R D_I^{-1/2}
+        \mathbf{s}_u = \mathbf{r}_u D_I^{-\beta} R^{\top} D_U^{-\gamma} R \,
+        D_I^{-\delta}
 
-    with the binary row :math:`\mathbf{r}_u` of the user; over all train users these are
-    the rows of :math:`\tilde{R} \tilde{R}^{\top} \tilde{R}`, but for a factor of each
-    user that changes no list. What is stored is the train graph.
+    with the binary row :math:`\mathbf{r}_u` of the user (`Fu et al., 2022
+    <https://arxiv.org/abs/2203.15789>`_). The factor :math:`d_u^{-\alpha}` of the
+    published score changes no list and is left out. What is stored is the train graph.
+
+    With :math:`\beta = \gamma = 1` and :math:`\delta = 1/2` the scores of train users
+    are the rows of :math:`\tilde{R} \tilde{R}^{\top} \tilde{R}`, but for such factors,
+    where :math:`\tilde{R} = D_U^{-1/2} R D_I^{-1/2}`: two hops of the symmetrically
+    normalised graph.
+
+    Args:
+        beta (float, optional): The exponent :math:`\beta` of the items that the user
+            has. (default: ``0.5``)
+        gamma (float, optional): The exponent :math:`\gamma` of the users who share
+            them. (default: ``0.5``)
+        delta (float, optional): The exponent :math:`\delta` of the items that are
+            scored. (default: ``0.5``)
     """
 
+    beta: float = 0.5
+    gamma: float = 0.5
+    delta: float = 0.5
     serves_anyone: ClassVar[bool] = True
 
     def fit(
@@ -58,8 +74,10 @@ class TwoHop(Baseline):
 
     def scorer(self, stored: Tensors, histories: Histories) -> Score:
         train = unpack_graph(stored, histories.num_items)
-        hop = item_graph(train)
-        scale = inverse_sqrt(item_degree(train).float()).unsqueeze(1)
+        hop = item_graph(train, self.gamma / 2, self.delta)
+        # The graph has one exponent on both its sides: what the rows need beside it.
+        degree = item_degree(train).clamp(min=1).float().unsqueeze(1)
+        scale = degree ** (self.delta - self.beta)
         return lambda users: hop(item_columns(histories, users).mul_(scale)).T
 
 

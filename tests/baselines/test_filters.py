@@ -7,9 +7,9 @@ from pyg_c2f.baselines import Histories, file_bytes
 from pyg_c2f.baselines.base import unpack_graph
 from pyg_c2f.baselines.filters import (
     GFCF,
+    LinkProp,
     LowPass,
     TurboCF,
-    TwoHop,
     as_scipy,
     history_rows,
     item_degree,
@@ -18,7 +18,8 @@ from pyg_c2f.baselines.filters import (
 from pyg_c2f.typing import InputError
 
 METHODS = [
-    TwoHop(),
+    LinkProp(),
+    LinkProp(0.8, 1.1, 0.2),
     LowPass(8, power=0.25),
     GFCF(8),
     TurboCF(0.4),
@@ -48,18 +49,31 @@ def askers(request, small, others):
     return small if request.param == 'train' else others
 
 
-def test_two_hop(small, askers):
+@pytest.mark.parametrize('exponents', [(0.8, 1.1, 0.2), (0, 0.5, 1), (1, 0, 0)])
+def test_link_prop(exponents, small, askers):
     rated, rows = dense(small), dense(askers)
-    want = rows * rated.sum(0) ** -0.5 @ scaled(rated).T @ scaled(rated)
-    got = all_scores(TwoHop(), TwoHop().fit(small), askers)
-    assert torch.allclose(got.double(), want, atol=1e-6)
+    beta, gamma, delta = exponents
+    item, user = rated.sum(0), rated.sum(dim=1, keepdim=True)
+    want = (rows * item**-beta) @ rated.T @ (user**-gamma * rated * item**-delta)
+    method = LinkProp(*exponents)
+    got = all_scores(method, method.fit(small), askers)
+    assert torch.allclose(got.double(), want, rtol=1e-5, atol=1e-6)
 
 
-def test_two_hop_lists_train_users_like_the_product_of_three(small):
-    rated = scaled(dense(small))
-    got = all_scores(TwoHop(), TwoHop().fit(small), small)
+def test_link_prop_has_two_hops_of_the_normalised_graph(small):
+    rated, method = scaled(dense(small)), LinkProp(1, 1, 0.5)
+    got = all_scores(method, method.fit(small), small)
     user = small.rowptr.diff().unsqueeze(1) ** -0.5
     assert torch.allclose((user * got).double(), rated @ rated.T @ rated, atol=1e-6)
+
+
+def test_link_prop_has_linear_turbo_cf(small, askers):
+    alpha = 0.7
+    got, want = (
+        all_scores(method, method.fit(small), askers)
+        for method in (LinkProp(1 - alpha, 2 * alpha, 1 - alpha), TurboCF(alpha))
+    )
+    torch.testing.assert_close(got, want)
 
 
 @pytest.mark.parametrize('power', [0.0, 0.5])
@@ -154,6 +168,6 @@ def test_sparse_rows(small):
 
 
 def test_graph_and_degrees_come_back(small):
-    train = unpack_graph(TwoHop().fit(small), small.num_items)
+    train = unpack_graph(LinkProp().fit(small), small.num_items)
     assert torch.equal(train.col, small.col)
     assert torch.equal(item_degree(train), dense(small).sum(0).long())

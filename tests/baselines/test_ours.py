@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load
 from torch_geometric.data import HeteroData
 
-from pyg_c2f.baselines import Fast, LowPass, TwoHop, file_bytes
+from pyg_c2f.baselines import Fast, LinkProp, LowPass, file_bytes
 from pyg_c2f.baselines.base import pack_graph
 from pyg_c2f.checkpoint import LINEAR_SIZES, model_tensors
 from pyg_c2f.config import FastRecipe
@@ -131,7 +131,8 @@ def test_diffusion_is_two_hops_beside(small, others):
         method.scorer(method.fit(small, generator()), others)(users)
         for method in (plain, both)
     )
-    hop = TwoHop().scorer(TwoHop().fit(small), others)(users)
+    two = LinkProp(1, 1, 0.5)
+    hop = two.scorer(two.fit(small), others)(users)
     scale = small.col.bincount().float() ** recipe.item_power
     torch.testing.assert_close(score, 0.25 * low + 0.7 * scale * hop)
 
