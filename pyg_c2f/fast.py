@@ -300,7 +300,7 @@ def spectral_features(
     """
     users, items = interactions.users, interactions.items
     rank = min(recipe.embedding_dim, users.num_rows, items.num_rows)
-    value, right = right_vectors(interactions, rank, generator)
+    value, right, *_ = right_vectors(interactions, rank, generator)
     x = right * value**recipe.power
     if recipe.anchors == 'spectral':
         weight = power(items.own(item_degree), recipe.popularity).sqrt()

@@ -1,9 +1,11 @@
 r"""The spectral basis of the interactions: what the anchors of recipe ``fast`` span."""
 
+import logging
 from functools import partial
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pyg_c2f.distributed import Group, Rows, one_thread_each
@@ -16,9 +18,17 @@ from pyg_c2f.graph import (
     interaction_weight,
 )
 
+logger = logging.getLogger(__name__)
+
+# Columns beside the wanted ones, which make the last of these converge. An eighth of
+# them, if that is more.
 OVERSAMPLING = 32
-FILTER_ROUNDS = 3
-FILTER_DEGREE = 3
+MAX_DEGREE = 8
+MAX_GROWTH = 100.0
+# Of the Gram matrix of the start, for single precision.
+MAX_CONDITION = 1e3
+# Of the largest eigenvalue: a smaller one is zero but for rounding.
+SMALLEST = 1e-11
 # Of a table of all users or items that a product needs whole, some columns at a time.
 TABLE_BYTES = 1 << 30
 ITEMS = 1024
@@ -129,34 +139,6 @@ def pairs_of(edge_index: Tensor, first: int, last: int) -> Tensor:
     return edge_index[:, begin:end]
 
 
-def orthonormal(x: Tensor, rows: Rows | None = None) -> Tensor:
-    r"""An orthonormal basis of the columns of a tall matrix, :math:`X \to X B`.
-
-    Through the eigenvectors of the Gram matrix, once more for the digits that the first
-    pass loses: two products with a small matrix each, where a Householder QR runs
-    column by column. Directions that are not there come out as zeros or, where single
-    precision has left something of them, as any others orthogonal to the rest.
-
-    Args:
-        x (Tensor): The matrix.
-        rows (Rows, optional): Its rows, where several processes share them.
-    """
-    rows = rows or Group().rows(len(x))
-    for _ in range(2):
-        value, vector = _eigh(x, x, rows)
-        alive = value > 1e-12 * value[-1].clamp(min=1e-300)
-        scale = torch.where(alive, value, torch.inf).rsqrt()
-        x = rows.times(x, (vector * scale).to(x))
-    return x
-
-
-def _eigh(x: Tensor, y: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (rising) and vectors of X'Y, in double precision."""
-    gram = rows.product(x, y).double()
-    (found,) = one_thread_each([partial(torch.linalg.eigh, (gram + gram.T) / 2)])
-    return rows.group.same(*found)
-
-
 def randomized_svd(
     interactions: Interactions,
     rank: int,
@@ -184,29 +166,63 @@ def randomized_svd(
             f'(got {rank})'
         )
     rows = (Group().rows(size) for size in (num_users, num_items))
-    shared = SharedInteractions(*interactions, *rows)
-    value, right = right_vectors(shared, rank, generator)
-    scale = torch.where(value > 1e-6 * value[0], value, torch.inf).reciprocal()
+    spectrum = right_vectors(SharedInteractions(*interactions, *rows), rank, generator)
+    value, right = spectrum.value, spectrum.right
+    scale = torch.where(value > 0, value, torch.inf).reciprocal()
     return csr_matmul(by_user, right) * scale, value, right
+
+
+class Spectrum(NamedTuple):
+    r"""The leading singular values and right vectors, and how exact they are.
+
+    The vectors are orthonormal to about :math:`10^{-6}`. Where the matrix has a lower
+    rank than was asked for, the values and vectors beyond it are zero.
+    """
+
+    value: Tensor
+    """The singular values, falling, ``[rank]``."""
+    right: Tensor
+    """The right vectors of the own items, ``[num_own_items, rank]``."""
+    residual: float
+    """The largest residual of :func:`right_vectors`."""
+    num_rounds: int
+    """The number of Rayleigh-Ritz steps."""
 
 
 def right_vectors(
     interactions: SharedInteractions,
     rank: int,
     generator: torch.Generator | None = None,
-) -> tuple[Tensor, Tensor]:
+    tolerance: float = 1e-3,
+    max_rounds: int = 40,
+) -> Spectrum:
     r"""The leading singular values and right vectors of the normalised interactions.
 
-    Subspace iteration on :math:`\tilde{R}^{\top} \tilde{R}` from a Gaussian start
-    (`"Finding structure with randomness" <https://arxiv.org/abs/0909.4061>`_) whose
-    powers are Chebyshev polynomials, small on the part of the spectrum that is not
-    wanted and steep above it (`"Self-consistent-field calculations using
+    Subspace iteration on :math:`A = \tilde{R}^{\top} \tilde{R}` from a Gaussian start
+    (`"Finding structure with randomness" <https://arxiv.org/abs/0909.4061>`_) with
+    Chebyshev polynomials as powers, which are small on the unwanted part of the
+    spectrum and steep above it (`"Self-consistent-field calculations using
     Chebyshev-filtered subspace iteration"
-    <https://doi.org/10.1016/j.jcp.2006.03.017>`_). Spectra of interactions fall slowly,
-    so that plain powers, those of :func:`torch.svd_lowrank`, leave the last of some
-    hundred vectors mixed with others; on Gowalla that costs .008 of ``Recall@20`` once
-    the axes are made sparse. Ten products with :math:`\tilde{R}^{\top} \tilde{R}` and
-    four orthonormal bases, however many interactions there are.
+    <https://doi.org/10.1016/j.jcp.2006.03.017>`_), and a Rayleigh-Ritz step after each.
+    It ends when all wanted pairs have a residual
+
+    .. math::
+        \| A \mathbf{v}_k - w_k \mathbf{v}_k \| \leq \epsilon \, w_{rank}, \quad
+        w_k = \sigma_k^2
+
+    relative to the smallest wanted :math:`w`: relative to its own :math:`w_k`, a large
+    pair could hold enough of the small vectors to spoil them. The spectra of
+    interactions fall slowly (Gowalla), or begin with a value a hundred times the last
+    one (ml-1m), or end where the rank does. Therefore:
+
+    - A filter also multiplies what a column holds of other vectors. Its degree is the
+      highest that keeps this at the size of the column itself, as the residuals tell.
+      So Gram matrices of filtered columns are well conditioned, and one of them
+      orthonormalises and rotates at once.
+    - Vectors that are exact enough are set aside, and the others kept orthogonal to
+      them.
+    - All is in double precision where the start shows a spectrum too wide for single
+      precision, or a rank lower than the width of the basis.
 
     Users have no row in it: a block of them takes part in a product, and is gone. With
     :math:`W` processes a product sends, from each of them and of each of its columns,
@@ -218,24 +234,135 @@ def right_vectors(
         rank (int): The number of vectors.
         generator (torch.Generator, optional): Draws the start, on the CPU, the same in
             all processes.
-
-    Returns:
-        Tuple: Singular values ``[rank]`` (falling), and right vectors of the own items.
+        tolerance (float, optional): :math:`\epsilon`. (default: ``1e-3``)
+        max_rounds (int, optional): The number of Rayleigh-Ritz steps after which it
+            ends with a warning. (default: ``40``)
     """
     items = interactions.items
-    width = min(rank + OVERSAMPLING, interactions.users.num_rows, items.num_rows)
-    basis = orthonormal(_start(interactions, width, generator), items)
-    for _ in range(FILTER_ROUNDS):
-        value, basis, product = _ritz(interactions, basis)
-        # Not below a twentieth of the largest: single precision holds no steeper one.
-        bound = max(float(value[-1]), float(value[0]) / 20)
-        basis = orthonormal(_chebyshev(interactions, bound, basis, product), items)
-    value, basis, product = (x[..., :rank] for x in _ritz(interactions, basis))
-    # One product more, as far as single precision carries it: where an item has no
-    # interactions it leaves zeros.
-    is_large = value > 1e-3 * value[0]
-    right = torch.where(is_large, product / value.clamp(min=1e-30), basis)
-    return value.clamp(min=0).sqrt(), right
+    dtype = interactions.by_user.weight.dtype
+    width = rank + max(OVERSAMPLING, rank // 8)
+    width = min(width, interactions.users.num_rows, items.num_rows)
+    x = _start(interactions, width, generator)
+    x /= _norms(x, items).clamp(min=1e-30).to(x)
+    square, _ = _orthonormal(x, items)
+    if square[-1] > MAX_CONDITION * square[0]:
+        interactions, x = _in_double(interactions), x.double()
+    done = x[:, :0]
+    done_value, done_error = torch.zeros(2, 0, dtype=torch.double, device=x.device)
+    for num_rounds in range(1, max_rounds + 1):
+        value, x, product = _ritz(x, _times_gram(interactions, x), items)
+        error = _norms(product - x * value.to(x), items)
+        value, error = torch.cat([done_value, value]), torch.cat([done_error, error])
+        # What is smaller is zero but for rounding, and has no vectors to find.
+        wanted = int((value > SMALLEST * value[:1])[:rank].sum())
+        last = value[wanted - 1] if wanted else value.new_ones(())
+        residual = float(error[:wanted].max() / last) if wanted else 0.0
+        if residual <= tolerance or num_rounds == max_rounds:
+            break
+        # Without columns beside the wanted ones there is no spectrum between.
+        beside = float(value[-1]) if len(value) > wanted else 0.0
+        bound = max(beside, float(last) / 2)
+        degree, growth = _filter_degree(value, error, bound, torch.finfo(x.dtype).eps)
+        is_done = (error <= tolerance * last) & (growth <= MAX_GROWTH)
+        count = int(is_done[:wanted].long().cumprod(0).sum())
+        new = max(count - done.size(1), 0)
+        done = torch.cat([done, x[:, :new]], dim=1)
+        done_value, done_error = value[: done.size(1)], error[: done.size(1)]
+        x = _chebyshev(interactions, bound, degree, x[:, new:], product[:, new:])
+        x -= items.times(done, items.product(done, x))
+    logger.info(
+        '%d singular vectors: residual %.1e after %d rounds', rank, residual, num_rounds
+    )
+    if residual > tolerance:
+        logger.warning(
+            '%d singular vectors have a residual of %.1e after %d rounds, more than '
+            '%.0e: they are mixed with others of nearly the same value',
+            rank,
+            residual,
+            num_rounds,
+            tolerance,
+        )
+    value, order = value[:wanted].sort(descending=True, stable=True)
+    right = torch.cat([done, x[:, : wanted - done.size(1)]], dim=1)[:, order]
+    value, right = (
+        F.pad(x, (0, rank - wanted)).to(dtype) for x in (value.sqrt(), right)
+    )
+    return Spectrum(value, right, residual, num_rounds)
+
+
+def _in_double(interactions: SharedInteractions) -> SharedInteractions:
+    by_user, by_item = (
+        csr._replace(weight=csr.weight.double())
+        for csr in (interactions.by_user, interactions.by_item)
+    )
+    return interactions._replace(by_user=by_user, by_item=by_item)
+
+
+def _norms(x: Tensor, items: Rows) -> Tensor:
+    """The lengths of the columns, in double precision."""
+    double = torch.double
+    norms = (torch.linalg.vector_norm(x[b], dim=0, dtype=double) for b in items.blocks)
+    return items.group.sum(norm.square() for norm in norms).sqrt()
+
+
+def _gram(x: Tensor, y: Tensor, items: Rows) -> Tensor:
+    """The symmetric part of X'Y, in double precision."""
+    gram = items.product(x, y).double()
+    return (gram + gram.T) / 2
+
+
+def _eigh(matrix: Tensor, items: Rows) -> tuple[Tensor, Tensor]:
+    (found,) = one_thread_each([partial(torch.linalg.eigh, matrix)])
+    return items.group.same(*found)
+
+
+def _orthonormal(x: Tensor, items: Rows) -> tuple[Tensor, Tensor]:
+    """The matrix B of an orthonormal basis XB, in double precision.
+
+    Returns:
+        Tuple: The eigenvalues of the Gram matrix of the columns, scaled to length one,
+        rising, and B, which leaves out what is zero but for rounding.
+    """
+    gram = _gram(x, x, items)
+    scale = gram.diagonal().clamp(min=1e-300).rsqrt()
+    square, vector = _eigh(gram * scale * scale.unsqueeze(1), items)
+    is_there = square > 100 * torch.finfo(x.dtype).eps * square[-1]
+    basis = scale.unsqueeze(1) * vector * square.clamp(min=1e-300).rsqrt()
+    return square, basis[:, is_there]
+
+
+def _ritz(x: Tensor, product: Tensor, items: Rows) -> tuple[Tensor, Tensor, Tensor]:
+    """Approximate eigenvalues of R'R (falling), their vectors, and R'R times these.
+
+    Args:
+        x (Tensor): The own rows of a basis, not orthonormal.
+        product (Tensor): The own rows of R'R times it.
+        items (Rows): The items.
+
+    Returns:
+        Tuple: As many as the basis is wide, or fewer, if it has a lower rank.
+    """
+    _, basis = _orthonormal(x, items)
+    value, vector = _eigh(basis.T @ _gram(x, product, items) @ basis, items)
+    turn = (basis @ vector).flip(1).to(x)
+    return value.flip(0), items.times(x, turn), items.times(product, turn)
+
+
+def _filter_degree(
+    value: Tensor, error: Tensor, bound: float, eps: float
+) -> tuple[int, Tensor]:
+    """The degree of a filter that maps [0, bound] into [-1, 1].
+
+    Returns:
+        Tuple: The highest degree that leaves no column more than ``MAX_GROWTH`` of any
+        other vector, and to what it multiplies what others hold of each vector.
+    """
+    rest = (error / value.clamp(min=bound)).clamp(min=eps)
+    angle = (2 * value / bound - 1).clamp(min=1).acosh()
+    growth = [rest * (angle * degree).cosh() for degree in range(1, MAX_DEGREE + 1)]
+    fits = [degree for degree, x in enumerate(growth, 1) if x.max() <= MAX_GROWTH]
+    degree = max(fits, default=1)
+    return degree, growth[degree - 1]
 
 
 def _start(
@@ -302,34 +429,23 @@ def _sum_by_item(interactions: SharedInteractions, x: Tensor) -> Tensor:
     return items.reduce(out).to(x.dtype)
 
 
-def _ritz(
-    interactions: SharedInteractions, basis: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Approximate eigenvalues of R'R (falling), their vectors, and R'R times these."""
-    items, product = interactions.items, _times_gram(interactions, basis)
-    value, vector = _eigh(basis, product, items)
-    vector = vector.flip(1).to(basis)
-    return (
-        value.flip(0).to(basis),
-        items.times(basis, vector),
-        items.times(product, vector),
-    )
-
-
 def _chebyshev(
-    interactions: SharedInteractions, bound: float, basis: Tensor, product: Tensor
+    interactions: SharedInteractions,
+    bound: float,
+    degree: int,
+    x: Tensor,
+    product: Tensor,
 ) -> Tensor:
-    r"""A Chebyshev polynomial of R'R that maps [0, bound] into [-1, 1], times a basis.
+    """The Chebyshev polynomial of R'R that maps [0, bound] into [-1, 1], times X.
 
-    ``product`` is R'R times the basis. The columns are scaled to length one.
+    ``product`` is R'R times X.
     """
-    scale, items = 2 / bound, interactions.items
-    last, this = basis, product * scale - basis
-    for _ in range(FILTER_DEGREE - 1):
+    scale = 2 / bound
+    last, this = x, product * scale - x
+    for _ in range(degree - 1):
         step = _times_gram(interactions, this) * scale - this
         last, this = this, step.mul_(2).sub_(last)
-    square = items.group.sum(this[b].square().sum(dim=0) for b in items.blocks)
-    return this / square.sqrt().clamp(min=1e-12)
+    return this
 
 
 def varimax(
