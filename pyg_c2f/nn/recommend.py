@@ -25,9 +25,7 @@ Numbers = Sequence[int] | Tensor
 Names = Sequence[str]
 
 
-def check_edges(
-    name: str, edge_index: Tensor, num_users: int, num_items: int, num_layers: int
-) -> None:
+def check_edges(name: str, edge_index: Tensor, num_users: int, num_items: int) -> None:
     """Checks a model's graph.
 
     Raises:
@@ -38,10 +36,10 @@ def check_edges(
             f"'{name}' expected an edge_index of shape [2, num_edges] (got "
             f'{list(edge_index.shape)})'
         )
-    if num_users < 1 or num_items < 1 or num_layers < 0:
+    if num_users < 1 or num_items < 1:
         raise ValueError(
-            f"'{name}' expected users, items and layers (got num_users={num_users}, "
-            f'num_items={num_items}, num_layers={num_layers})'
+            f"'{name}' expected users and items (got num_users={num_users}, "
+            f'num_items={num_items})'
         )
     high = torch.tensor([[num_users], [num_items]], device=edge_index.device)
     if bool(((edge_index < 0) | (edge_index >= high)).any()):
