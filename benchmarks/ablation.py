@@ -30,7 +30,7 @@ from pyg_c2f.datasets import get_dataset
 from pyg_c2f.evaluate import evaluate_split
 from pyg_c2f.fast import train_fast
 from pyg_c2f.train import check_run, reuse_freed_memory
-from pyg_c2f.typing import InputError, Stage
+from pyg_c2f.typing import Stage
 
 METRICS = ('ndcg@20', 'recall@20')
 STORED = ('codebooks', 'assignments', 'scalars')
@@ -191,12 +191,9 @@ def run_seeds(
 
 def table(result: dict[str, Any]) -> str:
     """The variants as Markdown."""
-    rows, refused, figures = [], [], []
+    rows, figures = [], []
     for name, entry in result['variants'].items():
         settings = ', '.join(f'{k}={v}' for k, v in entry['settings'].items())
-        if 'refused' in entry:
-            refused.append(f'- {name} ({settings}): {entry["refused"]}')
-            continue
         figures += entry['runs'].values()
         s = entry['summary']
         cells = [name, settings, str(s['seeds'])]
@@ -212,8 +209,6 @@ def table(result: dict[str, Any]) -> str:
         'extra is the train graph, where recommending needs more than a history.\n',
         markdown_table(names.split('|'), rows),
     ]
-    if refused:
-        out += ['Refused:\n', *refused, '']
     return '\n'.join(out)
 
 
@@ -244,13 +239,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, settings in (bar := tqdm(chosen)):
         bar.set_description(name)
         entry = result['variants'].get(name, {})
-        try:
-            for _ in run_seeds(data, replace(base, **settings), args.seeds, entry):
-                entry['settings'] = settings
-                result['variants'][name] = entry
-                write()
-        except (InputError, ImportError) as error:
-            result['variants'][name] = {'settings': settings, 'refused': str(error)}
+        for _ in run_seeds(data, replace(base, **settings), args.seeds, entry):
+            entry['settings'] = settings
+            result['variants'][name] = entry
             write()
     write()
     print(table(result))
