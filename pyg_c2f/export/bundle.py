@@ -54,7 +54,7 @@ def write_bundle(
             or the reader refuses the result: the model is larger than the
             format allows, or has numbers that are not finite.
     """
-    model = check_inductive(model, 'a bundle')
+    model = check_needs_no_graph(model, 'a bundle')
     if weight_bits not in range(2, 9):
         raise InputError(f'{weight_bits} bits of a weight; choose 2 to 8')
     with torch.no_grad():
@@ -90,7 +90,7 @@ def write_bundle(
     return counted | {'all': length}
 
 
-def check_inductive(model: Model, form: str) -> LinearC2F:
+def check_needs_no_graph(model: Model, form: str) -> LinearC2F:
     """Refuses a model that cannot recommend from a history alone.
 
     Args:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyg_c2f.checkpoint import Model, whole_file
-from pyg_c2f.export.bundle import check_inductive, fit_table, item_links
+from pyg_c2f.export.bundle import check_needs_no_graph, fit_table, item_links
 from pyg_c2f.nn import LinearC2F
 from pyg_c2f.typing import InputError
 
@@ -63,7 +63,7 @@ def _import_onnx() -> ModuleType:
 
 
 def _checked(model: Model) -> LinearC2F:
-    model = check_inductive(model, 'an ONNX model')
+    model = check_needs_no_graph(model, 'an ONNX model')
     numbers = (model.codebook(), model.coarse.assignment.weight, model.bias)
     if not all(x.isfinite().all() for x in numbers):
         raise InputError(

@@ -419,10 +419,10 @@ class Recommender(Staged):
 
         A person whom the model has never seen enters by a history of items; which
         features that gives says :meth:`history_scorer`. With his own train items for a
-        history, a known user gets his own lists from a :class:`LinearC2F` of inductive
-        users. From the other models he does not, since they have given him anchors of
-        his own: of the best 20 of a :class:`C2F` after ten coarse epochs on the
-        synthetic data set 83 % are the same (a test has this), later on fewer.
+        history, a known user gets his own lists from a :class:`LinearC2F`. From a
+        :class:`C2F` he does not, since it has given him anchors of his own: of its best
+        20 after ten coarse epochs on the synthetic data set 83 % are the same (a test
+        has this), later on fewer.
 
         Args:
             users (int or str or Sequence or Tensor, optional): User ids.
