@@ -21,7 +21,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
 from types import UnionType
-from typing import Any, BinaryIO, NamedTuple, NoReturn, get_args
+from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 # Tables of gigabytes in pages of two megabytes: rows are gathered in no order, and with
 # small pages each one waits for its address too. It is read when torch is imported.
@@ -70,7 +70,7 @@ from pyg_c2f.evaluate import evaluate_split, popularity_score, with_sampled_user
 from pyg_c2f.export import write_bundle, write_onnx
 from pyg_c2f.report import results_table, size_table, write_report
 from pyg_c2f.resume import RESUME_FILES, delete_resume, resume_files
-from pyg_c2f.train import Propagation, check_run, reuse_freed_memory, train
+from pyg_c2f.train import check_run, reuse_freed_memory, train
 from pyg_c2f.typing import ITEM, RATES, SELECTION, USER, InputError, Stage
 
 logger = logging.getLogger('pyg_c2f.run')
@@ -129,15 +129,8 @@ standard output the answer to it:
 cannot be answered gives {"error": "line 3: ..."}, and the exit status is 2."""
 # The formats of an export, and the names of their files.
 EXPORTS = {'bundle': 'model.c2f', 'onnx': 'model.onnx'}
-# What each takes beside a path, and the option that gives it.
-EXPORT_OPTIONS = {
-    'bundle': {
-        'weight_bits': '--weight-bits',
-        'num_neighbors': '--neighbors',
-        'names': '--no-names',
-    },
-    'onnx': {'int8': '--int8'},
-}
+# What a bundle takes beside a path, and the option that gives it.
+BUNDLE_OPTIONS = {'weight_bits': '--weight-bits', 'names': '--no-names'}
 # The files of the page in demo/.
 PAGE = ('index.html', 'style.css', 'app.js', 'bundle.js')
 # Titles of films that nobody made, where a data set has none.
@@ -206,12 +199,6 @@ def make_parser() -> Parser:
     )
     call.add_argument('--seed', type=int, default=2024, metavar='N')
     call.add_argument('--device', choices=['auto', 'cpu', 'cuda'], default='auto')
-    call.add_argument(
-        '--propagation',
-        choices=get_args(Propagation),
-        help='what the processes of torchrun share, with --recipe paper: the result is '
-        'the same (default: columns, the fastest)',
-    )
     call.add_argument(
         '--set',
         nargs='+',
@@ -298,21 +285,11 @@ def make_parser() -> Parser:
         '--weight-bits', type=int, metavar='N', help='bundle: of a link (default: 8)'
     )
     call.add_argument(
-        '--neighbors',
-        dest='num_neighbors',
-        type=float,
-        metavar='N',
-        help='bundle: of an item, in place of the graph of a diffusion channel',
-    )
-    call.add_argument(
         '--no-names',
         dest='names',
         action='store_const',
         const=False,
         help='bundle: without ids and titles',
-    )
-    call.add_argument(
-        '--int8', action='store_const', const=True, help='onnx: a byte for each number'
     )
     call.set_defaults(func=run_export)
 
@@ -440,9 +417,6 @@ def run_train(args: argparse.Namespace) -> int:
     check_out(out, args)
     config = resumed_config(out, args) if args.resume else make_config(args)
     recipe = read_recipe(config)
-    if args.propagation is not None and isinstance(recipe, FastRecipe):
-        raise InputError('--propagation goes with --recipe paper: leave it out')
-    propagation: Propagation = args.propagation or 'columns'
     group = make_group(recipe, is_distributed)
     init = None if config['init'] is None else load_init(config)
     device = pick_device(config['device'])
@@ -458,7 +432,7 @@ def run_train(args: argparse.Namespace) -> int:
         check_data_of(folder, read_config(folder), digest)
     data = sampled(data, config)
     seconds = {'load': time.perf_counter() - start}
-    check_run(data, recipe, init, group, propagation)
+    check_run(data, recipe, init, group)
     group.wait()  # Nobody looks for an earlier run any more.
     if not args.resume and group.rank == 0:
         clear(out)
@@ -487,7 +461,6 @@ def run_train(args: argparse.Namespace) -> int:
                 on_evaluation=history.add,
                 progress=show,
                 group=group,
-                propagation=propagation,
             )
         except (KeyboardInterrupt, InputError):
             with suppress(OSError):  # What has stopped the run is what to say.
@@ -504,7 +477,7 @@ def run_train(args: argparse.Namespace) -> int:
         seconds['evaluate'] += time.perf_counter() - start
         if config['refit']:
             start = time.perf_counter()
-            model = refit(data, recipe, config, phases, init, show, group, propagation)
+            model = refit(data, recipe, config, phases, init, show, group)
             seconds['train'] += time.perf_counter() - start
             if group.rank == 0:
                 pyg_c2f.save(model, out)
@@ -727,7 +700,6 @@ def refit(
     init: Model | None,
     progress: bool,
     group: Group,
-    propagation: Propagation,
 ) -> Model:
     """Trains once more on train and validation items, for the epochs that were best."""
     epochs = {
@@ -743,7 +715,6 @@ def refit(
         progress=progress,
         fixed_epochs=epochs,
         group=group,
-        propagation=propagation,
     ).model
 
 
@@ -1196,19 +1167,18 @@ def run_export(args: argparse.Namespace) -> int:
     if args.format is None:
         args.format = 'onnx' if Path(args.out or '').suffix == '.onnx' else 'bundle'
     options = {}
-    for form, names in EXPORT_OPTIONS.items():
-        for name, option in names.items():
-            if vars(args)[name] is None:
-                continue
-            if form != args.format:
-                raise InputError(f'{option} is no option of --format {args.format}')
-            options[name] = vars(args)[name]
+    for name, option in BUNDLE_OPTIONS.items():
+        if vars(args)[name] is None:
+            continue
+        if args.format != 'bundle':
+            raise InputError(f'{option} is no option of --format {args.format}')
+        options[name] = vars(args)[name]
     model = load_model(args.checkpoint)
     path = Path(args.out or Path(args.checkpoint) / EXPORTS[args.format])
     if path.resolve() == model_file(args.checkpoint).resolve():
         raise InputError(f'--out {path}: is the checkpoint itself; name another file')
     if args.format == 'onnx':
-        size = write_onnx(model, path, **options)
+        size = write_onnx(model, path)
     else:
         parts = write_bundle(model, path, **options)
         size = parts.pop('all')

@@ -30,40 +30,21 @@ from pyg_c2f.datasets import get_dataset
 from pyg_c2f.evaluate import evaluate_split
 from pyg_c2f.fast import train_fast
 from pyg_c2f.train import check_run, reuse_freed_memory
-from pyg_c2f.typing import InputError, Stage
+from pyg_c2f.typing import Stage
 
 METRICS = ('ndcg@20', 'recall@20')
 STORED = ('codebooks', 'assignments', 'scalars')
-# Four levels of 256 codes take, on Gowalla, about the bytes of the default.
-CODES = {'embedding_dim': 256, 'num_coarse': 1024, 'coarse_links': 4, 'fine_links': 0}
-PARTS = {'num_coarse': 512, 'coarse_links': 1}
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ('default', {}),
     ('no fine levels', {'fine_links': 0}),
     ('no fine levels, 11 links', {'fine_links': 0, 'coarse_links': 11}),
-    ('residual codes', {'anchors': 'residual', **CODES}),
-    ('residual codes, larger', {'anchors': 'residual', **CODES}
-     | {'num_coarse': 2048, 'coarse_links': 8}),
-    ('product codes', {'anchors': 'product', **CODES}),
-    ('optimised product codes', {'anchors': 'opq', **CODES}),
-    ('METIS parts', {'anchors': 'metis', **PARTS}),
-    ('random parts', {'anchors': 'random', **PARTS}),
-    ('best of 4 k-means', {'restarts': 4}),
-    ('2 rounds of re-assignment', {'refine': 2}),
     ('power 0.5', {'power': 0.5}),
     ('power 0', {'power': 0.0}),
     ('popularity 0', {'popularity': 0.0}),
     ('item power 0.5', {'item_power': 0.5}),
-    ('dense fine codebook', {'density': 1.0}),
-    ('2 layers', {'num_layers': 2}),
-    ('3 layers', {'num_layers': 3}),
     ('diffusion channel', {'diffusion': 1.0}),
-    ('users assigned', {'users': 'assigned'}),
     ('32-bit storage', {'dtype': 'float32'}),
-    ('trained, whole-data loss', {'loss': 'whole', 'epochs': 10}),
-    ('trained, sampled softmax', {'loss': 'softmax', 'epochs': 10,
-                                  'batch_size': 32768}),
-]  # fmt: skip
+]
 
 
 def data_arguments(doc: str | None) -> argparse.ArgumentParser:
@@ -153,7 +134,7 @@ def measure(data: HeteroData, recipe: FastRecipe, seed: int) -> dict[str, Any]:
         'val': {name: val[name] for name in METRICS},
         'test': {name: test[name] for name in METRICS},
         'bytes': sizes | {'stored': stored_bytes(sizes)},
-        'seconds': round(clock['anchors'] + clock['train'], 3),
+        'seconds': round(clock['anchors'], 3),
         **stamp(),
     }
 
@@ -210,12 +191,9 @@ def run_seeds(
 
 def table(result: dict[str, Any]) -> str:
     """The variants as Markdown."""
-    rows, refused, figures = [], [], []
+    rows, figures = [], []
     for name, entry in result['variants'].items():
         settings = ', '.join(f'{k}={v}' for k, v in entry['settings'].items())
-        if 'refused' in entry:
-            refused.append(f'- {name} ({settings}): {entry["refused"]}')
-            continue
         figures += entry['runs'].values()
         s = entry['summary']
         cells = [name, settings, str(s['seeds'])]
@@ -227,12 +205,10 @@ def table(result: dict[str, Any]) -> str:
     out = ['# What each part of recipe fast brings\n', header_text(result, figures)]
     out += [
         'Mean ± standard deviation over seeds. Test figures choose nothing. Seconds '
-        'are those of anchors and training, without loading and ranking; inference '
+        'are those of the anchors, without loading and ranking; inference '
         'extra is the train graph, where recommending needs more than a history.\n',
         markdown_table(names.split('|'), rows),
     ]
-    if refused:
-        out += ['Refused:\n', *refused, '']
     return '\n'.join(out)
 
 
@@ -263,13 +239,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, settings in (bar := tqdm(chosen)):
         bar.set_description(name)
         entry = result['variants'].get(name, {})
-        try:
-            for _ in run_seeds(data, replace(base, **settings), args.seeds, entry):
-                entry['settings'] = settings
-                result['variants'][name] = entry
-                write()
-        except (InputError, ImportError) as error:
-            result['variants'][name] = {'settings': settings, 'refused': str(error)}
+        for _ in run_seeds(data, replace(base, **settings), args.seeds, entry):
+            entry['settings'] = settings
+            result['variants'][name] = entry
             write()
     write()
     print(table(result))

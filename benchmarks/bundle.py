@@ -2,7 +2,6 @@ r"""What a bundle is worth: quality through its reader, bytes, milliseconds, new
 
     python benchmarks/bundle.py curve --dataset gowalla --data-root ../shared/data
     python benchmarks/bundle.py bits --dataset gowalla --data-root ../shared/data
-    python benchmarks/bundle.py neighbors --dataset gowalla --data-root ../shared/data
     python benchmarks/bundle.py newcomers --dataset gowalla --data-root ../shared/data
     python benchmarks/bundle.py index --dataset gowalla --data-root ../shared/data
     python benchmarks/bundle.py onnx --dataset gowalla --data-root ../shared/data
@@ -11,8 +10,7 @@ r"""What a bundle is worth: quality through its reader, bytes, milliseconds, new
 
 ``curve``: for each size and each shape of a grid, the mean number of links that fills
 the file; the shape with the best validation NDCG@20 is the choice, and is looked at on
-all test users with several seeds. ``bits`` and ``neighbors``: the same model with other
-bits of a weight, and with neighbours in place of the graph of its diffusion channel.
+all test users with several seeds. ``bits``: the same model with other bits of a weight.
 ``newcomers``: users who are held out entirely, beside the same users in training.
 ``index`` and ``onnx``: lists of these beside the model's own. ``cost``: time and memory
 of the readers, with the files that ``curve`` has left.
@@ -80,8 +78,6 @@ SIZES = (0.25, 0.5, 0.75, 1.0, 1.5)
 SHAPES = ((512, 0, 0.25), (512, 2, 0.5), (1024, 0, 0.5))
 PER_LEVEL = 256
 BITS = (3, 4, 5, 6, 8)
-NEIGHBORS = (1.0, 2.0, 4.0, 8.0, 16.0)
-DIFFUSIONS = (0.25, 0.5, 1.0)
 # Users whose validation items choose; all have a say in what is reported.
 NUM_CHOOSERS = 3000
 NUM_NEWCOMERS = 1000
@@ -153,11 +149,9 @@ def build(data: HeteroData, recipe: FastRecipe, seed: int = 0) -> LinearC2F:
     return model
 
 
-def export(
-    model: LinearC2F, path: Path, bits: int = WEIGHT_BITS, neighbors: float = 0.0
-) -> int:
+def export(model: LinearC2F, path: Path, bits: int = WEIGHT_BITS) -> int:
     """The bytes of the file."""
-    return write_bundle(model, path, bits, neighbors, names=False)['all']
+    return write_bundle(model, path, bits, names=False)['all']
 
 
 def fill(data: HeteroData, recipe: FastRecipe, target: float, path: Path) -> Any:
@@ -299,45 +293,6 @@ def bits_rows(result: Any) -> tuple[str, list[list[str]]]:
     ]
     names = 'dtype of the model|bits of a weight|file, bytes|items of lists kept|'
     return names + 'val NDCG@20|val Recall@20', rows
-
-
-def neighbors(
-    data: HeteroData, base: FastRecipe, result: Any, args: Any
-) -> Iterator[None]:
-    """What neighbours add that stand for the train graph, on validation items."""
-    cells = result.setdefault('cells', {})
-    path = args.files / 'neighbors.c2f'
-    with remembered('spectral_features', spectrum_key):
-        for weight in tqdm((0.0, *DIFFUSIONS), 'diffusion'):
-            model = build(data, replace(base, diffusion=weight))
-            name = f'{weight:g}, the whole graph'
-            if weight and name not in cells:
-                val = quality(model.scorer(), data, 'val', NUM_CHOOSERS)
-                cells[name] = {'val': val, **stamp()}
-                yield
-            for num in NEIGHBORS if weight else (0.0,):
-                name = f'{weight:g}, {num:g} neighbours'
-                if name not in cells:
-                    size = export(model, path, neighbors=num)
-                    val = quality(read_score(path, data), data, 'val', NUM_CHOOSERS)
-                    cells[name] = {'file': size, 'val': val, **stamp()}
-                    yield
-
-
-def neighbors_rows(result: Any) -> tuple[str, list[list[str]]]:
-    """A line for each weight of the channel and number of neighbours."""
-    none = result['cells'].get('0, 0 neighbours')
-    rows = []
-    for name, x in result['cells'].items():
-        size = gain = ''
-        if 'file' in x:
-            size, more = f'{x["file"]:,}', (x['file'] - none['file']) / 1e5
-            gained = x['val']['ndcg@20'] - none['val']['ndcg@20']
-            gain = f'{gained / more:+.4f}' if more else ''
-        cells = [f'{x["val"][m]:.4f}' for m in METRICS]
-        rows.append([*name.split(', '), size, *cells, gain])
-    names = 'weight of the channel|in place of the graph|file, bytes|val NDCG@20|'
-    return names + 'val Recall@20|NDCG@20 for 100 kB more', rows
 
 
 def split_newcomers(data: HeteroData, draw: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -577,25 +532,24 @@ def onnx(data: HeteroData, base: FastRecipe, result: Any, args: Any) -> Iterator
     exact, scores = model.recommend(users, LENGTH)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    for int8 in (False, True):
-        path, lists, off, ms = args.files / 'model.onnx', [], [], []
-        size = write_onnx(model, path, int8)
-        session = onnxruntime.InferenceSession(path, options)
-        for history, expected in zip(histories, scores.numpy(), strict=True):
-            asked = {'history': history.numpy(), 'k': np.array([LENGTH])}
-            start = time.perf_counter()
-            items, values = session.run(None, asked)
-            ms.append(1000 * (time.perf_counter() - start))
-            lists.append(items)
-            off.append(np.abs(values - expected).max() / expected[0])
-        cells['int8' if int8 else 'float'] = {
-            'file': size,
-            'kept': share_kept(lists, exact),
-            'off': float(max(off)),
-            'ms': median(ms),
-            **stamp(),
-        }
-        yield
+    path, lists, off, ms = args.files / 'model.onnx', [], [], []
+    size = write_onnx(model, path)
+    session = onnxruntime.InferenceSession(path, options)
+    for history, expected in zip(histories, scores.numpy(), strict=True):
+        asked = {'history': history.numpy(), 'k': np.array([LENGTH])}
+        start = time.perf_counter()
+        items, values = session.run(None, asked)
+        ms.append(1000 * (time.perf_counter() - start))
+        lists.append(items)
+        off.append(np.abs(values - expected).max() / expected[0])
+    cells['float'] = {
+        'file': size,
+        'kept': share_kept(lists, exact),
+        'off': float(max(off)),
+        'ms': median(ms),
+        **stamp(),
+    }
+    yield
 
 
 def onnx_rows(result: Any) -> tuple[str, list[list[str]]]:
@@ -699,11 +653,6 @@ PARTS: dict[str, tuple[Any, Any, str]] = {
         f'The default recipe at seed 0: of the lists of {NUM_LISTS} users, how many of '
         f'the items of the model are in those of the bundle; validation items of '
         f'{NUM_CHOOSERS:,} users. Weights of dtype packed have 64 values.',
-    ),
-    'neighbors': (
-        neighbors,
-        neighbors_rows,
-        f'Validation items of {NUM_CHOOSERS:,} users, seed 0.',
     ),
     'newcomers': (
         newcomers,

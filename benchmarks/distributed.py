@@ -43,7 +43,7 @@ from pyg_c2f.config import RECIPES, FastRecipe, Recipe, get_recipe
 from pyg_c2f.datasets import get_dataset
 from pyg_c2f.distributed import Group, Rows, join, leave, one_block_each
 from pyg_c2f.evaluate import evaluate_split
-from pyg_c2f.fast import FastTrainer, build_fast, own_scorer, share_pairs
+from pyg_c2f.fast import build_fast, own_scorer, share_pairs
 from pyg_c2f.nn import C2F, BPRLoss
 from pyg_c2f.resume import read_resume
 from pyg_c2f.spectral import (
@@ -56,11 +56,9 @@ from pyg_c2f.spectral import (
     shared_interactions,
 )
 from pyg_c2f.train import (
-    Propagation,
     SharedLoss,
     Triples,
     build_model,
-    learned_parameters,
     make_optimizer,
     reuse_freed_memory,
     start_coarse,
@@ -71,10 +69,9 @@ from pyg_c2f.typing import ITEM, KS, USER
 SCRIPT = Path(__file__).resolve()
 ROOT = SCRIPT.parent.parent
 PARTS = ('same', 'bytes', 'scaling', 'lost')
-PROPAGATIONS: tuple[Propagation, ...] = ('columns', 'replicated', 'partitioned')
-# Of a run that is compared: a loss curve of every epoch.
-CURVES = {
-    'fast': ['loss=whole', 'epochs=10', 'eval_every=1', 'patience=10'],
+# Of a run that is compared: a loss of every epoch, where something is trained.
+SETTINGS: dict[str, list[str]] = {
+    'fast': [],
     'paper': ['max_epochs=8', 'eval_every=1', 'patience=2'],
 }
 # Nodes and processes of each.
@@ -223,11 +220,12 @@ def start_layout(
 
 def train_call(args: argparse.Namespace, dataset: str, out: Path) -> list[str]:
     """The training that is compared."""
+    settings = [*SETTINGS[args.recipe], *args.set]
     return [
         *('run.py', 'train', '--dataset', dataset, '--protocol', args.protocol),
         *([] if args.data_root is None else ['--data-root', args.data_root]),
         *('--recipe', args.recipe, '--quiet', '--out', str(out)),
-        *('--set', *CURVES[args.recipe], *args.set),
+        *(['--set', *settings] if settings else []),
     ]
 
 
@@ -334,7 +332,7 @@ def same_table(entry: dict[str, Any]) -> str:
         rows.append([layout, model, figures, losses, f'{x["seconds"]:.0f}'])
     return (
         f'Aimed at: {MOST_APART:.0e} and {MOST_LOSS_APART:.0e}; models have the same '
-        'bytes where nothing is trained (loss=none). Seconds are those of the whole '
+        'bytes with recipe fast. Seconds are those of the whole '
         'call, on as many cores as there are.\n\n'
     ) + markdown_table(heads.split('|'), rows)
 
@@ -421,7 +419,7 @@ def anchors_bytes(
     """All anchors of recipe fast, but for centroids that were empty on the way.
 
     Args:
-        recipe (FastRecipe): The settings; anchors are spectral, users inductive.
+        recipe (FastRecipe): The settings.
         num_items (int): The number of items.
         rank (int): The width of the model.
         width (int): The columns that the singular vectors are found among.
@@ -434,45 +432,15 @@ def anchors_bytes(
     out += coarse
     if recipe.fine_links:
         level = min(recipe.num_fine // recipe.fine_links, num_items), rank
-        runs = [codes.KMEANS_ITERATIONS] * recipe.fine_links * recipe.restarts
-        looks = [4] if recipe.density < 1 else []
-        out += sum(kmeans_bytes(num_items, *level, n, size) for n in looks + runs)
+        runs = [4] + [codes.KMEANS_ITERATIONS] * recipe.fine_links
+        out += sum(kmeans_bytes(num_items, *level, n, size) for n in runs)
         out += moved((4 + 4) * num_items * recipe.fine_links, size)
     return out
 
 
-def whole_step_bytes(num_items: int, rank: int, num_learned: int, size: int) -> int:
-    """A step of the whole-data loss: sums over users and over items, gradients.
-
-    Of users and of items the sum of h h' and of h, in double precision, and four
-    numbers; then the gradients of what is learned, the items' scalars among it.
-    """
-    sums = 2 * 8 * (rank**2 + rank) + 4 * 8
-    return summed(sums + 4 * (num_learned + num_items), size)
-
-
-def paper_step_bytes(
-    num_nodes: int,
-    width: int,
-    num_layers: int,
-    num_learned: int,
-    batch_size: int,
-    propagation: Propagation,
-    size: int,
-) -> int:
-    """A step of recipe paper: scores, or gradients and the loss, and rows of layers.
-
-    By columns, the parts of both scores of each triple and of the penalty are summed
-    up. Partitioned, the rows of each layer there and of all but one back are gathered,
-    and the gradients of the result are summed up.
-    """
-    if propagation == 'columns':
-        return summed(4 * (2 * batch_size + 1), size)
-    out = summed(4 * num_learned + 4, size)
-    if propagation == 'partitioned':
-        table = 4 * num_nodes * width
-        out += moved((2 * num_layers - 1) * table, size) + summed(table, size)
-    return out
+def paper_step_bytes(batch_size: int, size: int) -> int:
+    """A step of recipe paper: parts of both scores of each triple and the penalty."""
+    return summed(4 * (2 * batch_size + 1), size)
 
 
 def evaluation_bytes(size: int) -> int:
@@ -545,7 +513,6 @@ def fast_cases(job: dict[str, Any], data: HeteroData) -> tuple[Group, list[Case]
     x = torch.randn(items.stop - items.start, width)
     model = build_fast(data, recipe, torch.Generator().manual_seed(0), group)
     model.set_stage('fine' if recipe.fine_links else 'coarse')
-    trainer = FastTrainer(model, recipe, torch.Generator(), users, own)
     refills: list[int] = []
 
     def build() -> None:
@@ -568,10 +535,6 @@ def fast_cases(job: dict[str, Any], data: HeteroData) -> tuple[Group, list[Case]
         empty = sum(refill_bytes(num_items, k, rank, size) for k in refills)
         return anchors_bytes(recipe, num_items, rank, width, links, size) + empty
 
-    learned = [model.coarse.codebook]
-    if model.stage == 'fine':
-        learned.append(model.fine.codebook)
-    num_learned = sum(table.numel() for table in learned)
     return group, [
         Case(
             f"product with R'R, {width} columns",
@@ -584,11 +547,6 @@ def fast_cases(job: dict[str, Any], data: HeteroData) -> tuple[Group, list[Case]
             lambda: orthonormal_bytes(width, size),
         ),
         Case('all anchors', build, of_build, repeats=1),
-        Case(
-            'training step, whole-data loss',
-            trainer.epoch,
-            lambda: whole_step_bytes(num_items, rank, num_learned, size),
-        ),
         evaluation_case(
             lambda: evaluate_split(
                 own_scorer(model, data, users), data, 'val', users=users
@@ -608,30 +566,22 @@ def paper_cases(job: dict[str, Any], data: HeteroData) -> tuple[Group, list[Case
     group = one_block_each(is_distributed=True)
     recipe = recipe_of(job)
     assert isinstance(recipe, Recipe)
-    cases, model = [], start_model(data, recipe)
-    num_nodes = model.num_users + model.num_items + model.num_coarse
-    num_learned = sum(table.numel() for table in learned_parameters(model))
-    for propagation in PROPAGATIONS:
-
-        def formula(propagation: Propagation = propagation) -> int:
-            sizes = num_nodes, recipe.embedding_dim, recipe.num_layers, num_learned
-            batch_size = recipe.batch_size_coarse
-            return paper_step_bytes(*sizes, batch_size, propagation, group.size)
-
-        step = paper_step(data, recipe, group, propagation)
-        for _ in range(3):
-            step()  # DDP finds its order in the first ones.
-        cases.append(Case(f'training step, {propagation}', step, formula))
+    model, batch_size = start_model(data, recipe), recipe.batch_size_coarse
+    step = Case(
+        'training step',
+        paper_step(data, recipe, group),
+        lambda: paper_step_bytes(batch_size, group.size),
+    )
     users = group.rows(data[USER].num_nodes)
     evaluation = evaluation_case(
         lambda: evaluate_split(model.scorer(), data, 'val', users=users), group.size
     )
-    return group, [*cases, evaluation]
+    return group, [step, evaluation]
 
 
 def recipe_of(job: dict[str, Any]) -> Recipe | FastRecipe:
     """The recipe of a job; anchors of recipe paper start at random, for speed."""
-    changes = {'fast': ['loss=whole'], 'paper': ['anchors=random']}[job['recipe']]
+    changes = {'fast': [], 'paper': ['anchors=random']}[job['recipe']]
     settings = dict(pair.partition('=')[::2] for pair in [*changes, *job['set']])
     return get_recipe(job['recipe'], job['dataset'], settings)
 
@@ -643,14 +593,12 @@ def start_model(data: HeteroData, recipe: Recipe) -> C2F:
     return model
 
 
-def paper_step(
-    data: HeteroData, recipe: Recipe, group: Group, propagation: Propagation
-) -> Callable[[], object]:
+def paper_step(data: HeteroData, recipe: Recipe, group: Group) -> Callable[[], object]:
     """A training step of a batch that is drawn once."""
     model = start_model(data, recipe)
     loss = BPRLoss(recipe.lambda_reg)
     is_shared = group.size > 1
-    criterion = SharedLoss(model, loss, group, propagation) if is_shared else loss
+    criterion = SharedLoss(model, loss, group) if is_shared else loss
     optimizer = make_optimizer(model, recipe)
     generator = torch.Generator().manual_seed(1)
     user, positive, negative = (
@@ -725,11 +673,10 @@ def take_times(job: dict[str, Any], data: HeteroData) -> dict[str, float]:
 
     if isinstance(recipe, Recipe):
         group = one_block_each(is_distributed)
-        for propagation in PROPAGATIONS:
-            step = paper_step(data, recipe, group, propagation)
-            for _ in range(3):
-                step()
-            timed(f'step, {propagation}', step, STEPS)
+        step = paper_step(data, recipe, group)
+        for _ in range(3):
+            step()
+        timed('step', step, STEPS)
         model, users = start_model(data, recipe), group.rows(data[USER].num_nodes)
         timed(
             'evaluation',
@@ -742,14 +689,11 @@ def take_times(job: dict[str, Any], data: HeteroData) -> dict[str, float]:
         generator = torch.Generator().manual_seed(0)
         model = timed('anchors', lambda: build_fast(data, recipe, generator, group))
         model.set_stage('fine' if recipe.fine_links else 'coarse')
-        _, users, own = share_pairs(data, group)
-        trainer = FastTrainer(model, recipe, generator, users, own)
-        timed('training step', trainer.epoch, STEPS)
         users = group.rows(model.num_users)
         score = own_scorer(model, data, users) if is_distributed else model.scorer()
         timed('evaluation', lambda: evaluate_split(score, data, 'val', users=users))
 
-    timed(f'all together, {STEPS} steps', run)
+    timed('all together', run)
     return times
 
 

@@ -3,8 +3,8 @@ r"""Data that do not fit a text file: seconds and memory, from Parquet to figure
     python benchmarks/out_of_core.py --interactions 1e6 1e7 1e8 --data-root /tmp/large
 
 Each size is written by the generator (a twentieth as many users, a hundredth as many
-items), built once by `run.py data --build`, and trained by `run.py train`: anchors, one
-round of training with the whole-data loss, and the lists of some users drawn at random.
+items), built once by `run.py data --build`, and trained by `run.py train`: anchors,
+and the lists of some users drawn at random.
 Every call is a process of its own, whose peak memory is taken; mapped pages of the data
 count in it as long as the system leaves them there. A size that is in the JSON is not
 run again. The data stay in `--data-root`.
@@ -37,12 +37,10 @@ SETTINGS = {
     'coarse_links': 6,
     'fine_links': 1,
     'num_fine': 256,
-    'loss': 'whole',
-    'epochs': 1,
 }
 # What is timed: the build, without the start of a process, and parts of a run;
 # `evaluate` ranks a fixed number of users, for as many items as there are.
-PARTS = ('build', 'load', 'anchors', 'train', 'evaluate', 'sum')
+PARTS = ('build', 'load', 'anchors', 'evaluate', 'sum')
 
 
 def timed(call: Sequence[str], limit: int | None = None) -> dict[str, float]:
@@ -86,7 +84,6 @@ def run(
     call = ['run.py', 'train', *data, *options, '--set', *settings]
     train = timed(call, limit)
     metrics = json.loads((target / 'metrics.json').read_text())
-    history = (target / 'history.jsonl').read_text().splitlines()
     shutil.rmtree(target)
     bytes_read = sum(path.stat().st_size for path in table.glob('*.parquet'))
     keys = ('num_users', 'num_items', 'num_train')
@@ -101,7 +98,6 @@ def run(
         'seconds': metrics['seconds'],
         'test': metrics['test'],
         'popularity': metrics['popularity']['test'],
-        'loss': json.loads(history[-1])['loss'],
     } | stamp()
 
 

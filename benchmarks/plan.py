@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from ablation import data_arguments, header, header_text, markdown_table, stamp
-from distributed import anchors_bytes, whole_step_bytes
+from distributed import anchors_bytes
 from scale import number
 from torch_geometric.data import HeteroData
 
@@ -26,7 +26,7 @@ from pyg_c2f.config import FastRecipe
 from pyg_c2f.datasets import get_dataset
 from pyg_c2f.distributed import Group
 from pyg_c2f.evaluate import BLOCK_BYTES, evaluate_split, with_sampled_users
-from pyg_c2f.fast import FastTrainer, build_fast, share_pairs
+from pyg_c2f.fast import build_fast, share_pairs
 from pyg_c2f.spectral import (
     FILTER_DEGREE,
     FILTER_ROUNDS,
@@ -59,7 +59,6 @@ class Constants(NamedTuple):
 
     gather: float  # of a pair and column in a product with R or R'
     flop: float  # of a dense product
-    step: float  # of a pair and column in a training step
     rank: float  # of a user and item in an evaluation
 
 
@@ -92,25 +91,19 @@ def memory(size: Size, recipe: FastRecipe) -> dict[str, float]:
     both, making = 16 * pairs, 40 * pairs
     # Basis, product, three of a polynomial, one on the way; the parts that are whole.
     tables = 6 * 4 * rows * k + columns * (size.items * (4 + 4 + 8) + 4 * users)
-    # Features, scaled ones, three gradients, one on the way.
-    learning = 28 * pairs + 6 * 4 * size.items * size.width
     ranking = 4 * size.items * size.width + 2 * BLOCK_BYTES
     return {
         'pairs (mapped)': 24 * pairs,
         'anchors': max(both + tables, making + both),
-        'training': links + learning,
         'evaluation': links + ranking,
     }
 
 
-def sent(size: Size, recipe: FastRecipe) -> dict[str, float]:
-    """Bytes that a worker sends, on average: anchors, and a step of training."""
-    items, rank = int(size.items), size.width
-    width = rank + OVERSAMPLING
-    anchors = anchors_bytes(recipe, items, rank, width, LINKS, size.workers)
-    learned = rank * (rank + recipe.num_fine)
-    step = whole_step_bytes(items, rank, learned, size.workers)
-    return {'anchors': anchors / size.workers, 'step': step / size.workers}
+def sent(size: Size, recipe: FastRecipe) -> float:
+    """Bytes that a worker sends for the anchors, on average."""
+    items, width = int(size.items), size.width + OVERSAMPLING
+    anchors = anchors_bytes(recipe, items, size.width, width, LINKS, size.workers)
+    return anchors / size.workers
 
 
 def seconds(
@@ -120,10 +113,8 @@ def seconds(
     pairs, k = size.pairs / size.workers, size.width + OVERSAMPLING
     anchors = num_products() * pairs * k * constants.gather
     anchors += dense_flops(size, recipe) * constants.flop
-    dense = 6 * 2 * (size.users + size.items) / size.workers * size.width**2
     return {
         'anchors': anchors,
-        'step': pairs * size.width * constants.step + dense * constants.flop,
         'evaluation': eval_users * size.items * constants.rank / size.workers,
     }
 
@@ -151,7 +142,6 @@ def measure(data: HeteroData, recipe: FastRecipe, rounds: int) -> Constants:
     x = torch.randn(num_items // group.num_blocks, 512)
     flop = timed(lambda: x.T @ x, 5) / (2 * len(x) * 512**2)
 
-    size = Size(users.num_rows, num_items, pairs, rank, 1)
     vectors = timed(lambda: right_vectors(shared, rank, torch.Generator()), rounds)
     k = rank + OVERSAMPLING
     dense = (4 + 3) * (1 + FILTER_ROUNDS) * 2 * num_items * k**2
@@ -159,32 +149,26 @@ def measure(data: HeteroData, recipe: FastRecipe, rounds: int) -> Constants:
 
     model = build_fast(data, recipe, torch.Generator().manual_seed(0))
     model.set_stage('fine')
-    trainer = FastTrainer(model, recipe, torch.Generator(), users, own)
-    step = timed(trainer.epoch, rounds)
-    dense = 6 * 2 * (size.users + size.items) * rank**2
-    step = (step - dense * flop) / (pairs * rank)
 
     some = with_sampled_users(data, 1024, 0)
     ranking = timed(lambda: evaluate_split(model.scorer(), some, 'val'), rounds)
-    return Constants(gather, flop, step, ranking / (1024 * num_items))
+    return Constants(gather, flop, ranking / (1024 * num_items))
 
 
 def table(result: dict[str, Any]) -> str:
     """The constants and the arithmetic as Markdown."""
     constants = Constants(**result['constants'])
-    recipe = FastRecipe(loss='whole')
-    names = 'width|workers|mapped|anchors|training|evaluation|sent: anchors|a step'
-    names += '|s: anchors|on the wire|a step|on the wire|evaluation'
+    recipe = FastRecipe()
+    names = 'width|workers|mapped|anchors|evaluation|sent'
+    names += '|s: anchors|on the wire|evaluation'
     rows = []
     for width in result['widths']:
         for workers in result['workers']:
             size = Size(*result['size'], width, workers)
             wire = sent(size, recipe)
             spent = seconds(size, recipe, constants, result['eval_users'])
-            cells = [x / GB for x in (*memory(size, recipe).values(), *wire.values())]
-            rate = result['gbit'] * GB / 8
-            for part in ('anchors', 'step'):
-                cells += [spent[part], wire[part] / rate]
+            cells = [x / GB for x in (*memory(size, recipe).values(), wire)]
+            cells += [spent['anchors'], wire / (result['gbit'] * GB / 8)]
             cells.append(spent['evaluation'])
             rows.append([str(width), str(workers), *(f'{x:.3g}' for x in cells)])
     users, items, pairs = result['size']
@@ -195,7 +179,6 @@ def table(result: dict[str, Any]) -> str:
             'Measured on one core: '
             f'{constants.gather * 1e9:.3f} ns a pair and column in a product with the '
             f'interactions, {1e-9 / constants.flop:.0f} GFlop/s in dense products, '
-            f'{constants.step * 1e9:.3f} ns a pair and column in a step, '
             f'{constants.rank * 1e9:.1f} ns a user and item in an evaluation.\n',
             f'{users:.0e} users, {items:.0e} items, {pairs:.0e} pairs; a worker has '
             f'one such core and {result["gbit"]:g} Gbit/s; memory and bytes sent in GB '
@@ -221,9 +204,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     reuse_freed_memory()
     data = get_dataset(args.dataset, args.data_root, args.protocol)
-    recipe = FastRecipe(
-        embedding_dim=64, coarse_links=6, fine_links=1, num_fine=256, loss='whole'
-    )
+    recipe = FastRecipe(embedding_dim=64, coarse_links=6, fine_links=1, num_fine=256)
     result = header('plan', args, argv) | stamp()
     keys = ('size', 'workers', 'widths', 'gbit', 'eval_users')
     result |= {key: getattr(args, key) for key in keys}

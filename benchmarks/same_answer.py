@@ -30,8 +30,14 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / 'benchmarks' / 'results'
 CALLS = {
     'fast': ['--recipe', 'fast'],
-    'fast, trained on': ['--recipe', 'fast', '--set', 'loss=whole'],
-    'paper': ['--recipe', 'paper', '--set', 'max_epochs=4', 'patience=1'],
+    'paper': [
+        '--recipe',
+        'paper',
+        '--set',
+        'max_epochs=4',
+        'patience=1',
+        'eval_every=2',
+    ],
 }
 
 
@@ -52,8 +58,8 @@ def answer(call: list[str], device: str) -> dict[str, Any]:
 
     with TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         out = Path(folder)
-        options = [*call, '--set', 'eval_every=2', '--device', device, '--quiet']
-        if run.main(['train', *options, '--out', folder]):
+        options = ['--device', device, '--quiet', '--out', folder]
+        if run.main(['train', *call, *options]):
             raise SystemExit('the run failed')
         metrics = json.loads((out / 'metrics.json').read_text())
         figures = {

@@ -89,8 +89,7 @@ def remembered(name: str, key: Callable[..., Any], num_kept: int = 1) -> Iterato
 def spectrum_key(*args: Any) -> tuple[Any, ...]:
     """What the features of the spectrum depend on."""
     interactions, _, recipe, _ = args
-    names = ('embedding_dim', 'power', 'popularity', 'anchors', 'users')
-    names += ('user_norm', 'item_norm')
+    names = ('embedding_dim', 'power', 'popularity', 'user_norm', 'item_norm')
     return interactions.by_user.col.numel(), *(getattr(recipe, name) for name in names)
 
 
@@ -102,21 +101,20 @@ def svd_key(*args: Any) -> tuple[Any, ...]:
 def link_bytes(recipe: FastRecipe, num_rows: int) -> float:
     """Bytes of one more coarse link of every row."""
     bits = num_bits(recipe.embedding_dim) + WEIGHT_BITS
-    return num_rows * {'packed': bits / 8, 'float16': 4, 'float32': 6}[recipe.dtype]
+    return num_rows * {'packed': bits / 8, 'float32': 6}[recipe.dtype]
 
 
 def estimated_bytes(data: HeteroData, recipe: FastRecipe) -> float:
-    """About the stored size of a model with spectral anchors, before it is built."""
+    """About the stored size of a model, before it is built."""
     num_items = data[ITEM].num_nodes
     most = int(degree(data[RATES].edge_index[1], num_items).max())
     scalars = num_items * (1 if most < 256 else 2 if most < 1 << 15 else 4)
-    rows = num_items + (data[USER].num_nodes if recipe.users == 'assigned' else 0)
-    size = scalars + rows + recipe.coarse_links * link_bytes(recipe, rows)
+    size = scalars + num_items + recipe.coarse_links * link_bytes(recipe, num_items)
     if recipe.fine_links:
         per_level = recipe.num_fine // recipe.fine_links
-        size += rows * recipe.fine_links * num_bits(per_level) / 8
+        size += num_items * recipe.fine_links * num_bits(per_level) / 8
         entry = (1 if recipe.embedding_dim <= 256 else 2) + 2
-        size += recipe.density * recipe.num_fine * recipe.embedding_dim * entry
+        size += fast.DENSITY * recipe.num_fine * recipe.embedding_dim * entry
         size += 4 * (recipe.num_fine + 1)
     return size
 
@@ -131,8 +129,6 @@ def build(data: HeteroData, recipe: FastRecipe) -> tuple[LinearC2F, int]:
 def fill(data: HeteroData, recipe: FastRecipe, target: float) -> dict[str, Any]:
     """A cell of the grid: the links that fill the size, and validation figures."""
     rows = data[ITEM].num_nodes
-    if recipe.users == 'assigned':
-        rows += data[USER].num_nodes
     most = max(recipe.embedding_dim / COLUMNS_PER_LINK, 1.0)
     each, wanted = link_bytes(recipe, rows), target * (FULLEST + EMPTIEST) / 2
     empty = replace(recipe, coarse_links=1.0)
@@ -273,8 +269,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     data, base = load_data(args), base_recipe(args)
-    if base.anchors != 'spectral':
-        parser.error('sizes are filled by the links of spectral anchors only')
     if args.quick:
         args.seeds, args.widths = 1, [base.embedding_dim]
         args.levels = [base.fine_links]

@@ -14,8 +14,6 @@ import platform
 import resource
 import time
 from collections.abc import Callable
-from copy import deepcopy
-from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 from statistics import median
@@ -29,7 +27,7 @@ from pyg_c2f.codes import residual_codes, threshold_assignment
 from pyg_c2f.config import FastRecipe, Recipe, get_recipe
 from pyg_c2f.datasets import get_dataset
 from pyg_c2f.evaluate import evaluate_split
-from pyg_c2f.fast import FastTrainer, build_fast
+from pyg_c2f.fast import build_fast
 from pyg_c2f.graph import csr_matmul
 from pyg_c2f.nn import C2F, BPRLoss
 from pyg_c2f.nn.fused import weighted_sum
@@ -177,9 +175,6 @@ def fast_pieces(data: HeteroData) -> dict[str, Callable[[], object]]:
     rotated = x @ varimax(x, importance.sqrt())
     rest = rotated - weighted_sum(model.coarse.assignment, model.coarse.codebook)
     levels = recipe.fine_links, recipe.num_fine // recipe.fine_links
-    trainer = FastTrainer(
-        deepcopy(model), replace(recipe, loss='whole'), torch.Generator()
-    )
     h_user, h_item = (x.detach() for x in model.propagate())
     h_item = h_item * model.item_scale().unsqueeze(1)
     return {
@@ -191,7 +186,6 @@ def fast_pieces(data: HeteroData) -> dict[str, Callable[[], object]]:
         f'fast: {levels[0]} levels of {levels[1]} fine anchors': lambda: residual_codes(
             rest, *levels, importance
         ),
-        'fast: one step of the whole-data loss': trainer.epoch,
         'fast: ranking all users, through the anchors': lambda: evaluate_split(
             model.scorer(), data, 'test'
         ),

@@ -58,7 +58,6 @@ RANGES: dict[str, tuple[float, float, bool]] = {  # the last: on a logarithmic s
     'power': (0.0, 0.6, False),
     'popularity': (0.2, 1.2, False),
     'item_power': (0.1, 0.8, False),
-    'density': (0.05, 0.5, True),
     'diffusion': (0.0, 2.0, False),
 }
 MOST_LEVELS = 4

@@ -123,7 +123,7 @@ function decode(buffer) {
   check(u32() === last + 4, 'tells another length');
   need(view.getInt32(last, true) === crc32(bytes), 'wrong checksum');
   const [N, D, C, F, L] = [12, 16, 20, 24, 28].map(u32);
-  const [a, beta] = [f32(), f32()];
+  const a = f32();
   check(N && N <= 2 ** 26 && D && C && C <= 65536 && Math.max(D, F) <= 4096);
   check(F ? L <= 64 && F % L === 0 : !L);
   const [weight, scale] = section('ITEM', true, table, N, 2);
@@ -134,7 +134,6 @@ function decode(buffer) {
   const codes = F ? section('CODE', true, packed, N * L, F / L) : [];
   const levels = ones(N, L, F, codes.map((code, e) => code + (e % L) * (F / L)));
   const bias = section('BIAS', false, table, N)?.[0];
-  const near = section('NEAR', false, matrix, N, N);
   const itemIds = section('NAME', false, texts, N);
   const itemTitles = section('TITL', false, texts, N);
   need(at === last, 'an unknown section');
@@ -142,7 +141,7 @@ function decode(buffer) {
   need(!itemIds || numberOf.size === N, 'an id repeats');
   return {
     numItems: N, itemIds, itemTitles, numberOf,
-    a, beta, weight, scale, links, coarse, levels, fine, bias, near,
+    a, weight, scale, links, coarse, levels, fine, bias,
   };
 }
 
@@ -203,13 +202,12 @@ export class Bundle {
 
   /** Items are numbers, or original ids as strings; they come back as given. */
   recommend(history, k = 20, {excludeSeen = true, candidates = null} = {}) {
-    const {a, beta, weight, scale, bias, near} = this;
+    const {a, weight, scale, bias} = this;
     const rows = this.#find(history);
     const weights = rows.map((i) => weight[i]);
-    const extra = near && left(weights, near, rows);
     const n = power(rows.length, a);
     const keys = products(this, features(this, rows, weights)).map((dot, j) => {
-      const key = scale[j] * (near ? dot / 4 + beta * extra[j] : dot / 4);
+      const key = scale[j] * (dot / 4);
       return bias ? key + bias[j] * n : key;
     });
     const unit = power(rows.length, -a);

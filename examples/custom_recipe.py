@@ -2,8 +2,8 @@
 
 A recipe is a frozen dataclass of settings; ``dataclasses.replace`` makes another one of
 it, and ``fit`` takes it in place of a name. Here are the settings of the synthetic data
-set, a quarter of its width without fine anchors, and product codes in the place of
-spectral anchors; each with the bytes of its codebooks, links and scalars.
+set, a quarter of its width without fine anchors, and three links alone; each
+with the bytes of its codebooks, links and scalars.
 """
 
 import argparse
@@ -25,9 +25,7 @@ base = get_recipe('fast', 'synthetic')
 recipes = {
     'synthetic': base,
     'narrow': replace(base, embedding_dim=16, coarse_links=2.0, fine_links=0),
-    'product codes': replace(
-        base, anchors='product', num_coarse=64, coarse_links=4.0, fine_links=0
-    ),
+    'links only': replace(base, coarse_links=3.0, fine_links=0),
 }
 
 results = {}

@@ -17,10 +17,10 @@ import numpy as np
 
 MAGIC = b'C2FB'
 VERSION = 1
-HEADER = struct.Struct('<4s7I2f')
+HEADER = struct.Struct('<4s7If')
 # The tags in their order; those without which there is no list, and all.
 NEEDED = (b'ITEM', b'LINK')
-TAGS = (*NEEDED, b'COAR', b'FINE', b'CODE', b'BIAS', b'NEAR', b'NAME', b'TITL')
+TAGS = (*NEEDED, b'COAR', b'FINE', b'CODE', b'BIAS', b'NAME', b'TITL')
 # How large the sizes in the header may be, in their order.
 MOST = {
     'items': 1 << 26,
@@ -73,11 +73,11 @@ class Bundle:
     def __init__(self, data: bytes) -> None:
         header, sections = _sections(data)
         self.num_items, width, coarse, fine, levels = header.sizes
-        self._user_norm, self._beta = header.user_norm, header.beta
+        self._user_norm = header.user_norm
         table, self._item_code = sections[b'ITEM'].table(2, self.num_items)
         self._weight, self._scale = table
         self._links = sections[b'LINK'].matrix(self.num_items, coarse)
-        self._coarse = self._fine = self._near = self._bias = None
+        self._coarse = self._fine = self._bias = None
         if b'COAR' in sections:
             self._coarse = sections[b'COAR'].matrix(coarse, width)
         self._codes = np.zeros((self.num_items, 0), np.uint16)
@@ -91,8 +91,6 @@ class Bundle:
         if b'BIAS' in sections:
             (bias,), code = sections[b'BIAS'].table(1, self.num_items)
             self._bias = bias[code]
-        if b'NEAR' in sections:
-            self._near = sections[b'NEAR'].matrix(self.num_items, self.num_items)
         self.item_ids, self.item_titles = None, None
         if b'NAME' in sections:
             self.item_ids = sections[b'NAME'].texts(self.num_items)
@@ -228,8 +226,6 @@ class Bundle:
             sent = np.bincount(codes, per_item, self._fine.num_rows)
             x = x + self._fine.left_times(sent)
         key = self._products(x) * 0.25
-        if self._near is not None:
-            key += self._beta * self._near.rows(items).left_times(weight)
         key *= self._scale[self._item_code]
         if self._bias is not None:
             key += self._bias * _power(len(items), self._user_norm)
@@ -361,7 +357,6 @@ def _power(base: int, exponent: float) -> float:
 class _Header(NamedTuple):
     sizes: tuple[int, ...]  # items, width, coarse, fine, levels
     user_norm: float
-    beta: float
 
 
 class _Section:
@@ -483,7 +478,7 @@ def _sections(data: bytes) -> tuple[_Header, dict[bytes, _Section]]:
         )
     if len(data) < HEADER.size + 4:
         raise BundleError('bundle: cut short; download or export it again')
-    _, _, length, *sizes, user_norm, beta = HEADER.unpack_from(data)
+    _, _, length, *sizes, user_norm = HEADER.unpack_from(data)
     if length != len(data):
         raise BundleError(
             f'bundle: {len(data)} bytes, and it says {length}; download or export it '
@@ -491,7 +486,7 @@ def _sections(data: bytes) -> tuple[_Header, dict[bytes, _Section]]:
         )
     if zlib.crc32(memoryview(data)[:-4]) != int.from_bytes(data[-4:], 'little'):
         raise BundleError('bundle: damaged (checksum); download or export it again')
-    header = _Header(tuple(sizes), user_norm, beta)
+    header = _Header(tuple(sizes), user_norm)
     _check_header(header)
     found = list(_split(memoryview(data)[HEADER.size : -4]))
     tags = [tag for tag, _ in found]
@@ -527,7 +522,7 @@ def _check_header(header: _Header) -> None:
             f'bundle: {fine} fine anchors on {levels} levels; download or export it '
             'again'
         )
-    if not np.isfinite([header.user_norm, header.beta]).all():
+    if not np.isfinite(header.user_norm):
         raise BundleError(
             'bundle: a value of the header is no finite number; download or export it '
             'again'

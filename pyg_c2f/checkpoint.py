@@ -25,7 +25,7 @@ from pyg_c2f.codes import (
     weights_of,
 )
 from pyg_c2f.nn import C2F, LinearC2F
-from pyg_c2f.typing import Assignment, InputError, Stage, Stored, Users
+from pyg_c2f.typing import Assignment, InputError, Stage, Stored
 
 Model = C2F | LinearC2F
 
@@ -56,17 +56,15 @@ LINEAR_SIZES = (
     'embedding_dim',
     'coarse_links',
     'fine_links',
-    'num_layers',
     'threshold',
     'item_power',
     'diffusion',
     'user_norm',
     'item_norm',
-    'users',
     'dtype',
 )
 # Which of these are texts, and which real numbers; the others are whole ones.
-NAMES = {'users': get_args(Users), 'dtype': get_args(Stored)}
+NAMES = {'dtype': get_args(Stored)}
 REAL = ('gate', 'threshold', 'item_power', 'diffusion', 'user_norm', 'item_norm')
 # What of the stored tensors belongs to which entry of SPEC section 6.
 KINDS = {
@@ -306,10 +304,9 @@ def _linear_tensors(model: LinearC2F) -> dict[str, Tensor]:
 
     Links of weight zero are left out, and the number of links of a row kept instead.
     ``'packed'`` keeps indices in as few bits as number the anchors, and the weights of
-    coarse links as 6-bit codes (:func:`~pyg_c2f.codes.round_weights`). Codes, one
-    anchor of each level with weight one, are stored by their number in the level. Axes
-    as coarse anchors are no codebook. The scale of an item's scores comes from its
-    degree.
+    coarse links as 6-bit codes (:func:`~pyg_c2f.codes.round_weights`). Fine anchors,
+    one of each level with weight one, are stored by their number in the level. Axes as
+    coarse anchors are no codebook. The scale of an item's scores comes from its degree.
     """
     model.check_pairs()
     wide = torch.float32 if model.dtype == 'float32' else torch.float16
@@ -317,19 +314,13 @@ def _linear_tensors(model: LinearC2F) -> dict[str, Tensor]:
     alive = links != 0
     index, weight = model.coarse.index.cpu()[alive], links[alive]
     tensors = _graph_tensors(model)
-    if are_codes(model.coarse.assignment, model.num_coarse):
-        per_level = model.num_coarse // model.coarse_links
-        tensors['coarse.index'] = _pack(model, index % per_level, per_level)
+    tensors['coarse.index'] = _pack(model, index, model.num_coarse)
+    tensors['coarse.count'] = small_int_below(alive.sum(dim=1), model.coarse_links + 1)
+    if model.dtype == 'packed':
+        codes, _ = round_weights(links, WEIGHT_BITS)
+        tensors['coarse.weight'] = pack_bits(codes, WEIGHT_BITS)
     else:
-        tensors['coarse.index'] = _pack(model, index, model.num_coarse)
-        tensors['coarse.count'] = small_int_below(
-            alive.sum(dim=1), model.coarse_links + 1
-        )
-        if model.dtype == 'packed':
-            codes, _ = round_weights(links, WEIGHT_BITS)
-            tensors['coarse.weight'] = pack_bits(codes, WEIGHT_BITS)
-        else:
-            tensors['coarse.weight'] = weight.to(wide)
+        tensors['coarse.weight'] = weight
     degree = torch.bincount(model.edge_index[1].cpu(), minlength=model.num_items)
     tensors['degree'] = small_int_below(degree, int(degree.max()) + 1)
     if not is_axes(model.coarse.codebook.detach()):
@@ -375,11 +366,7 @@ def model_meta(model: Model) -> dict[str, str]:
     meta['stage'] = model.stage
     if isinstance(model, LinearC2F):
         _, grid = round_weights(model.coarse.assignment_weight, WEIGHT_BITS)
-        meta |= {
-            'model': 'linear',
-            'weight_grid': json.dumps(grid),
-            'codes': json.dumps(are_codes(model.coarse.assignment, model.num_coarse)),
-        }
+        meta |= {'model': 'linear', 'weight_grid': json.dumps(grid)}
     return meta
 
 
@@ -510,12 +497,11 @@ def _sizes(
     ids = len(tensors['degree']) + num_users if is_linear else len(tensors['bias'])
     if (num_users + 1, num_users + num_items) != (len(tensors['graph.rowptr']), ids):
         raise ValueError(f'the tensors are not of {num_users} users, {num_items} items')
-    rows = num_users + num_items
     if is_linear:
-        links = rows * max(sizes['coarse_links'], sizes['fine_links'])
+        links = num_items * max(sizes['coarse_links'], sizes['fine_links'])
     else:
         links = max(
-            rows * sizes['anchors_per_entity'],
+            (num_users + num_items) * sizes['anchors_per_entity'],
             sizes['num_coarse'] * sizes['fine_per_coarse'],
         )
     anchors = max(sizes['num_coarse'], sizes['num_fine'])
@@ -524,7 +510,7 @@ def _sizes(
         raise ValueError(f'a table has more than {limit:,} entries')
     if meta['stage'] not in get_args(Stage):
         raise ValueError(f'stage is {meta["stage"]!r}')
-    if sizes['num_layers'] > MAX_LAYERS:
+    if sizes.get('num_layers', 0) > MAX_LAYERS:
         raise ValueError(f'there are more than {MAX_LAYERS} layers')
     return sizes
 
@@ -555,21 +541,18 @@ def _load_linear(tensors: dict[str, Tensor], meta: dict[str, str]) -> LinearC2F:
     model = LinearC2F.blank(_edges(tensors), **_sizes(tensors, meta, LINEAR_SIZES))
     model.set_stage(cast(Stage, meta['stage']))
     index = tensors['coarse.index']
-    if json.loads(meta['codes']):
-        links = _levels(model, index, model.num_coarse, model.coarse_links)
-    else:
-        count, weight = tensors['coarse.count'].long(), tensors['coarse.weight']
-        num_links = int(count.sum())
-        if model.dtype == 'packed':
-            low, high = json.loads(meta['weight_grid'])
-            codes = unpack_bits(weight, WEIGHT_BITS, num_links)
-            weight = weights_of(codes, WEIGHT_BITS, (low, high))
-        place = torch.arange(model.coarse_links) < count.unsqueeze(1)
-        links = Assignment(
-            torch.zeros(place.shape, dtype=torch.long), torch.zeros(place.shape)
-        )
-        links.index[place] = _unpack(model, index, model.num_coarse, num_links)
-        links.weight[place] = weight.float()
+    count, weight = tensors['coarse.count'].long(), tensors['coarse.weight']
+    num_links = int(count.sum())
+    if model.dtype == 'packed':
+        low, high = json.loads(meta['weight_grid'])
+        codes = unpack_bits(weight, WEIGHT_BITS, num_links)
+        weight = weights_of(codes, WEIGHT_BITS, (low, high))
+    place = torch.arange(model.coarse_links) < count.unsqueeze(1)
+    links = Assignment(
+        torch.zeros(place.shape, dtype=torch.long), torch.zeros(place.shape)
+    )
+    links.index[place] = _unpack(model, index, model.num_coarse, num_links)
+    links.weight[place] = weight.float()
     model.set_assignment(links)
     with torch.no_grad():
         axes = torch.eye(model.num_coarse, model.embedding_dim)

@@ -1,13 +1,12 @@
-r"""Anchors by coding: sparse coordinates, and residual or product codes of rows."""
+r"""Anchors by coding: sparse coordinates, and residual codes of rows."""
 
 from collections.abc import Callable
-from functools import partial
 from math import ceil, log2
 
 import torch
 from torch import Tensor
 
-from pyg_c2f.distributed import Group, Rows, one_thread_each
+from pyg_c2f.distributed import Group, Rows
 from pyg_c2f.typing import Assignment
 
 MAX_LINKS = 255
@@ -191,7 +190,6 @@ def residual_codes(
     num_centroids: int,
     importance: Tensor,
     generator: torch.Generator | None = None,
-    num_restarts: int = 1,
     shrink: Callable[[Tensor], Tensor] = lambda centroids: centroids,
     rows: Rows | None = None,
 ) -> tuple[Assignment, Tensor]:
@@ -203,7 +201,6 @@ def residual_codes(
         num_centroids (int): The number of centroids of a level.
         importance (Tensor): The rows' weights, ``[num_rows]``.
         generator (torch.Generator, optional): Draws the starts, on the CPU.
-        num_restarts (int, optional): Starts of each level, the best of which is kept.
         shrink (Callable, optional): Applied to a level's centroids before the next
             level looks at the rest, such as a soft threshold.
         rows (Rows, optional): The rows, where several processes share them; ``x`` and
@@ -216,9 +213,7 @@ def residual_codes(
     rows = rows or Group().rows(len(x))
     labels, codebook, rest = [], [], x.clone()
     for level in range(num_levels):
-        centroids, _ = kmeans(
-            rest, num_centroids, importance, generator, num_restarts, rows=rows
-        )
+        centroids, _ = kmeans(rest, num_centroids, importance, generator, rows=rows)
         kept = shrink(centroids)
         label, _ = _nearest(rest, kept, rows)
         rest -= kept[label]
@@ -226,83 +221,6 @@ def residual_codes(
         codebook.append(centroids)
     index = torch.stack(labels, dim=1)
     return Assignment(index, torch.ones_like(index, dtype=x.dtype)), torch.cat(codebook)
-
-
-def product_codes(
-    x: Tensor,
-    num_blocks: int,
-    num_centroids: int,
-    importance: Tensor,
-    generator: torch.Generator | None = None,
-    num_restarts: int = 1,
-    num_rotations: int = 0,
-    rows: Rows | None = None,
-) -> tuple[Assignment, Tensor]:
-    r"""Product quantisation: each block of columns is coded by itself.
-
-    From `"Product Quantization for Nearest Neighbor Search"
-    <https://doi.org/10.1109/TPAMI.2010.57>`_. With ``num_rotations`` the rows are first
-    rotated at random and the rotation is then learned, as many rounds of codes and
-    Procrustes: `"Optimized Product Quantization"
-    <https://doi.org/10.1109/TPAMI.2013.240>`_.
-
-    Args:
-        x (Tensor): The rows, ``[num_rows, d]``.
-        num_blocks (int): The number of blocks; it must divide ``d``.
-        num_centroids (int): The number of centroids of a block.
-        importance (Tensor): The rows' weights, ``[num_rows]``.
-        generator (torch.Generator, optional): Draws the starts, on the CPU.
-        num_restarts (int, optional): Starts of each block, the best of which is kept.
-        num_rotations (int, optional): Rounds of learning the rotation. (default: ``0``)
-        rows (Rows, optional): As for :func:`residual_codes`.
-
-    Returns:
-        Tuple: The assignment (one anchor of each block, weight 1) and the codebook, in
-        the original columns, ``[num_blocks * num_centroids, d]``.
-
-    Raises:
-        ValueError: If the blocks do not divide the columns.
-    """
-    dim = x.size(1)
-    if dim % num_blocks:
-        raise ValueError(
-            f"'product_codes' expected blocks that divide {dim} columns (got "
-            f'{num_blocks})'
-        )
-    rows = rows or Group().rows(len(x))
-    rotation = torch.eye(dim, dtype=x.dtype, device=x.device)
-    if num_rotations:
-        draw = torch.randn(dim, dim, generator=generator).to(x)
-        (found,) = one_thread_each([partial(torch.linalg.qr, draw)])
-        rotation = rows.group.same(found.Q)
-
-    def code(restarts: int) -> tuple[Assignment, Tensor]:
-        labels, codebook = [], x.new_zeros(num_blocks * num_centroids, dim)
-        turned = rows.times(x, rotation)
-        for block, part in enumerate(turned.split(dim // num_blocks, dim=1)):
-            centroids, label = kmeans(
-                part.contiguous(),
-                num_centroids,
-                importance,
-                generator,
-                restarts,
-                rows=rows,
-            )
-            anchors = slice(block * num_centroids, (block + 1) * num_centroids)
-            cols = slice(block * part.size(1), (block + 1) * part.size(1))
-            codebook[anchors, cols] = centroids
-            labels.append(label + block * num_centroids)
-        index = torch.stack(labels, dim=1)
-        return Assignment(index, torch.ones_like(index, dtype=x.dtype)), codebook
-
-    for _ in range(num_rotations):
-        assignment, codebook = code(1)
-        decoded = codebook[assignment.index].sum(dim=1)
-        product = rows.product(x * importance.unsqueeze(1), decoded)
-        ((u, _, vh),) = one_thread_each([partial(torch.linalg.svd, product)])
-        rotation = rows.group.same(u @ vh)
-    assignment, codebook = code(num_restarts)
-    return assignment, codebook @ rotation.T
 
 
 def round_weights(weight: Tensor, num_bits: int) -> tuple[Tensor, tuple[float, float]]:
@@ -351,46 +269,6 @@ def unpack_bits(packed: Tensor, width: int, num_values: int) -> Tensor:
     bits = (packed.long().unsqueeze(1) >> torch.arange(8, device=packed.device)) & 1
     flat = bits.flatten()[: num_values * width].view(num_values, width)
     return (flat << torch.arange(width, device=packed.device)).sum(dim=1)
-
-
-def sparse_coding(
-    x: Tensor,
-    codebook: Tensor,
-    links: Assignment,
-    num_links: float,
-    importance: Tensor,
-    num_iterations: int = 5,
-    rows: Rows | None = None,
-) -> Assignment:
-    r"""Links of rows against a codebook, by iterative hard thresholding.
-
-    .. math::
-        \mathbf{S} \leftarrow \mathrm{threshold} \left( \mathbf{S} + \eta (\mathbf{X} -
-        \mathbf{S} \mathbf{E}) \mathbf{E}^{\top} \right)
-
-    with :math:`\eta` the inverse of the largest eigenvalue of :math:`\mathbf{E}
-    \mathbf{E}^{\top}`: `"Iterative hard thresholding for compressed sensing"
-    <https://arxiv.org/abs/0805.0510>`_, the threshold that of
-    :func:`threshold_assignment`.
-
-    Args:
-        x (Tensor): The rows, ``[num_rows, d]``.
-        codebook (Tensor): The anchors' features, ``[num_anchors, d]``.
-        links (Assignment): Where to start.
-        num_links (float): The mean number of links of a row.
-        importance (Tensor): The rows' weights, ``[num_rows]``.
-        num_iterations (int, optional): Iterations. (default: ``5``)
-        rows (Rows, optional): As for :func:`threshold_assignment`.
-    """
-    rows = rows or Group().rows(len(x))
-    (norm,) = one_thread_each([partial(torch.linalg.matrix_norm, codebook, 2)])
-    step = 1 / rows.group.same(norm).square().clamp(min=1e-12)
-    for _ in range(num_iterations):
-        dense = x.new_zeros(len(x), len(codebook)).scatter_add_(1, *links)
-        error = x - rows.times(dense, codebook)
-        dense += step * rows.times(error, codebook.T)
-        links = threshold_assignment(dense, num_links, importance, rows=rows)
-    return links
 
 
 def pack_sorted(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:

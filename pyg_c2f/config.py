@@ -3,7 +3,7 @@ r"""Recipes: every setting of a run in one flat dataclass."""
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args, get_origin
 
-from pyg_c2f.typing import InputError, Users
+from pyg_c2f.typing import InputError, Stored
 
 
 @dataclass(frozen=True)
@@ -81,24 +81,14 @@ class FastRecipe:
     other data sets.
     """
 
-    anchors: Literal['spectral', 'residual', 'product', 'opq', 'metis', 'random'] = (
-        'spectral'
-    )
-    """coarse anchors: sparse rotated axes, codes, parts of a cut, or at random"""
     embedding_dim: int = 512
     """width: the number of singular vectors (at most as many as there are)"""
-    num_coarse: int = 0
-    """coarse anchors; 0: one for each column, which spectral anchors are"""
     num_fine: int = 512
     """fine anchors, of all levels together"""
     coarse_links: float = 8.0
-    """coarse anchors of an item, on average (codes: of every item)"""
+    """coarse anchors of an item, on average"""
     fine_links: int = 2
     """fine anchors of an item: levels of codes of what is left over; 0 for none"""
-    user_links: float = 8.0
-    """coarse anchors of a user, on average, where users are assigned"""
-    num_layers: int = 1
-    """layers of propagation"""
     user_norm: float = 0.4
     """exponent of a user's degree in the normalisation of the interactions"""
     item_norm: float = 0.4
@@ -109,37 +99,9 @@ class FastRecipe:
     """exponent of an item's degree in its importance to the anchors"""
     item_power: float = 0.5
     """exponent of an item's degree in its scores"""
-    density: float = 0.125
-    """share of the fine codebook that the soft threshold lets through"""
-    restarts: int = 1
-    """starts of each k-means, the best of which is kept"""
-    rotations: int = 8
-    """rounds of learning the rotation (opq)"""
-    refine: int = 0
-    """rounds of re-assignment: codebook by least squares, links by sparse coding"""
-    users: Users = 'inductive'
-    """users from their items, or with anchors of their own"""
     diffusion: float = 0.0
     """weight of the diffusion channel, which needs the train graph"""
-    loss: Literal['none', 'whole', 'softmax', 'bpr'] = 'none'
-    """loss that trains codebooks and scalars on from the start"""
-    lr: float = 3e-3
-    """learning rate"""
-    alpha: float = 0.05
-    """weight of all pairs in the whole-data loss"""
-    lambda_reg: float = 0.0
-    """strength of the penalty on the features"""
-    epochs: int = 40
-    """epochs of training at the most (whole: steps)"""
-    eval_every: int = 5
-    """epochs between two evaluations"""
-    patience: int = 3
-    """evaluations without a better NDCG@5 that end the training"""
-    batch_size: int = 8192
-    """pairs in a batch (softmax, bpr)"""
-    num_neg_samples: int = 1024
-    """shared negative items of a batch (softmax)"""
-    dtype: Literal['packed', 'float16', 'float32'] = 'packed'
+    dtype: Stored = 'packed'
     """stored form: packed bits with 6-bit weights, or plain numbers"""
     partitions: int = 4
     """blocks of rows that sums are formed over: the most processes of a run"""
@@ -152,55 +114,10 @@ class FastRecipe:
                 field.type,
                 _RANGES | _FAST_RANGES,
             )
-        if self.anchors == 'spectral' and self.num_coarse:
-            raise InputError(
-                f'num_coarse={self.num_coarse}: anchors=spectral has one for each '
-                'column; set num_coarse=0 and embedding_dim, or choose other anchors'
-            )
-        if self.anchors != 'spectral' and not self.num_coarse:
-            raise InputError(
-                f'anchors={self.anchors} needs their number: set num_coarse'
-            )
-        if self.anchors != 'spectral' and self.coarse_links != int(self.coarse_links):
-            raise InputError(
-                f'coarse_links={self.coarse_links}: anchors={self.anchors} gives every '
-                'item the same whole number of them'
-            )
-        links = int(self.coarse_links)
-        if self.anchors in ('residual', 'product', 'opq') and self.num_coarse % links:
-            raise InputError(
-                f'num_coarse={self.num_coarse} does not share out over coarse_links='
-                f'{links} levels or blocks: set a multiple'
-            )
-        if self.anchors in ('product', 'opq') and self.embedding_dim % links:
-            raise InputError(
-                f'embedding_dim={self.embedding_dim} does not share out over '
-                f'coarse_links={links} blocks: set a multiple'
-            )
-        if self.anchors in ('metis', 'random') and links != 1:
-            raise InputError(
-                f'coarse_links={links}: anchors={self.anchors} gives an item the one '
-                'anchor of its part; set coarse_links=1'
-            )
         if self.fine_links and self.num_fine % self.fine_links:
             raise InputError(
                 f'num_fine={self.num_fine} does not share out over fine_links='
                 f'{self.fine_links} levels: set a multiple'
-            )
-        if self.users == 'inductive' and self.num_layers < 1:
-            raise InputError(
-                'num_layers=0 leaves inductive users without features: set '
-                'num_layers=1, or users=assigned'
-            )
-        if self.users == 'assigned' and self.anchors != 'spectral':
-            raise InputError(
-                f'users=assigned with anchors={self.anchors}: users get anchors from '
-                'the spectral axes only; set anchors=spectral'
-            )
-        if self.loss in ('softmax', 'bpr') and self.diffusion:
-            raise InputError(
-                f'loss={self.loss} with diffusion={self.diffusion}: the loss does not '
-                'see the diffusion channel; set diffusion=0, or loss=whole or none'
             )
 
 
@@ -218,12 +135,8 @@ _RANGES: dict[str, tuple[float, float]] = {
 
 # Of recipe fast, beside these.
 _FAST_RANGES: dict[str, tuple[float, float]] = {
-    'num_coarse': (0, _MOST),
     'coarse_links': (1, 512),
-    'user_links': (1, 512),
     'fine_links': (0, 64),
-    'refine': (0, 100),
-    'density': (1e-3, 1),
     'popularity': (0, 4),
     'user_norm': (0, 2),
     'item_norm': (0, 2),

@@ -200,21 +200,10 @@ class Group:
         """Of a sequence with an entry for each block, those of this process."""
         return blocks[self.firsts[self.rank] : self.firsts[self.rank + 1]]
 
-    def rows(self, weight: int | Tensor) -> 'Rows':
-        """Shares out rows.
-
-        Args:
-            weight (int or Tensor): How many rows there are, in blocks of equal number;
-                or what each of them weighs, ``[num_rows]``, whole numbers: in blocks
-                of about equal weight.
-        """
+    def rows(self, num_rows: int) -> 'Rows':
+        """Shares out rows, in blocks of equal number."""
         parts = range(self.num_blocks + 1)
-        if isinstance(weight, int):
-            return Rows(self, [weight * part // self.num_blocks for part in parts])
-        total = weight.cumsum(0)
-        target = [int(total[-1]) * part // self.num_blocks for part in parts[1:-1]]
-        bounds = torch.searchsorted(total, total.new_tensor(target), right=True)
-        return Rows(self, [0, *bounds.tolist(), len(weight)])
+        return Rows(self, [num_rows * part // self.num_blocks for part in parts])
 
     def sum(self, parts: Iterable[Tensor]) -> Tensor:
         """The sum of one tensor for each block, of all processes."""

@@ -6,11 +6,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 from torch_geometric.data import HeteroData
 from tqdm import tqdm
 
@@ -44,7 +43,6 @@ from pyg_c2f.typing import ITEM, RATES, SELECTION, USER, InputError, Stage
 logger = logging.getLogger(__name__)
 
 Triples = tuple[Tensor, Tensor, Tensor]
-Propagation = Literal['columns', 'partitioned', 'replicated']
 
 
 def reuse_freed_memory() -> None:
@@ -69,7 +67,6 @@ def check_run(
     recipe: Recipe | FastRecipe,
     init: Model | None = None,
     group: Group | None = None,
-    propagation: Propagation = 'columns',
 ) -> None:
     """Checks a recipe against the data, the coarse model to start from, and processes.
 
@@ -84,7 +81,7 @@ def check_run(
     if isinstance(recipe, FastRecipe):
         check_fast(data, recipe, group)
         return
-    if propagation == 'columns' and group is not None:
+    if group is not None:
         share_columns(recipe.embedding_dim, group)
     num_users, num_items = data[USER].num_nodes, data[ITEM].num_nodes
     if recipe.anchors == 'metis':
@@ -246,7 +243,6 @@ def batch_loss(
     model: C2F,
     criterion: BPRLoss,
     triples: Triples,
-    rows: Rows | None = None,
     columns: Rows | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The loss of a batch, and the propagated features that it was computed from.
@@ -255,7 +251,6 @@ def batch_loss(
         model (C2F): The model.
         criterion (BPRLoss): The loss of some triples.
         triples (Tuple): Users, positive and negative items.
-        rows (Rows, optional): The rows of each layer that this process computes.
         columns (Rows, optional): The columns that this process computes; the other
             processes' parts of the scores and of the penalty are added to its own. The
             scalars are the first one's.
@@ -265,7 +260,7 @@ def batch_loss(
         x = model.layer0()
     else:
         x = model.layer0(slice(columns.start, columns.stop))
-    h = model.propagate(x, rows=rows)
+    h = model.propagate(x)
     items = torch.stack([positives, negatives])
     ids = torch.cat([users, items.flatten() + model.num_users])
     penalty = criterion.penalty(x[0], torch.bincount(ids, minlength=len(x[0])))
@@ -280,30 +275,10 @@ def batch_loss(
     return criterion(positive, negative) + penalty / len(users), h
 
 
-class _LocalLoss(torch.nn.Module):
-    """:func:`batch_loss` as a module, whose parts are what the stage trains."""
-
-    def __init__(
-        self, model: C2F, criterion: BPRLoss, group: Group, propagation: Propagation
-    ) -> None:
-        super().__init__()
-        self.learned = torch.nn.ParameterList(learned_parameters(model))
-        # No part of it: the model's buffers would be sent around in every step.
-        self._model = (model,)
-        self.criterion, self.group = criterion, group
-        self.is_partitioned = propagation == 'partitioned'
-
-    def forward(self, triples: Triples) -> tuple[Tensor, Tensor]:
-        (model,), rows = self._model, None
-        if self.is_partitioned:
-            rows = self.group.rows(model.block_graph().adj.rowptr.diff())
-        return batch_loss(model, self.criterion, triples, rows)
-
-
 class SharedLoss:
     r"""The loss of a batch that several processes share.
 
-    By ``'columns'`` each of the :math:`W` processes has :math:`d / W` columns of the
+    Each of the :math:`W` processes has :math:`d / W` columns of the
     codebooks and of all features, and all triples: up to the scores of pairs, no column
     depends on another. Of a batch of :math:`B` triples,
 
@@ -319,13 +294,6 @@ class SharedLoss:
     no longer fill a vector register, they are rounded in another way before they are
     propagated.
 
-    Otherwise process :math:`w` takes the :math:`w`-th of :math:`W` neighbouring parts
-    of the triples. With :math:`B_w` of the :math:`B` triples its loss has the weight
-    :math:`B_w / B` in the sum of all processes, which is the loss of the whole batch,
-    and so are the gradients.
-    :class:`~torch.nn.parallel.DistributedDataParallel` sums up the gradients of the
-    :math:`P` learned numbers of the stage, :math:`4 P` bytes a step.
-
     A sum of :math:`n` bytes costs each process :math:`2 n (W - 1) / W` bytes from and
     to it, a gathered table :math:`n (W - 1) / W`.
 
@@ -334,48 +302,23 @@ class SharedLoss:
             get gradients, which takes another loss.
         criterion (BPRLoss): The loss of some triples.
         group (Group): The processes.
-        propagation (str): ``'columns'``: each process propagates its columns.
-            ``'partitioned'``: each propagates rows with about as many edges as the
-            others' and gets the others'; for the bytes see
-            :func:`~pyg_c2f.nn.fused.fused_propagation`. ``'replicated'``: each
-            propagates everything.
 
     Raises:
         InputError: If there are more processes than columns to share out.
     """
 
-    def __init__(
-        self, model: C2F, criterion: BPRLoss, group: Group, propagation: Propagation
-    ) -> None:
+    def __init__(self, model: C2F, criterion: BPRLoss, group: Group) -> None:
         self.model, self.criterion, self.group = model, criterion, group
-        self.columns: Rows | None = None
-        if propagation == 'columns':
-            self.columns = share_columns(model.embedding_dim, group)
-        else:
-            local = _LocalLoss(model, criterion, group, propagation)
-            self._local = DistributedDataParallel(local)
+        self.columns = share_columns(model.embedding_dim, group)
 
     def backward(self, triples: Triples) -> tuple[Tensor, Tensor]:
-        """Leaves the gradients of the whole batch, and returns its loss.
+        """Leaves the gradients of the own columns, and returns the batch's loss.
 
-        By columns they are those of the own columns, and so are the features.
+        The features beside it are those of the own columns too.
         """
-        if self.columns is not None:
-            loss, h = batch_loss(
-                self.model, self.criterion, triples, columns=self.columns
-            )
-            loss.backward()
-            return loss.detach(), h.detach()
-        rank, size, total = self.group.rank, self.group.size, len(triples[0])
-        part = slice(total * rank // size, total * (rank + 1) // size)
-        weight = (part.stop - part.start) / total
-        if weight == 0:  # It takes part in the exchange all the same.
-            part = slice(1)
-        mine = tuple(x[part] for x in triples)
-        loss, h = self._local(mine)
-        loss = weight * loss
-        (size * loss).backward()  # The gradients are averaged.
-        return self.group.sum_(loss.detach()), h
+        loss, h = batch_loss(self.model, self.criterion, triples, self.columns)
+        loss.backward()
+        return loss.detach(), h.detach()
 
     def update_assignment(self, h: Tensor) -> None:
         """Re-assigns from what :meth:`backward` returns, in all processes alike."""
@@ -384,8 +327,6 @@ class SharedLoss:
 
     def whole(self, own: Tensor) -> Tensor:
         """All columns of a table, from everybody's own."""
-        if self.columns is None:
-            return own
         return self.columns.gather(own.T).T.contiguous()
 
     def gather(self, optimizer: torch.optim.Optimizer) -> None:
@@ -394,14 +335,13 @@ class SharedLoss:
         Raises:
             NotFiniteError: If what was learned is no number, in all of them.
         """
-        if self.columns is not None:
-            own = slice(self.columns.start, self.columns.stop)
-            codebook = getattr(self.model, self.model.stage).codebook
-            moments = optimizer.state[codebook]
-            tables = [codebook.detach(), moments['exp_avg'], moments['exp_avg_sq']]
-            whole = self.whole(torch.cat([table[:, own] for table in tables]))
-            for table, new in zip(tables, whole.split(len(codebook)), strict=True):
-                table.copy_(new)
+        own = slice(self.columns.start, self.columns.stop)
+        codebook = getattr(self.model, self.model.stage).codebook
+        moments = optimizer.state[codebook]
+        tables = [codebook.detach(), moments['exp_avg'], moments['exp_avg_sq']]
+        whole = self.whole(torch.cat([table[:, own] for table in tables]))
+        for table, new in zip(tables, whole.split(len(codebook)), strict=True):
+            table.copy_(new)
         make_same(self.model, self.group)
         check_finite(self.model.named_parameters())
 
@@ -415,34 +355,31 @@ def train_step(
 ) -> tuple[Tensor, Tensor]:
     """One batch: forward, backward, element-wise clipping, optimiser step.
 
-    Several processes refuse together what is no number. With the whole gradients, all
-    find the same. By columns, what one of them finds is NaN in the next exchange.
+    Several processes refuse together what is no number: what one of them finds is NaN
+    in the next exchange.
 
     Returns:
-        Tuple: The loss, and the propagated features that it was computed from, by
-        columns the own ones.
+        Tuple: The loss, and the propagated features that it was computed from, of
+        several processes the own columns.
 
     Raises:
         NotFiniteError: If the loss, a gradient or what was learned is no number.
     """
     optimizer.zero_grad()
-    finds_same = True
+    is_shared = isinstance(criterion, SharedLoss)
     if isinstance(criterion, SharedLoss):
         loss, h = criterion.backward(triples)
-        finds_same = criterion.columns is None
-    else:
-        loss, h = batch_loss(model, criterion, triples)
-        loss.backward()
-    if finds_same:
-        check_step(loss, model)
-    else:
         check_finite([('the loss', loss)])
         for parameter in learned_parameters(model):
             if parameter.grad is not None:  # Clipping would hide infinity, not NaN.
                 parameter.grad += 0 * parameter.grad
+    else:
+        loss, h = batch_loss(model, criterion, triples)
+        loss.backward()
+        check_step(loss, model)
     torch.nn.utils.clip_grad_value_(model.parameters(), clip)
     optimizer.step()
-    if finds_same:
+    if not is_shared:
         check_finite(model.named_parameters())
     return loss.detach(), h.detach()
 
@@ -517,8 +454,6 @@ class Trainer:
         group (Group, optional): The processes that train together: all of them make a
             trainer of the same arguments. The first one writes the files, shows the
             progress and calls ``on_evaluation``. (default: this one alone)
-        propagation (str, optional): What several processes share, see
-            :class:`SharedLoss`. (default: ``'columns'``)
 
     Raises:
         InputError: If a loss, a gradient or a pseudo-inverse is no longer a number,
@@ -538,7 +473,6 @@ class Trainer:
         fixed_epochs: tuple[int, int] | None = None,
         context: dict[str, Any] | None = None,
         group: Group | None = None,
-        propagation: Propagation = 'columns',
     ) -> None:
         self.context = context or {}
         self.group, self.leads = group, leads(group)
@@ -549,7 +483,7 @@ class Trainer:
         self.optimizer = make_optimizer(model, recipe)
         self.criterion: BPRLoss | SharedLoss = BPRLoss(recipe.lambda_reg)
         if group is not None and group.size > 1:
-            self.criterion = SharedLoss(model, self.criterion, group, propagation)
+            self.criterion = SharedLoss(model, self.criterion, group)
         coarse = model.stage == 'coarse'
         self.batch_size = recipe.batch_size_coarse if coarse else recipe.batch_size_fine
         self.sampler = make_sampler(data, recipe, generator)
@@ -728,7 +662,6 @@ def train(
     progress: bool = False,
     fixed_epochs: dict[Stage, tuple[int, int]] | None = None,
     group: Group | None = None,
-    propagation: Propagation = 'columns',
 ) -> Run:
     """Trains the stages one after the other; see :class:`Trainer` for a stage.
 
@@ -752,15 +685,13 @@ def train(
         fixed_epochs (Dict, optional): For each stage, the epochs of a refit.
         group (Group, optional): The processes that train together. (default: this one
             alone)
-        propagation (str, optional): What they share of recipe ``paper``, see
-            :class:`SharedLoss`. (default: ``'columns'``)
 
     Raises:
         InputError: If the fine stage has no coarse model to start from, sizes do not
             fit, the checkpoint to resume from is damaged, or the processes see
             different ones.
     """
-    check_run(data, recipe, init, group, propagation)
+    check_run(data, recipe, init, group)
     if out is not None:
         if leads(group):
             out.mkdir(parents=True, exist_ok=True)
@@ -781,8 +712,7 @@ def train(
             init,
             out,
             on_evaluation,
-            progress,
-            fixed_epochs,
+            fixed_epochs is not None,
             group,
         )
     interrupted = read_resume(out) if resume and out is not None else None
@@ -832,7 +762,6 @@ def train(
             None if fixed_epochs is None else fixed_epochs[stage],
             context={'phases': dict(phases), 'seconds': dict(seconds)},
             group=group,
-            propagation=propagation,
         )
         if state is not None:
             try:
@@ -858,8 +787,7 @@ def _run_fast(
     init: Model | None,
     out: Path | None,
     on_evaluation: Callable[[dict[str, Any]], None] | None,
-    progress: bool,
-    fixed_epochs: dict[Stage, tuple[int, int]] | None,
+    is_refit: bool,
     group: Group | None,
 ) -> Run:
     def keep(model: Model, stage: Stage) -> None:
@@ -867,9 +795,8 @@ def _run_fast(
         if out is not None:
             save(model, phase_file(out, stage, 1))
 
-    epochs = None if fixed_epochs is None else fixed_epochs[stages[-1]][1]
     model, phases, seconds = train_fast(
-        data, recipe, seed, stages, init, on_evaluation, keep, progress, epochs, group
+        data, recipe, seed, stages, init, on_evaluation, keep, is_refit, group
     )
     return Run(model, phases, seconds)
 

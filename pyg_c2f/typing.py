@@ -15,17 +15,14 @@ COARSE_USER = (COARSE, 'anchors', USER)
 COARSE_ITEM = (COARSE, 'anchors', ITEM)
 COARSE_FINE = (COARSE, 'assigned_to', FINE)
 FINE_COARSE = (FINE, 'anchors', COARSE)
-USER_FINE = (USER, 'assigned_to', FINE)
 ITEM_FINE = (ITEM, 'assigned_to', FINE)
-FINE_USER = (FINE, 'anchors', USER)
 FINE_ITEM = (FINE, 'anchors', ITEM)
 
 EdgeType = tuple[str, str, str]
 Protocol = Literal['c2f', 'standard']
 Split = Literal['val', 'test']
 Stage = Literal['coarse', 'fine']
-Users = Literal['inductive', 'assigned']
-Stored = Literal['packed', 'float16', 'float32']
+Stored = Literal['packed', 'float32']
 
 Score = Callable[[Tensor], Tensor]
 """Maps users ``[B]`` to the scores of all items, ``[B, num_items]``."""

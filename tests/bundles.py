@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-HEADER = '<4s7I2f'
+HEADER = '<4s7If'
 PAGE = Path(__file__).parents[1] / 'docs/bundle.md'
 
 # A writer, which can do what models do not have.
@@ -46,7 +46,7 @@ def sealed(data):
     return data + struct.pack('<I', zlib.crc32(data))
 
 
-def bundle_bytes(sizes, sections, user_norm=0.5, beta=0.25):
+def bundle_bytes(sizes, sections, user_norm=0.5):
     body = b''.join(
         tag.encode()
         + struct.pack('<I', len(content))
@@ -54,7 +54,7 @@ def bundle_bytes(sizes, sections, user_norm=0.5, beta=0.25):
         + bytes(-len(content) % 4)
         for tag, content in sections.items()
     )
-    head = struct.pack(HEADER, b'C2FB', 1, 0, *sizes, user_norm, beta)
+    head = struct.pack(HEADER, b'C2FB', 1, 0, *sizes, user_norm)
     return sealed(head + body + bytes(4))
 
 
@@ -82,8 +82,6 @@ def random_sections(rng, sizes, extra, links=3):
         sections['CODE'] = packed(local, num_bits(fine // levels))
     if 'BIAS' in extra:
         sections['BIAS'] = table(codes % 3, rng.normal(size=3))
-    if 'NEAR' in extra:
-        sections['NEAR'] = entries(num_items, num_items, links / num_items, 1)
     if 'NAME' in extra:
         names = [f'i{x}é' for x in rng.permutation(num_items)]
         sections['NAME'] = '\0'.join(names).encode()
@@ -105,11 +103,11 @@ KINDS = {
     'plain': dict(seed=1, extra=()),
     'norm': dict(seed=3, extra=('COAR',), user_norm=0.3),
     'fine': dict(seed=0, extra=('BIAS',), coarse=6, fine=12, levels=3, user_norm=0.7),
-    'near': dict(seed=2, extra=('NEAR', 'BIAS'), width=9, beta=-1.7, user_norm=-0.4),
+    'negative': dict(seed=2, extra=('BIAS',), width=9, user_norm=-0.4),
     'wide': dict(seed=7, extra=(), coarse=400, width=300, fine=5, levels=5),
     'all': dict(
         seed=4,
-        extra=('COAR', 'BIAS', 'NEAR', 'NAME', 'TITL'),
+        extra=('COAR', 'BIAS', 'NAME', 'TITL'),
         fine=10,
         levels=2,
         user_norm=2.1,
@@ -162,7 +160,7 @@ def matrix_values(data, shape):
 def contents(data):
     """All arrays and numbers, by their names on the page."""
     sections = sections_of(data)
-    *_, N, D, C, F, L, a, beta = struct.unpack_from(HEADER, data)
+    *_, N, D, C, F, L, a = struct.unpack_from(HEADER, data)
     w, g = table_values(sections['ITEM'], 2, N)
     b = table_values(sections['BIAS'], 1, N)[0] if 'BIAS' in sections else np.zeros(N)
 
@@ -171,17 +169,14 @@ def contents(data):
             return matrix_values(sections[tag], shape)
         return np.eye(*shape) if tag == 'COAR' else np.zeros(shape)
 
-    S, A, B, G = (
-        dense(*args)
-        for args in (('LINK', N, C), ('COAR', C, D), ('FINE', F, D), ('NEAR', N, N))
+    S, A, B = (
+        dense(*args) for args in (('LINK', N, C), ('COAR', C, D), ('FINE', F, D))
     )
     code = np.zeros((N, 0), int)
     if F:
         code = unpacked(sections['CODE'], N * L, num_bits(F // L))[0].reshape(N, L)
         code += F // L * np.arange(L)
-    return SimpleNamespace(
-        N=N, a=a, beta=beta, w=w, g=g, b=b, S=S, A=A, B=B, G=G, code=code
-    )
+    return SimpleNamespace(N=N, a=a, w=w, g=g, b=b, S=S, A=A, B=B, code=code)
 
 
 # Bundles that break one rule each, under a right checksum.
@@ -193,7 +188,6 @@ GOOD = {
     'FINE': matrix([1, 2, 6], [2, 1, 0], [1, 2, 3], 2),
     'CODE': packed([0, 1, 2, 0, 1, 2, 0, 1], 2),
     'BIAS': table([0, 0, 1, 1], [0.5, 0.25]),
-    'NEAR': matrix([1, 14], [0, 0], [2], 3),
     'NAME': b'a\0b\0c\0d',
     'TITL': b'A\0\0\xc3\xa9\0A',
 }
@@ -249,7 +243,7 @@ BROKEN = {
     'no levels': with_sizes(L=0),
     'levels': with_sizes(L=4),
     'exponent': bundle_bytes(SIZES, GOOD, user_norm=NAN),
-    'beta': bundle_bytes(SIZES, GOOD, beta=INF),
+    'infinite exponent': bundle_bytes(SIZES, GOOD, user_norm=INF),
     **{f'without {tag}': with_section(**{tag: None}) for tag in NEEDED},
     'without COAR': bundle_bytes(
         (4, 3, 2, 0, 0), {tag: GOOD[tag] for tag in ('ITEM', 'LINK')}
@@ -259,10 +253,10 @@ BROKEN = {
     'unknown': reordered(*GOOD, 'MORE'),
     'unknown before': reordered('MORE', *GOOD),
     'zeros at the end': sealed(bundle_bytes(SIZES, GOOD) + bytes(4)),
-    'section beyond the end': with_bytes(44, b'\xff\xff\xff\xff'),
+    'section beyond the end': with_bytes(40, b'\xff\xff\xff\xff'),
     'padding': with_bytes(-5, b'\1'),
     **{f'{x} long': with_section(**{x: GOOD[x] + bytes(4)}) for x in GOOD},
-    **{f'{x} short': with_section(**{x: GOOD[x][:-1]}) for x in list(GOOD)[:7]},
+    **{f'{x} short': with_section(**{x: GOOD[x][:-1]}) for x in list(GOOD)[:6]},
     **{f'{x} empty': with_section(**{x: b''}) for x in GOOD},
     'no table': with_section(BIAS=struct.pack('<I', 0) + b'\0'),
     'large table': with_section(BIAS=table([0] * 4, [1] * 65537)),

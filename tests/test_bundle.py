@@ -46,7 +46,6 @@ def formula(c, history):
     h = m @ c.A + f @ c.B
     q, t = c.A @ h, c.B @ h
     z = ((c.S * q).sum(axis=1) + t[c.code].sum(axis=1)) / 4
-    z = z + c.beta * (c.w[r, None] * c.G[r]).sum(axis=0)
     key = c.g * z + c.b * n**c.a
     return key, key * n**-c.a
 
@@ -95,7 +94,7 @@ def test_similar_items_are_those_of_the_cosine(kind):
 
 def test_the_example_of_the_page():
     data, rows = example()
-    assert len(data) == 172 and len(rows) == 3
+    assert len(data) == 168 and len(rows) == 3
     for history, expected in rows:
         items, scores = Bundle(data).recommend(history, exclude_seen=False)
         assert scores.tolist() == [expected[x] for x in items]
@@ -123,11 +122,11 @@ def test_equal_scores_are_by_lower_number(k):
 
 @pytest.mark.parametrize('low_bits', [0, 2, 7, 8, 9, 15, 16, 17, 31])
 def test_any_number_of_low_bits(low_bits):
-    near = matrix([69_998], [0], [8], low_bits)
-    bundle = equal_items(70_000, low_bits, NEAR=near)
+    bias = table([0] * 69_998 + [1, 0], [0, 2])
+    bundle = equal_items(70_000, low_bits, BIAS=bias)
     items, scores = bundle.recommend([2, 0], 35_000)
     assert items.tolist() == [69_998, *range(4, 69_998, 2), 1, 3]
-    expected = np.array([2.5] + [0.5] * 34_997 + [0, 0]) / 2**0.5
+    expected = np.array([0.5] * 34_998 + [0, 0]) / 2**0.5 + ([2] + [0] * 34_999)
     np.testing.assert_allclose(scores, expected, rtol=1e-15)
 
 
@@ -273,8 +272,8 @@ def test_a_file_cut_short():
 def test_a_file_cut_short_under_a_right_checksum():
     data = bundle_bytes(SIZES, GOOD)
     # What is left is whole where it ends before a section that need not be there.
-    optional = {data.index(tag) + 4 for tag in (b'BIAS', b'NEAR', b'NAME', b'TITL')}
-    for end in range(44, len(data)):
+    optional = {data.index(tag) + 4 for tag in (b'BIAS', b'NAME', b'TITL')}
+    for end in range(40, len(data)):
         if end in optional:
             Bundle(sealed(data[:end])).recommend([0])
         else:
@@ -317,7 +316,7 @@ def test_damage_is_refused_or_gives_a_list():
 
 def test_memory(tmp_path):
     sizes, rng = (20_000, 512, 512, 512, 2), np.random.default_rng(0)
-    extra = ('BIAS', 'NEAR', 'NAME', 'TITL')
+    extra = ('BIAS', 'NAME', 'TITL')
     sections = random_sections(rng, sizes, extra, links=8)
     path = tmp_path / 'model.c2f'
     path.write_bytes(bundle_bytes(sizes, sections))

@@ -10,10 +10,8 @@ from pyg_c2f.codes import (
     num_bits,
     pack_bits,
     pack_sorted,
-    product_codes,
     residual_codes,
     round_weights,
-    sparse_coding,
     threshold_assignment,
     unpack_bits,
     unpack_sorted,
@@ -175,44 +173,6 @@ def test_residual_codes_look_at_shrunk_centroids():
     assert not x.allclose(rest) and x.equal(rows())
 
 
-def test_product_codes():
-    x, importance = rows(), importances()
-    links, codebook = product_codes(x, 4, 5, importance, generator())
-    assert links.index.shape == (60, 4) and codebook.shape == (20, 8)
-    for block in range(4):
-        mine = codebook[5 * block : 5 * block + 5]
-        columns = torch.arange(8).div(2, rounding_mode='floor') == block
-        assert mine[:, columns].any() and not mine[:, ~columns].any()
-        part = torch.cdist(x[:, columns], mine[:, columns]).argmin(dim=1)
-        assert links.index[:, block].equal(part + 5 * block)
-    assert (links.weight == 1).all()
-
-
-@pytest.mark.parametrize('num_blocks', [1, 2, 8])
-def test_optimized_product_codes(num_blocks):
-    # Columns of all kinds of spread, all mixed.
-    mix = torch.randn(8, 8, generator=generator(3)) * 0.5 ** torch.arange(8)
-    x, importance = rows(200) @ mix.T, importances(200)
-    plain = product_codes(x, num_blocks, 4, importance, generator())
-    rotated = product_codes(x, num_blocks, 4, importance, generator(), num_rotations=20)
-    errors = [weighted_error(x, *codes, importance) for codes in (plain, rotated)]
-    if num_blocks == 1:  # nothing to share out: the same but for the start
-        assert errors[1] == pytest.approx(errors[0], rel=0.1)
-    else:
-        assert errors[1] < 0.95 * errors[0]
-    # Blocks are orthogonal to each other, rotated or not.
-    for _, codebook in (plain, rotated):
-        blocks = codebook.view(num_blocks, 4, 8)
-        for one in range(num_blocks):
-            for other in range(one):
-                assert (blocks[one] @ blocks[other].T).abs().max() < 1e-4
-
-
-def test_product_codes_refuse():
-    with pytest.raises(ValueError, match=r'divide 8 columns \(got 3\)'):
-        product_codes(rows(), 3, 4, torch.ones(60))
-
-
 @pytest.mark.parametrize('bits', [2, 4, 6, 8])
 def test_round_weights(bits, dense):
     x = rows() ** 3
@@ -268,30 +228,6 @@ def test_pack_bits(width, num):
 def test_num_bits():
     for num in (1, 2, 3, 4, 5, 255, 256, 257, 512, 513):
         assert num_bits(num) == max((num - 1).bit_length(), 1)
-
-
-@pytest.mark.parametrize('num_anchors', [6, 8, 12])
-def test_sparse_coding(num_anchors):
-    x, importance = rows(), importances()
-    codebook = rows(num_anchors, 8, 4)
-    codebook[1] = codebook[0] + 0.3 * codebook[1]
-    links = threshold_assignment(x @ torch.linalg.pinv(codebook), 2, importance)
-    error = weighted_error(x, links, codebook, importance)
-    last = error
-    for num_iterations in (1, 5, 20):
-        new = sparse_coding(x, codebook, links, 2, importance, num_iterations)
-        assert int((new.weight != 0).sum()) == 2 * len(x)
-        after = weighted_error(x, new, codebook, importance)
-        assert after < last
-        last = after
-    assert last < 0.9 * error
-
-
-def test_sparse_coding_against_axes_is_the_threshold():
-    x, importance = rows(), importances()
-    start = threshold_assignment(-x, 1, importance)
-    links = sparse_coding(x, torch.eye(8), start, 3, importance, 1)
-    torch.testing.assert_close(links, threshold_assignment(x, 3, importance))
 
 
 def bits_of(packed):

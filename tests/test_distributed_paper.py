@@ -31,14 +31,7 @@ from pyg_c2f.train import (
 from pyg_c2f.typing import Assignment, InputError
 from tests.tiny import SETTINGS, write_text_data
 
-CASES = [
-    (2, 'columns'),
-    (3, 'columns'),
-    (4, 'columns'),
-    (3, 'partitioned'),
-    (2, 'replicated'),
-]
-PROPAGATION = ['columns', 'partitioned', 'replicated']
+EACH_SIZE = pytest.mark.parametrize('size', [2, 3, 4])
 # An epoch has 1,600 triples: the last batches hold 1 and 2, fewer than processes.
 TINY = Recipe(
     **SETTINGS
@@ -139,7 +132,7 @@ def load(root):
 # Whole trainings ----------------------------------------------------------------------
 
 
-def trained(group, root, propagation='columns', stop=None, **kwargs):
+def trained(group, root, stop=None, **kwargs):
     """The history and the learned tables of a training.
 
     With ``stop`` it is interrupted in that step, in all processes.
@@ -151,7 +144,7 @@ def trained(group, root, propagation='columns', stop=None, **kwargs):
             raise KeyboardInterrupt
         return step(*args)
 
-    more = {} if group is None else {'group': group, 'propagation': propagation}
+    more = {} if group is None else {'group': group}
     module.train_step = counted
     try:
         run = train(load(root), TINY, on_evaluation=lines.append, **more, **kwargs)
@@ -199,9 +192,9 @@ def test_both_stages_have_both_phases(alone):
     assert all(len(phases) == 2 for phases in alone[1].values())
 
 
-@pytest.mark.parametrize(('size', 'propagation'), CASES)
-def test_same_training(size, propagation, start, root, alone):
-    first, *others = start(size)(trained, root, propagation)
+@EACH_SIZE
+def test_same_training(size, start, root, alone):
+    first, *others = start(size)(trained, root)
     check_same(first, alone)
     for lines, phases, tables in others:
         assert lines == []  # Of the history, one process writes.
@@ -215,17 +208,17 @@ def test_a_group_of_one_gives_the_same_bits(root, alone):
 
 
 def test_resumed_in_other_ways(start, root, alone, tmp_path):
-    """Two processes, then three that share rows, then four, then one alone."""
+    """Two processes, then three, then four, then one alone."""
     at = {'out': tmp_path}
     num_batches = {'coarse': 4, 'fine': 3}
     coarse = alone[1]['coarse'][2]['last_epoch'] * num_batches['coarse']
     to_fine = coarse - 3 * num_batches['coarse'] + 2 * num_batches['fine']
-    for size, propagation, stop, place in (
-        (2, 'columns', 3 * num_batches['coarse'] + 1, ('coarse', 3)),
-        (3, 'partitioned', to_fine, ('fine', 2)),
-        (4, 'columns', num_batches['fine'] + 2, ('fine', 3)),
+    for size, stop, place in (
+        (2, 3 * num_batches['coarse'] + 1, ('coarse', 3)),
+        (3, to_fine, ('fine', 2)),
+        (4, num_batches['fine'] + 2, ('fine', 3)),
     ):
-        for answer in start(size)(resumed, root, propagation, stop, tmp_path):
+        for answer in start(size)(resumed, root, stop, tmp_path):
             assert isinstance(answer, KeyboardInterrupt)
         progress = read_resume(tmp_path)[1]['progress']
         assert (progress['stage'], progress['epoch']) == place
@@ -236,16 +229,16 @@ def test_resumed_in_other_ways(start, root, alone, tmp_path):
     assert not list(tmp_path.glob('*.part'))
 
 
-def resumed(group, root, propagation, stop, out):
+def resumed(group, root, stop, out):
     is_first = not resume_files(out)
     group.wait()
-    return trained(group, root, propagation, stop, out=out, resume=not is_first)
+    return trained(group, root, stop, out=out, resume=not is_first)
 
 
 def test_one_process_and_then_many(start, root, alone, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         trained(None, root, stop=7, out=tmp_path)
-    answers = start(3)(resumed, root, 'columns', None, tmp_path)
+    answers = start(3)(resumed, root, None, tmp_path)
     check_same(answers[0], alone)
 
 
@@ -282,7 +275,7 @@ def draw_triples(model, num_triples):
     )
 
 
-def one_step(group, root, stage, width, num_layers, num_triples, propagation):
+def one_step(group, root, stage, width, num_layers, num_triples):
     """How far a shared batch is from a whole one."""
     model, _ = make_model(root, stage, width, num_layers)
     triples, criterion = draw_triples(model, num_triples), BPRLoss(0.1)
@@ -290,18 +283,15 @@ def one_step(group, root, stage, width, num_layers, num_triples, propagation):
     expected.backward()
     whole = {k: p.grad for k, p in model.named_parameters() if p.requires_grad}
     model.zero_grad()
-    shared = SharedLoss(model, criterion, group, propagation)
+    shared = SharedLoss(model, criterion, group)
     loss, features = shared.backward(triples)
     found = {
         'loss': abs(float(loss / expected.detach()) - 1),
         'features': float((shared.whole(features.detach()) - h).abs().max()),
     }
     for name, parameter in model.named_parameters():
-        grad = parameter.grad
-        if propagation == 'columns':  # Each process has its part, others zeros or none.
-            grad = group.sum_(torch.zeros_like(parameter) if grad is None else grad)
-        elif name not in whole:
-            assert grad is None
+        grad = parameter.grad  # Each process has its part, others zeros or none.
+        grad = group.sum_(torch.zeros_like(parameter) if grad is None else grad)
         if name in whole:
             error = (grad - whole[name]).abs().max()
             found[name] = float(error / whole[name].abs().max().clamp(min=1e-9))
@@ -309,15 +299,13 @@ def one_step(group, root, stage, width, num_layers, num_triples, propagation):
 
 
 @pytest.mark.parametrize('stage', ['coarse', 'fine'])
-@pytest.mark.parametrize(('size', 'propagation'), CASES)
-def test_one_step(size, propagation, stage, start, root):
+@EACH_SIZE
+def test_one_step(size, stage, start, root):
     """The features and the gradients of the whole batch; also of one triple."""
     for num_layers, num_triples in ((2, 300), (3, 7), (1, 2), (0, 1)):
-        args = (root, stage, 8, num_layers, num_triples, propagation)
+        args = (root, stage, 8, num_layers, num_triples)
         answers = start(size)(one_step, *args)
         assert all(answer == answers[0] for answer in answers)
-        if propagation != 'columns':  # Where tanh ends, it is computed one by one.
-            assert answers[0]['features'] == 0
         assert max(answers[0].values()) < 2e-6, (num_layers, num_triples)
 
 
@@ -331,37 +319,16 @@ def in_blocks(*args):
 
 
 @pytest.mark.parametrize('stage', ['coarse', 'fine'])
-@pytest.mark.parametrize('propagation', ['columns', 'partitioned'])
-def test_one_step_in_blocks_of_columns(propagation, stage, start, root):
-    for answer in start(3)(in_blocks, root, stage, 96, 2, 40, propagation):
+def test_one_step_in_blocks_of_columns(stage, start, root):
+    for answer in start(3)(in_blocks, root, stage, 96, 2, 40):
         assert answer['features'] == 0
         assert max(answer.values()) < 2e-6
-
-
-def test_more_processes_than_rows_with_edges(start, root):
-    """Processes without rows of their own."""
-    assert start(4)(star) == [True] * 4
-
-
-def star(group):
-    """Of four rows one counts: all other processes have none, or rows to no avail."""
-    model = pyg_c2f.C2F(torch.tensor([[0], [0]]), 1, 1, 1, 1, 8, 2, 1, 1)
-    rows = group.rows(torch.tensor([0, 0, 9, 0]))
-    h = model.propagate(rows=rows)
-    h.sum().backward()
-    group.sum_(model.coarse.codebook.grad)
-    shared = model.coarse.codebook.grad.clone()
-    model.zero_grad()
-    expected = model.propagate()
-    (group.size * expected.sum()).backward()
-    is_close = torch.allclose(shared, model.coarse.codebook.grad)
-    return h.equal(expected) and is_close
 
 
 # What goes wrong ----------------------------------------------------------------------
 
 
-def spoiled(group, root, propagation, out):
+def spoiled(group, root, out):
     """A loss that is no number, in the last process only."""
     whole, calls = BPRLoss.penalty, count()
 
@@ -371,14 +338,13 @@ def spoiled(group, root, propagation, out):
 
     BPRLoss.penalty = penalty
     try:
-        return trained(group, root, propagation, out=out)
+        return trained(group, root, out=out)
     finally:
         BPRLoss.penalty = whole
 
 
-@pytest.mark.parametrize('propagation', PROPAGATION)
-def test_all_refuse_what_one_has_found(propagation, start, root, tmp_path):
-    answers = start(3)(spoiled, root, propagation, tmp_path)
+def test_all_refuse_what_one_has_found(start, root, tmp_path):
+    answers = start(3)(spoiled, root, tmp_path)
     assert len({str(answer) for answer in answers}) == 1
     assert isinstance(answers[0], InputError)
     assert str(answers[0]).startswith('the loss holds nan in step 2 of epoch 1 of the')
@@ -478,7 +444,7 @@ def test_nobody_waits_for_a_process_that_left(function, root, tmp_path):
 # The same in all ----------------------------------------------------------------------
 
 
-def drifted(group, root, propagation):
+def drifted(group, root):
     """As if each process were a machine that rounds in its own way."""
     model, recipe = make_model(root, 'coarse', 8)
     update = model.update_assignment
@@ -490,7 +456,7 @@ def drifted(group, root, propagation):
         model.set_assignment(coarse=other)
 
     model.update_assignment = other_update
-    shared = SharedLoss(model, BPRLoss(0.1), group, propagation)
+    shared = SharedLoss(model, BPRLoss(0.1), group)
     batches = [draw_triples(model, 9)] * 3
     optimizer = make_optimizer(model, recipe)
     loss = module.train_epoch(model, optimizer, shared, batches, 3.0, True)
@@ -498,26 +464,24 @@ def drifted(group, root, propagation):
     return loss, tables
 
 
-@pytest.mark.parametrize('propagation', ['columns', 'partitioned'])
-def test_assignments_are_those_of_the_first_process(propagation, start, root):
-    first, *others = start(3)(drifted, root, propagation)
+def test_assignments_are_those_of_the_first_process(start, root):
+    first, *others = start(3)(drifted, root)
     assert all(other == first for other in others)
 
 
-@pytest.mark.parametrize('propagation', ['columns', 'replicated'])
-def test_steps_of_one_process_are_those_of_several(propagation, start, root):
-    first, *others = start(2)(stepped, root, propagation)
+def test_steps_of_one_process_are_those_of_several(start, root):
+    first, *others = start(2)(stepped, root)
     assert first == others[0]
     expected = stepped(None, root)
     torch.testing.assert_close(torch.tensor(first), torch.tensor(expected))
 
 
-def stepped(group, root, propagation=None):
+def stepped(group, root):
     """The codebook after some steps, and the moments of Adam."""
     model, recipe = make_model(root, 'coarse', 8)
     criterion = BPRLoss(0.1)
     if group is not None:
-        criterion = SharedLoss(model, criterion, group, propagation)
+        criterion = SharedLoss(model, criterion, group)
     optimizer, triples = make_optimizer(model, recipe), draw_triples(model, 50)
     for step in range(4):
         train_step(model, optimizer, criterion, triples, 3.0)

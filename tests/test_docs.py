@@ -245,7 +245,7 @@ def test_tables_of_tensors(given, tmp_path):
     paper.set_stage('fine')
     assert table_below('Recipe paper') == {*model_tensors(paper)}
     save(paper, tmp_path)
-    known = {'stage', 'model', 'weight_grid', 'codes', 'format', 'sha256'}
+    known = {'stage', 'model', 'weight_grid', 'format', 'sha256'}
     assert table_below('model.safetensors') == known
     assert known - {'format', 'sha256'} <= {*model_meta(given.model)}
     assert 'model' not in model_meta(paper)

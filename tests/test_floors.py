@@ -15,7 +15,7 @@ FLOORS = (
     ('graph', 'anchors', 'codes'),
     ('spectral',),
     ('nn', 'datasets'),
-    ('sampler', 'evaluate', 'whole'),
+    ('sampler', 'evaluate'),
     ('config',),
     ('checkpoint', 'fast'),
     ('resume', 'report', 'export'),

@@ -1460,13 +1460,8 @@ def test_fast_refit(root, tmp_path, no_report):
 @pytest.mark.parametrize(
     ('settings', 'says'),
     [
-        ('num_coarse=8', 'num_coarse=0'),
-        ('anchors=residual', 'set num_coarse'),
-        ('anchors=metis num_coarse=4', 'coarse_links=1'),
-        ('num_layers=0', 'users=assigned'),
-        ('users=assigned anchors=random num_coarse=4 coarse_links=1', 'spectral'),
-        ('loss=softmax diffusion=1', 'diffusion=0'),
-        ('density=0', 'density=0'),
+        ('fine_links=3', 'num_fine=512 does not share out'),
+        ('num_coarse=8', "unknown setting 'num_coarse'"),
         ('gate=0.2', "unknown setting 'gate'"),
     ],
 )
@@ -1476,12 +1471,12 @@ def test_fast_refuses(root, tmp_path, refused, settings, says):
 
 
 def test_fast_interrupted(root, tmp_path, monkeypatch, capsys, no_report):
-    call = ['train', *data_options(root, 'text'), *FAST, 'loss=whole', 'epochs=10']
+    call = ['train', *data_options(root, 'text'), *FAST]
     add = run.History.add
 
     def stop(self, line):
         add(self, line)
-        if line['epoch'] == 5:
+        if line['stage'] == 'fine':
             raise KeyboardInterrupt
 
     monkeypatch.setattr(run.History, 'add', stop)
@@ -1493,11 +1488,6 @@ def test_fast_interrupted(root, tmp_path, monkeypatch, capsys, no_report):
     assert run.main([*call, '--out', str(tmp_path / 'b')]) == 0
     a, b = (pyg_c2f.load(tmp_path / x).state_dict() for x in 'ab')
     assert all(a[key].equal(b[key]) for key in a)
-
-
-def test_propagation_is_for_recipe_paper(refused):
-    said = refused('train', '--propagation', 'columns')
-    assert '--propagation goes with --recipe paper' in said
 
 
 def test_a_restart_goes_on_with_its_own_run_only(train, root, tmp_path, no_report):

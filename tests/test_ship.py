@@ -57,12 +57,11 @@ def test_export_options_of_a_bundle(trained, tmp_path, capsys):
     assert small[2].startswith('LINK') and small[2] < whole[2]
 
 
-@pytest.mark.parametrize('options', [[], ['--int8']])
-def test_export_onnx(options, trained, tmp_path, capsys):
+def test_export_onnx(trained, tmp_path, capsys):
     onnxruntime = pytest.importorskip('onnxruntime', reason='needs onnxruntime')
     path = tmp_path / 'small.onnx'
     call = ['export', '--format', 'onnx', '--checkpoint', trained, '--out', path]
-    (line,) = lines_of(capsys, *call, *options)
+    (line,) = lines_of(capsys, *call)
     assert line == f'{path}: {path.stat().st_size:,} bytes'
     session = onnxruntime.InferenceSession(path)
     items, _ = session.run(None, {'history': [3, 8, 1], 'k': [10]})
@@ -79,11 +78,9 @@ def test_export_goes_beside_the_model(trained, capsys):
     ('options', 'says'),
     [
         (['--format', 'tflite'], "invalid choice: 'tflite'"),
-        (['--int8'], '--int8 is no option of --format bundle'),
         (['--format', 'onnx', '--no-names'], '--no-names is no option of --format'),
         (['--format', 'onnx', '--weight-bits', '5'], '--weight-bits is no option'),
         (['--weight-bits', '0'], '0 bits of a weight; choose 2 to 8'),
-        (['--neighbors', '4'], 'neighbours for a model without a diffusion channel'),
         (['--out', '.'], 'is a folder; name a file in it'),
         (['--out', 'nowhere/model.c2f'], 'nowhere'),
     ],

@@ -30,40 +30,30 @@ from pyg_c2f.evaluate import Score
 from pyg_c2f.fast import build_fast
 from pyg_c2f.nn import LinearC2F
 from pyg_c2f.train import train
-from pyg_c2f.typing import ITEM, RATES, USER, InputError, Stage
+from pyg_c2f.typing import ITEM, RATES, USER, Stage
 
 
 @dataclass(frozen=True)
 class Fast(Baseline):
-    r"""Recipe ``fast`` in closed form, its users living from their items.
+    r"""Recipe ``fast``: users live from their items.
 
     .. math::
         s_{uj} = d_j^p \Big( \tfrac{1}{4} \Big\langle \sum_{i \in N(u)} d_i^{-b}
         \mathbf{x}_i, \, \mathbf{x}_j \Big\rangle + \beta \sum_{i \in N(u)} d_i^{-b}
         (\tilde{R}^{\top} \tilde{R})_{ij} \Big)
 
-    which is :class:`~pyg_c2f.nn.LinearC2F` with one layer but for a factor of each
-    user. What is stored are the codebooks, links and degrees of a checkpoint; with the
-    diffusion channel (:math:`\beta > 0`) the train graph, which has the degrees, takes
-    the place of these.
+    which is :class:`~pyg_c2f.nn.LinearC2F` but for a factor of each user. What is
+    stored are the codebooks, links and degrees of a checkpoint; with the diffusion
+    channel (:math:`\beta > 0`) the train graph, which has the degrees, takes the place
+    of these.
 
     Args:
         recipe (FastRecipe, optional): The settings.
 
-    Raises:
-        InputError: If the recipe has users of their own, more layers, or a loss.
     """
 
     recipe: FastRecipe = FastRecipe()
     serves_anyone: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        expected = {'users': 'inductive', 'num_layers': 1, 'loss': 'none'}
-        for name, value in expected.items():
-            if getattr(self.recipe, name) != value:
-                raise InputError(
-                    f"'Fast' expected {name}={value} (got {getattr(self.recipe, name)})"
-                )
 
     def fit(
         self,
@@ -94,7 +84,7 @@ class Fast(Baseline):
         )
         assert isinstance(model, LinearC2F)
         exponents = recipe.item_power, histories, recipe.item_norm
-        low = low_pass_scorer(model.ego()[1], stored['degree'], *exponents)
+        low = low_pass_scorer(model.ego(), stored['degree'], *exponents)
         if not recipe.diffusion:
             return low
         deg = stored['degree'].clamp(min=1).float().unsqueeze(1)

@@ -5,8 +5,6 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-import scipy.sparse as sp
 import torch
 from torch import Tensor
 from torch_geometric.utils import coalesce
@@ -26,32 +24,25 @@ DEGREE_BITS = 8
 OTHER_BITS = 8
 # The first step that is tried for the grid of a table, in octaves.
 LEAST_STEP = 2**-8
-# Rows of the item-item matrix that are there at a time.
-BLOCK = 2048
 
 
 def write_bundle(
     model: Model,
     path: str | Path,
     weight_bits: int = 8,
-    num_neighbors: float = 0.0,
     names: bool = True,
 ) -> dict[str, int]:
     r"""Writes one file with everything that a device needs to recommend.
 
     Weights of links, values of codebooks and degrees become codes of small tables
     (:func:`fit_table`), the places of links are in Elias-Fano form; the layout is in
-    ``docs/bundle.md``. Users and the train graph are not part of it. In place of the
-    graph, a model with a diffusion channel gets item-item neighbours (:func:`nearest`).
+    ``docs/bundle.md``. Users and the train graph are not part of it.
 
     Args:
-        model (C2F or LinearC2F): The model. Users must live from their items by one
-            layer.
+        model (LinearC2F): The model, without a diffusion channel.
         path (str or Path): The file, written in one go.
         weight_bits (int, optional): The most bits of a weight, 2 to 8. A model
             with ``dtype='packed'`` needs six, and loses nothing then. (default: ``8``)
-        num_neighbors (float, optional): The mean number of neighbours of an item, where
-            the model has a diffusion channel. (default: ``0``)
         names (bool, optional): Whether the original ids and titles that the model has
             are part of it. (default: :obj:`True`)
 
@@ -59,14 +50,15 @@ def write_bundle(
         Dict: The bytes of each section, ``'header'`` and ``'all'``.
 
     Raises:
-        InputError: If the model cannot do without its graph or users, an option is out
-            of range, or the reader refuses the result: the model is larger than the
+        InputError: If the model cannot do without its graph, the bits are out of range,
+            or the reader refuses the result: the model is larger than the
             format allows, or has numbers that are not finite.
     """
-    model = check_inductive(model, 'a bundle')
-    _check_options(model, weight_bits, num_neighbors)
+    model = check_needs_no_graph(model, 'a bundle')
+    if weight_bits not in range(2, 9):
+        raise InputError(f'{weight_bits} bits of a weight; choose 2 to 8')
     with torch.no_grad():
-        sections = dict(_sections(model, weight_bits, num_neighbors))
+        sections = dict(_sections(model, weight_bits))
     if names:
         sections |= {
             tag: '\0'.join(texts).encode()
@@ -76,14 +68,14 @@ def write_bundle(
     sizes = (model.num_items, model.embedding_dim, model.num_coarse)
     fine = (model.num_fine, model.fine_links) if model.stage == 'fine' else (0, 0)
     # Of what is too large for single precision, infinity, which the reader refuses.
-    norms = torch.tensor([model.user_norm, model.diffusion]).tolist()
+    norm = torch.tensor(model.user_norm).item()
     body = {
         tag: tag.encode() + struct.pack('<I', len(x)) + x + bytes(-len(x) % 4)
         for tag, x in sections.items()
     }
     counted = {'header': HEADER.size + 4} | {tag: len(x) for tag, x in body.items()}
     length = sum(counted.values())
-    data = HEADER.pack(MAGIC, VERSION, length, *sizes, *fine, *norms)
+    data = HEADER.pack(MAGIC, VERSION, length, *sizes, *fine, norm)
     data += b''.join(body.values())
     data += struct.pack('<I', zlib.crc32(data))
     try:
@@ -98,7 +90,7 @@ def write_bundle(
     return counted | {'all': length}
 
 
-def check_inductive(model: Model, form: str) -> LinearC2F:
+def check_needs_no_graph(model: Model, form: str) -> LinearC2F:
     """Refuses a model that cannot recommend from a history alone.
 
     Args:
@@ -106,8 +98,8 @@ def check_inductive(model: Model, form: str) -> LinearC2F:
         form (str): What it is to become, for the message.
 
     Raises:
-        InputError: If it needs users or the propagation over a graph, or its fine
-            anchors are not one of each level.
+        InputError: If it needs the train graph, or its fine anchors are not one of each
+            level.
     """
     if not isinstance(model, Recommender):
         raise InputError(
@@ -118,11 +110,10 @@ def check_inductive(model: Model, form: str) -> LinearC2F:
             f'a model of recipe paper propagates over the train graph, which {form} '
             'does not hold; train with --recipe fast'
         )
-    if model.users != 'inductive' or model.num_layers != 1:
+    if model.diffusion:
         raise InputError(
-            f'{form} has no users and no graph, and this model has users='
-            f'{model.users} num_layers={model.num_layers}; train with --set '
-            'users=inductive num_layers=1'
+            f'the diffusion channel of this model needs the train graph, which {form} '
+            'does not hold; train with --set diffusion=0'
         )
     if model.stage == 'fine' and not are_codes(model.fine.assignment, model.num_fine):
         raise InputError(
@@ -132,28 +123,7 @@ def check_inductive(model: Model, form: str) -> LinearC2F:
     return model
 
 
-def _check_options(model: LinearC2F, weight_bits: int, num_neighbors: float) -> None:
-    if weight_bits not in range(2, 9):
-        raise InputError(f'{weight_bits} bits of a weight; choose 2 to 8')
-    if not 0 <= num_neighbors <= model.num_items:
-        raise InputError(
-            f'{num_neighbors:g} neighbours of an item; choose up to {model.num_items}'
-        )
-    if model.diffusion and not num_neighbors:
-        raise InputError(
-            'the diffusion channel of this model needs the train graph, or neighbours '
-            'in its place; give their mean number of an item, such as --neighbors 4'
-        )
-    if num_neighbors and not model.diffusion:
-        raise InputError(
-            f'{num_neighbors:g} neighbours for a model without a diffusion channel; '
-            'train with --set diffusion=1, or leave them out'
-        )
-
-
-def _sections(
-    model: LinearC2F, weight_bits: int, num_neighbors: float
-) -> Iterator[tuple[str, bytes]]:
+def _sections(model: LinearC2F, weight_bits: int) -> Iterator[tuple[str, bytes]]:
     """The tags and contents of the sections that hold numbers."""
     code, deg = fit_table(model.item_degree().cpu(), DEGREE_BITS)
     yield 'ITEM', _table(code, deg**-model.item_norm, deg**model.item_power)
@@ -170,15 +140,13 @@ def _sections(
         yield 'CODE', _bytes(pack_bits(local.flatten(), num_bits(per_level)))
     if model.bias.any():
         yield 'BIAS', _table(*fit_table(model.bias.detach().cpu(), OTHER_BITS))
-    if num_neighbors:
-        yield 'NEAR', _entries(*nearest(model, num_neighbors), weight_bits)
 
 
 def item_links(model: LinearC2F) -> tuple[Tensor, Tensor]:
     """The links of items to coarse anchors, sorted, each pair once.
 
     Args:
-        model (LinearC2F): The model, of inductive users.
+        model (LinearC2F): The model.
 
     Returns:
         Tuple: Items and anchors ``[2, num_links]``, and the weights.
@@ -222,44 +190,6 @@ def fit_table(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     total.index_add_(0, cell, known.double() * count)
     mass.index_add_(0, cell, count.double())
     return cell[code], (total / mass).float()
-
-
-def nearest(model: LinearC2F, num_neighbors: float) -> tuple[Tensor, Tensor]:
-    r"""The neighbours that stand for the train graph: the most of the item-item matrix.
-
-    The diffusion channel adds :math:`d_j^p \, (\tilde{\mathbf{R}}^{\top}
-    \tilde{\mathbf{R}})_{ij}` to the score of item :math:`j` for each item :math:`i`
-    of a history, by its weight :math:`d_i^{-b}`. Kept are the entries that add most
-    over all histories, in which :math:`i` is :math:`d_i` times:
-    :math:`d_i^{1 / 2 - b} d_j^p (\cdot)_{ij}`, as a root mean square counts them.
-
-    Args:
-        model (LinearC2F): The model.
-        num_neighbors (float): Their mean number of an item.
-
-    Returns:
-        Tuple: The places ``i * num_items + j``, rising, and the values.
-    """
-    rowptr, col, weight = (x.cpu().numpy() for x in model.interactions().by_user)
-    shape = (model.num_users, model.num_items)
-    by_user = sp.csr_array((weight, col, rowptr), shape=shape)
-    by_item = by_user.T.tocsr()
-    deg = model.item_degree().cpu().numpy()
-    row_gain, col_gain = deg ** (0.5 - model.item_norm), deg**model.item_power
-    most = round(num_neighbors * model.num_items)
-    place, value, gain = np.empty(0, np.int64), np.empty(0, 'f4'), np.empty(0, 'f4')
-    for first in range(0, model.num_items, BLOCK):
-        block = (by_item[first : first + BLOCK] @ by_user).tocoo()
-        row, col = block.row.astype(np.int64) + first, block.col
-        gains = block.data * row_gain[row] * col_gain[col]
-        place = np.concatenate([place, row * model.num_items + col])
-        value = np.concatenate([value, block.data])
-        gain = np.concatenate([gain, gains])
-        if len(gain) > most:
-            kept = np.argpartition(-gain, most)[:most]
-            place, value, gain = place[kept], value[kept], gain[kept]
-    order = place.argsort()
-    return torch.from_numpy(place[order]), torch.from_numpy(value[order])
 
 
 def _matrix(dense: Tensor, bits: int) -> bytes:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyg_c2f.checkpoint import Model, whole_file
-from pyg_c2f.export.bundle import check_inductive, fit_table, item_links
+from pyg_c2f.export.bundle import check_needs_no_graph, fit_table, item_links
 from pyg_c2f.nn import LinearC2F
 from pyg_c2f.typing import InputError
 
@@ -18,7 +18,7 @@ OPSET, IR_VERSION = 18, 8
 FORMAT, VERSION = 'pyg_c2f history to list', '1'
 
 
-def write_onnx(model: Model, path: str | Path, int8: bool = False) -> int:
+def write_onnx(model: Model, path: str | Path) -> int:
     r"""Writes an ONNX model that makes a list of items from a history of items.
 
     It holds what items are, no users and no train graph, and gives the lists of
@@ -28,23 +28,20 @@ def write_onnx(model: Model, path: str | Path, int8: bool = False) -> int:
     distinct values are codes of a table.
 
     Args:
-        model (LinearC2F): The model. Users must live from their items by one layer,
-            without a diffusion channel.
+        model (LinearC2F): The model, without a diffusion channel.
         path (str or Path): The file, written in one go.
-        int8 (bool, optional): Whether each number of a link, a codebook, a degree or a
-            bias takes one byte. Without it nothing is lost. (default: :obj:`False`)
 
     Returns:
         int: The bytes of the file.
 
     Raises:
         ImportError: If onnx is not installed.
-        InputError: If the model cannot do without its graph or users, has numbers that
+        InputError: If the model cannot do without its graph, has numbers that
             are not finite, or its fine anchors are not one of each level.
     """
     model = _checked(model)
     onnx = _import_onnx()
-    builder = _Builder(onnx, int8)
+    builder = _Builder(onnx)
     with torch.no_grad():
         _add_nodes(builder, model)
     whole = _whole(builder, model.num_items)
@@ -66,13 +63,7 @@ def _import_onnx() -> ModuleType:
 
 
 def _checked(model: Model) -> LinearC2F:
-    model = check_inductive(model, 'an ONNX model')
-    if model.diffusion:
-        raise InputError(
-            'the diffusion channel of this model needs the train graph, which an ONNX '
-            'model does not hold; train with --set diffusion=0, or export a bundle '
-            'with --neighbors'
-        )
+    model = check_needs_no_graph(model, 'an ONNX model')
     numbers = (model.codebook(), model.coarse.assignment.weight, model.bias)
     if not all(x.isfinite().all() for x in numbers):
         raise InputError(
@@ -84,8 +75,8 @@ def _checked(model: Model) -> LinearC2F:
 class _Builder:
     """Collects the nodes and constants of an ONNX graph; values go by their names."""
 
-    def __init__(self, onnx: ModuleType, int8: bool) -> None:
-        self.onnx, self.int8 = onnx, int8
+    def __init__(self, onnx: ModuleType) -> None:
+        self.onnx = onnx
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
 
@@ -118,10 +109,10 @@ class _Builder:
         return self.op('ScatterElements', zeros, index, values, reduction='add')
 
     def numbers(self, values: Tensor) -> str:
-        """Numbers, float32: codes of a table where they are few or may be rounded."""
+        """Numbers, float32: codes of a table where few of them are distinct."""
         values = values.float()
         # A table of any length is exact.
-        code, table = fit_table(values, 8 if self.int8 else 62)
+        code, table = fit_table(values, 62)
         code_bytes = np.min_scalar_type(len(table) - 1).itemsize
         if 4 * len(table) + code_bytes * len(values) >= 4 * len(values):
             return self.const(values.numpy())
@@ -147,18 +138,10 @@ class _Builder:
         flat = x.flatten()
         place = flat.nonzero().flatten()
         if 2 * len(place) > len(flat):
-            return self.scaled(x) if self.int8 else self.const(x.numpy())
+            return self.const(x.numpy())
         index, values = self.places(place, flat[place])
         out = self.add_at(len(flat), index, self.numbers(values))
         return self.op('Reshape', out, self.const(list(x.shape)))
-
-    def scaled(self, x: Tensor) -> str:
-        """A matrix as int8, with a scale for each row."""
-        # Of what is dense this mostly loses less than a table of 256 numbers.
-        scale = x.abs().amax(dim=1).clamp(min=1e-30) / 127
-        code = (x / scale.unsqueeze(1)).round().to(torch.int8)
-        codes, scales = self.const(code.numpy()), self.const(scale.numpy())
-        return self.op('DequantizeLinear', codes, scales, axis=0)
 
 
 def _add_nodes(b: _Builder, model: LinearC2F) -> None:

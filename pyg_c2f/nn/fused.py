@@ -1,17 +1,14 @@
 r"""The fused way: propagation over one CSR matrix of the whole block graph."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyg_c2f.graph import CSR, BlockGraph, csr_matmul, csr_range
+from pyg_c2f.graph import CSR, BlockGraph, csr_matmul
 from pyg_c2f.typing import Assignment
-
-if TYPE_CHECKING:
-    from pyg_c2f.distributed import Rows
 
 # Of a block of columns: what stays near the cores, with the hot rows nearest.
 CACHE_BYTES = 3 << 20
@@ -66,9 +63,7 @@ def fused_ego(codebook: Tensor, assignment: Assignment, transposed: CSR) -> Tens
     return _Ego.apply(codebook, assignment, transposed)
 
 
-def fused_layer(
-    x: Tensor, graph: BlockGraph, gate: float, rows: 'Rows | None' = None
-) -> Tensor:
+def fused_layer(x: Tensor, graph: BlockGraph, gate: float) -> Tensor:
     r"""One layer :math:`\mathbf{C} \hat{\mathbf{X}} \mathbf{H}` (SPEC sections 2, 3).
 
     In the coarse stage :math:`\mathbf{C}` is the identity. In the fine stage, with the
@@ -79,15 +74,8 @@ def fused_layer(
         \mathbf{z}_c' = (1 - g) \mathbf{z}_c + (2g - 1) \mathbf{S}_2 \mathbf{z}_f,
         \quad
         \mathbf{z}_N' = \mathbf{z}_N + \mathbf{S}_1 (\mathbf{z}_c' - \mathbf{z}_c).
-
-    With ``rows`` each process computes its rows of :math:`\hat{\mathbf{X}} \mathbf{H}`
-    and gets the others'. The rest, two anchors for an entity, all do alike: to send
-    the anchors ahead would take another exchange.
     """
-    if rows is None:
-        z = csr_matmul(graph.adj, x)
-    else:
-        z = rows.gather(csr_matmul(csr_range(graph.adj, rows.start, rows.stop), x))
+    z = csr_matmul(graph.adj, x)
     if graph.fine is None:
         return z
     num_entities, num_coarse = graph.coarse.index.size(0), graph.fine.index.size(0)
@@ -100,17 +88,14 @@ def fused_layer(
 
 def fused_layer_t(y: Tensor, graph: BlockGraph, gate: float) -> Tensor:
     r"""The transposed layer :math:`\hat{\mathbf{X}} \mathbf{C}^{\top} \mathbf{Y}`."""
-    return csr_matmul(graph.adj, _correction_t(y, graph, gate))
-
-
-def _correction_t(y: Tensor, graph: BlockGraph, gate: float) -> Tensor:
     if graph.fine is None or graph.fine_t is None:
-        return y
+        return csr_matmul(graph.adj, y)
     num_entities, num_coarse = graph.coarse.index.size(0), graph.fine.index.size(0)
     y_n, y_c, y_f = y.tensor_split((num_entities, num_entities + num_coarse))
     down = csr_matmul(graph.coarse_t, y_n)
     y_f = y_f + (2 * gate - 1) * csr_matmul(graph.fine_t, down + y_c)
-    return torch.cat([y_n, (1 - gate) * y_c - gate * down, y_f])
+    y = torch.cat([y_n, (1 - gate) * y_c - gate * down, y_f])
+    return csr_matmul(graph.adj, y)
 
 
 class _Propagation(torch.autograd.Function):
@@ -118,57 +103,30 @@ class _Propagation(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        graph: BlockGraph,
-        num_layers: int,
-        gate: float,
-        rows: 'Rows | None',
+        ctx: Any, x: Tensor, graph: BlockGraph, num_layers: int, gate: float
     ) -> Tensor:
-        ctx.graph, ctx.num_layers, ctx.gate, ctx.rows = graph, num_layers, gate, rows
+        ctx.graph, ctx.num_layers, ctx.gate = graph, num_layers, gate
         out = torch.empty_like(x)
         for x_block, out_block in _column_blocks(x.detach(), out):
             h = x_block.contiguous()
             total = h.clone()
             for _ in range(num_layers):
-                h = fused_layer(h, graph, gate, rows)
+                h = fused_layer(h, graph, gate)
                 total += h
             torch.div(total, num_layers + 1, out=out_block)
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         blocks = []
         for (grad_block,) in _column_blocks(grads[0]):
             grad = grad_block / (ctx.num_layers + 1)
             total = grad.contiguous()
-            if ctx.rows is not None:
-                blocks.append(
-                    _own_gradient(total, ctx.graph, ctx.num_layers, ctx.gate, ctx.rows)
-                )
-                continue
             for _ in range(ctx.num_layers):
                 total = fused_layer_t(total, ctx.graph, ctx.gate).add_(grad)
             blocks.append(total)
         # Not written into one table: a second derivative goes through here.
-        return torch.cat(blocks, dim=1), None, None, None, None
-
-
-def _own_gradient(
-    grad: Tensor, graph: BlockGraph, num_layers: int, gate: float, rows: 'Rows'
-) -> Tensor:
-    """The own rows of the gradient that all processes' gradients make; else zeros."""
-    rows.group.sum_(grad)
-    matrix = csr_range(graph.adj, rows.start, rows.stop)
-    own = rows.own(grad)
-    total, part = grad, own
-    for layer in range(num_layers):
-        if layer > 0:
-            total = rows.gather(part)
-        part = csr_matmul(matrix, _correction_t(total, graph, gate)).add_(own)
-    out = torch.zeros_like(grad)
-    rows.own(out).copy_(part)
-    return out
+        return torch.cat(blocks, dim=1), None, None, None
 
 
 def _column_blocks(*tables: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -187,11 +145,7 @@ def _column_blocks(*tables: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def fused_propagation(
-    x: Tensor,
-    graph: BlockGraph,
-    num_layers: int,
-    gate: float,
-    rows: 'Rows | None' = None,
+    x: Tensor, graph: BlockGraph, num_layers: int, gate: float
 ) -> Tensor:
     r"""The mean of the layers' outputs, layer 0 included.
 
@@ -201,25 +155,10 @@ def fused_propagation(
 
     It keeps no activation: the backward pass needs the graph alone.
 
-    With ``rows`` each of :math:`W` processes computes its rows of every layer and gets
-    the others'; the result is the same to the bit. Going back, the processes' different
-    gradients are summed up first, each computes its rows of every layer, and has zeros
-    outside of them in the end: the processes' gradients of the codebooks add up to
-    those of the sum of all their losses, as they do where each propagates everything.
-    Of :math:`N` nodes with :math:`d` float32 columns, each process sends, and gets,
-
-    .. math::
-        4 N d \, \big( \underbrace{L}_{\text{forward}} + \underbrace{2}_{\text{sum}} +
-        \underbrace{L - 1}_{\text{backward}} \big) \, \frac{W - 1}{W}
-
-    bytes, on average over the processes. There is no second derivative then.
-
     Args:
         x (Tensor): The features of all nodes in block order, ``[num_nodes, channels]``.
         graph (BlockGraph): The fused graph.
         num_layers (int): The number of layers :math:`L`.
         gate (float): The gate :math:`g` of the fine stage.
-        rows (Rows, optional): The rows that this process computes.
-            (default: all)
     """
-    return _Propagation.apply(x, graph, num_layers, gate, rows)
+    return _Propagation.apply(x, graph, num_layers, gate)

@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,22 +29,17 @@ from pyg_c2f.spectral import (
 from pyg_c2f.typing import (
     COARSE,
     COARSE_ITEM,
-    COARSE_USER,
     FINE,
     FINE_ITEM,
-    FINE_USER,
     ITEM,
     ITEM_COARSE,
     ITEM_FINE,
     RATED_BY,
     RATES,
     USER,
-    USER_COARSE,
-    USER_FINE,
     Assignment,
     Score,
     Stored,
-    Users,
 )
 
 # Users whose anchor scores, one column each, stay in a core's cache.
@@ -55,28 +50,28 @@ class LinearC2F(Recommender):
     r"""Coarse and fine anchors without a nonlinearity: the model of recipe ``fast``.
 
     An item is a sparse mixture of coarse anchors plus one fine anchor of each level,
-    which says what the coarse ones leave over; a user has no row of its own and lives
-    from the items (``users='inductive'``), or is such a mixture too (``'assigned'``):
+    which says what the coarse ones leave over; a user has no row and lives from the
+    items, by one layer of propagation:
 
     .. math::
         \mathbf{x} = \mathbf{S}_1 \mathbf{E}_c + \mathbf{S}_2 \, \mathrm{soft}(
         \mathbf{E}_f), \quad
-        \mathbf{H} = \frac{1}{L + 1} \sum_{l=0}^{L} \mathbf{A}^l \mathbf{x}
+        \mathbf{h}_i = \tfrac{1}{2} \mathbf{x}_i, \quad
+        \mathbf{h}_u = \tfrac{1}{2} \sum_i A_{ui} \mathbf{x}_i
 
-    with :math:`\mathbf{x}_u = 0` for an inductive user, and scores
+    with :math:`A_{ui} = d_u^{-a} d_i^{-b}` for train pairs, and scores
 
     .. math::
         s_{ui} = d_i^{p} \left( \mathbf{h}_u^{\top} \mathbf{h}_i + \beta
-        (\mathbf{A}^3)_{ui} \right) + b_i
+        (\mathbf{A} \mathbf{A}^{\top} \mathbf{A})_{ui} \right) + b_i
 
     The second term, the diffusion channel, is the propagation of a one-hot identity
     feature beside the meta-embeddings: it has no parameter but needs the train graph.
 
-    It differs from :class:`C2F` (the published model) in four ways: no tanh, so that
-    propagation commutes with the codebooks (:meth:`mixtures`); anchors send to their
-    nodes only, and get nothing back; items are tied to the fine anchors directly; and
-    users need no row. With one layer and inductive users the graph is not needed to
-    recommend: a history of items is enough.
+    It differs from :class:`C2F` (the published model) in four ways: no tanh; anchors
+    send to their nodes only, and get nothing back; items are tied to the fine anchors
+    directly; and users need no row. Without a diffusion channel the graph is not needed
+    to recommend: a history of items is enough.
 
     Args:
         edge_index (Tensor): The unique train pairs, ``[2, num_edges]``.
@@ -87,22 +82,18 @@ class LinearC2F(Recommender):
         embedding_dim (int): The width of the codebooks.
         coarse_links (int, optional): The most coarse anchors of a row. (default: ``8``)
         fine_links (int, optional): Fine anchors of a row. (default: ``2``)
-        num_layers (int, optional): The number :math:`L` of layers. (default: ``1``)
         threshold (float, optional): The soft threshold of the fine codebook.
         item_power (float, optional): The exponent :math:`p`. (default: ``0.5``)
         diffusion (float, optional): The weight :math:`\beta`. (default: ``0.0``)
-        user_norm (float, optional): The exponent :math:`a` of :math:`\mathbf{A}_{ui} =
-            d_u^{-a} d_i^{-b}`. (default: ``0.5``)
+        user_norm (float, optional): The exponent :math:`a`. (default: ``0.5``)
         item_norm (float, optional): The exponent :math:`b`. (default: ``0.5``)
-        users (str, optional): ``'inductive'`` (the default) or ``'assigned'``.
         dtype (str, optional): How a checkpoint stores numbers, ``'float32'`` (the
-            default), ``'float16'`` or ``'packed'``; see :meth:`round_`.
+            default) or ``'packed'``; see :meth:`round_`.
         item_degree (Tensor, optional): The items' numbers of train users, for a model
             that does not hold the pairs. (default: counted)
 
     Raises:
-        ValueError: If a size is not positive, an edge does not fit the sizes, there
-            is no such kind of users, or inductive users have no layer to live from.
+        ValueError: If a size is not positive, or an edge does not fit the sizes.
 
     Example:
         >>> edge_index = torch.tensor([[0, 0, 1, 2], [0, 1, 1, 2]])
@@ -123,38 +114,27 @@ class LinearC2F(Recommender):
         embedding_dim: int,
         coarse_links: int = 8,
         fine_links: int = 2,
-        num_layers: int = 1,
         threshold: float = 0.0,
         item_power: float = 0.5,
         diffusion: float = 0.0,
         user_norm: float = 0.5,
         item_norm: float = 0.5,
-        users: Users = 'inductive',
         dtype: Stored = 'float32',
         item_degree: Tensor | None = None,
     ) -> None:
         super().__init__()
-        check_edges('LinearC2F', edge_index, num_users, num_items, num_layers)
-        if users not in get_args(Users):
-            raise ValueError(
-                f"'LinearC2F' expected users of {get_args(Users)} (got {users})"
-            )
-        if users == 'inductive' and num_layers < 1:
-            raise ValueError("'LinearC2F' with inductive users needs num_layers >= 1")
+        check_edges('LinearC2F', edge_index, num_users, num_items)
         self.num_users, self.num_items = int(num_users), int(num_items)
         self.num_coarse, self.num_fine = int(num_coarse), int(num_fine)
         self.embedding_dim = int(embedding_dim)
         self.coarse_links, self.fine_links = int(coarse_links), int(fine_links)
-        self.num_layers = int(num_layers)
         self.threshold = float(threshold)
         self.item_power, self.diffusion = float(item_power), float(diffusion)
         self.user_norm, self.item_norm = float(user_norm), float(item_norm)
-        self.users: Users = users
         self.dtype: Stored = dtype
 
-        rows = self.num_items + (self.num_users if users == 'assigned' else 0)
-        self.coarse = MetaEmbedding(rows, num_coarse, embedding_dim, coarse_links)
-        self.fine = MetaEmbedding(rows, num_fine, embedding_dim, fine_links)
+        self.coarse = MetaEmbedding(num_items, num_coarse, embedding_dim, coarse_links)
+        self.fine = MetaEmbedding(num_items, num_fine, embedding_dim, fine_links)
         self.soft_threshold = SoftThreshold(threshold)
         self.bias = torch.nn.Parameter(torch.zeros(num_items))
         self.register_buffer('edge_index', edge_index.clone())
@@ -171,8 +151,7 @@ class LinearC2F(Recommender):
         """
         with torch.device('meta'):
             model = cls(edge_index[:, :0], *args, **kwargs)
-        sizes = model.num_users, model.num_items, model.num_layers
-        check_edges('LinearC2F', edge_index, *sizes)
+        check_edges('LinearC2F', edge_index, model.num_users, model.num_items)
         model.to_empty(device=edge_index.device)
         for x in (*model.parameters(), *model.buffers()):
             x.detach().zero_()
@@ -192,7 +171,7 @@ class LinearC2F(Recommender):
     def set_assignment(
         self, coarse: Assignment | None = None, fine: Assignment | None = None
     ) -> None:
-        """Puts other assignments in place (of users, if assigned, then items)."""
+        """Puts other assignments of the items in place."""
         if coarse is not None:
             self.coarse.set_assignment(coarse)
         if fine is not None:
@@ -215,13 +194,7 @@ class LinearC2F(Recommender):
 
     def needs_graph(self) -> bool:
         """Whether recommending needs more of the train graph than a user's history."""
-        return not self._items_are_mixtures() or self.diffusion != 0
-
-    def _items_are_mixtures(self) -> bool:
-        # With one layer items hear of users, who say nothing where they have no row.
-        return self.num_layers == 0 or (
-            self.num_layers == 1 and self.users == 'inductive'
-        )
+        return self.diffusion != 0
 
     def check_pairs(self) -> None:
         """Checks that the model holds its train pairs.
@@ -278,57 +251,14 @@ class LinearC2F(Recommender):
         weight = [self.coarse.assignment_weight, self.fine.assignment_weight]
         return Assignment(index, torch.cat(weight, dim=1))
 
-    def ego(self) -> tuple[Tensor, Tensor]:
-        """The features of users (zeros where inductive) and items, no propagation."""
-        x = weighted_sum(self.assignment(), self.codebook())
-        if self.users == 'assigned':
-            return x[: self.num_users], x[self.num_users :]
-        return x.new_zeros(self.num_users, x.size(1)), x
+    def ego(self) -> Tensor:
+        r"""The features :math:`\mathbf{x}` of the items, before propagation."""
+        return weighted_sum(self.assignment(), self.codebook())
 
-    def propagate(
-        self, x: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The propagated features of users and items.
-
-        Args:
-            x (Tuple, optional): What to propagate (default: :meth:`ego`).
-        """
-        user, item = self.ego() if x is None else x
-        return self._mean(user, item, self.num_layers)
-
-    def _mean(
-        self, user: Tensor, item: Tensor, num_layers: int
-    ) -> tuple[Tensor, Tensor]:
-        users, items = [user], [item]
-        for _ in range(num_layers):
-            user, item = _Pass.apply(user, item, self.interactions())
-            users.append(user)
-            items.append(item)
-        return torch.stack(users).mean(dim=0), torch.stack(items).mean(dim=0)
-
-    def mixtures(self, max_bytes: int = 1 << 30) -> tuple[Tensor, Tensor] | None:
-        r"""The propagated assignments of users and items: the cache of a training.
-
-        Propagation is linear, so that :math:`\mathbf{H} = \mathbf{Q} \mathbf{E}` with
-        :math:`\mathbf{Q} = \frac{1}{L+1} \sum_l \mathbf{A}^l \mathbf{S}` and all
-        codebooks :math:`\mathbf{E}`: constant until an assignment changes, so that a
-        step of training is two dense products and never touches the graph.
-
-        Args:
-            max_bytes (int, optional): The most that :math:`\mathbf{Q}` may take.
-
-        Returns:
-            Tuple: The rows of users and items, ``[*, num_anchors]``; or nothing where
-            they would take more (then propagate the features instead).
-        """
-        num_anchors = self.codebook().size(0)
-        if 4 * (self.num_users + self.num_items) * num_anchors > max_bytes:
-            return None
-        index, weight = self.assignment()
-        dense = weight.new_zeros(len(index), num_anchors).scatter_add_(1, index, weight)
-        if self.users == 'assigned':
-            return self.propagate(dense.split([self.num_users, self.num_items]))
-        return self.propagate((dense.new_zeros(self.num_users, num_anchors), dense))
+    def propagate(self) -> tuple[Tensor, Tensor]:
+        """The propagated features of users and items."""
+        item = self.ego() / 2
+        return _Histories.apply(item, self.interactions()), item
 
     def item_scale(self) -> Tensor:
         r"""The scale :math:`d_i^p` of the items' scores, ``[num_items]``."""
@@ -348,30 +278,25 @@ class LinearC2F(Recommender):
     def scorer(self) -> Score:
         r"""A function from user ids ``[B]`` to the scores of all items.
 
-        Where items are mixtures of anchors still (one layer and inductive users, or no
-        layer) a user scores the anchors first, and an item's score is the mixture of
-        its anchors' scores: :math:`\mathbf{S} (\mathbf{E} \mathbf{h}_u)`, a few sums
-        an item instead of a dot product of full width.
+        A user scores the anchors first, and an item's score is the mixture of its
+        anchors' scores: :math:`\mathbf{S} (\mathbf{E} \mathbf{h}_u)`, a few sums an
+        item instead of a dot product of full width.
         """
         rows = self.by_user()
-        if self.users_are_histories():
-            return self._scorer(rows, self._new_features(rows))
-        h_user, h_item = self.propagate()
-        return self._scorer(rows, lambda users: h_user[users], h_item)
+        return self._scorer(rows, self._new_features(rows))
 
     @torch.no_grad()
     def history_scorer(self, rowptr: Tensor, col: Tensor) -> Score:
         r"""The scores of all items for people whom the model has never seen.
 
-        Somebody new enters by a history of items, as a user node without a row,
+        Somebody new enters by a history of items, as a user node with edges to them:
 
         .. math::
-            \mathbf{h}_u = \frac{1}{L + 1} \sum_{i \in \mathcal{N}(u)} n^{-a} d_i^{-b}
-            \sum_{l=0}^{L-1} \mathbf{h}_i^{(l)}
+            \mathbf{h}_u = \tfrac{1}{2} \sum_{i \in \mathcal{N}(u)} n^{-a} d_i^{-b}
+            \mathbf{x}_i
 
-        with :math:`n` items in the history (and :math:`L = 1` where a model has no
-        layer). This is what an inductive user with these train items has: with one
-        layer the same numbers, with more the items do not hear of the new user.
+        with :math:`n` items in the history. A user with these train items has the same
+        numbers.
 
         Args:
             rowptr (Tensor): The starts of the histories, ``[num_histories + 1]``.
@@ -385,28 +310,18 @@ class LinearC2F(Recommender):
 
     def user_scorer(self, users: Tensor, rowptr: Tensor, col: Tensor) -> Score:
         # Nothing but the items of these users is looked at: no pass over the graph.
-        if self.users_are_histories():
-            return self.history_scorer(rowptr, col)
-        return super().user_scorer(users, rowptr, col)
+        return self.history_scorer(rowptr, col)
 
-    def users_are_histories(self) -> bool:
-        """Whether a user's features are the sum of what the train items send."""
-        return self.num_layers == 1 and self.users == 'inductive'
-
-    def _scorer(
-        self,
-        rows: CSR,
-        features: Callable[[Tensor], Tensor],
-        h_item: Tensor | None = None,
-    ) -> Score:
+    def _scorer(self, rows: CSR, features: Callable[[Tensor], Tensor]) -> Score:
         """Scores from people's features and, for the diffusion, their interactions."""
         scale, bias = self.item_scale().unsqueeze(1), self.bias.detach().unsqueeze(1)
-        score_items = self._item_products(h_item)
+        mix = _links(self.assignment(), self.num_items)
+        codebook = self.codebook().detach() / 2
 
         def score(people: Tensor) -> Tensor:
             parts = []
             for block in people.split(SCORE_BLOCK):
-                part = score_items(features(block).T)
+                part = csr_matmul(mix, codebook @ features(block).T)
                 if self.diffusion:
                     dense = _columns(_take(rows, block), self.num_items)
                     part.add_(self._diffuse(dense), alpha=self.diffusion)
@@ -415,15 +330,6 @@ class LinearC2F(Recommender):
             return out.mul_(scale).add_(bias).T
 
         return score
-
-    def _item_products(self, h_item: Tensor | None) -> Callable[[Tensor], Tensor]:
-        """The products of all items with people's features, one column each."""
-        if self._items_are_mixtures():
-            mix = _links(self.assignment(), self.num_items)
-            codebook = self.codebook().detach() / (self.num_layers + 1)
-            return lambda h_user_t: csr_matmul(mix, codebook @ h_user_t)
-        item = self.propagate()[1] if h_item is None else h_item
-        return lambda h_user_t: item @ h_user_t
 
     def _history_rows(self, rowptr: Tensor, col: Tensor) -> CSR:
         """The normalised interactions of histories."""
@@ -454,31 +360,20 @@ class LinearC2F(Recommender):
 
     def _sent(self) -> Callable[[Tensor], Tensor]:
         """From item ids to what these items send to a person, before the weight."""
-        num_layers = self.num_layers
-        if num_layers > 1:
-            below = self._mean(*self.ego(), num_layers - 1)[1]
-            below = below * (num_layers / (num_layers + 1))
-            return lambda items: below[items]
-        # Items as they are before propagation: only those asked for are mixed.
-        links, codebook = self._item_links(), self.codebook().detach() / 2
+        # Only the items that are asked for are mixed.
+        links, codebook = self.assignment(), self.codebook().detach() / 2
 
         def sent(items: Tensor) -> Tensor:
             return weighted_sum(Assignment(*(x[items] for x in links)), codebook)
 
         return sent
 
-    def _item_links(self) -> Assignment:
-        return Assignment(*(x[-self.num_items :] for x in self.assignment()))
-
     def train_items(self) -> tuple[Tensor, Tensor]:
         rowptr, col, _ = self.by_user()
         return rowptr, col
 
     def item_features(self) -> Tensor:
-        if self._items_are_mixtures():
-            x = weighted_sum(self._item_links(), self.codebook())
-            return x / (self.num_layers + 1)
-        return self.propagate()[1]
+        return self.ego() / 2
 
     @torch.no_grad()
     def inner_products(self) -> InnerProducts:
@@ -493,7 +388,6 @@ class LinearC2F(Recommender):
                 f'channel scores are no inner products (got diffusion={self.diffusion})'
             )
         by_user, sent = self.by_user(), self._sent()
-        h_user = None if self.users_are_histories() else self.propagate()[0]
         items = self.item_features() * self.item_scale().unsqueeze(1)
 
         def new(rows: CSR) -> Tensor:
@@ -503,9 +397,7 @@ class LinearC2F(Recommender):
         return InnerProducts(
             torch.cat([items, self.bias.unsqueeze(1)], dim=1),
             items.new_zeros(self.num_users),
-            lambda users: (
-                new(_take(by_user, users)) if h_user is None else h_user[users]
-            ),
+            lambda users: new(_take(by_user, users)),
             lambda rowptr, col: new(self._history_rows(rowptr, col)),
         )
 
@@ -530,42 +422,34 @@ class LinearC2F(Recommender):
         data[RATED_BY].edge_index = self.edge_index.flip(0)
         data[RATED_BY].edge_weight = weight
         data[COARSE].x = self.coarse.codebook.detach()
-        ties = [(self.coarse, USER_COARSE, COARSE_USER, ITEM_COARSE, COARSE_ITEM)]
+        ties = [(self.coarse, ITEM_COARSE, COARSE_ITEM)]
         if self.stage == 'fine':
             data[FINE].x = self.soft_threshold(self.fine.codebook).detach()
-            ties.append((self.fine, USER_FINE, FINE_USER, ITEM_FINE, FINE_ITEM))
-        for table, *relations in ties:
-            sizes = [len(table.index) - self.num_items, self.num_items]
-            parts = [x.split(sizes) for x in table.assignment]
-            for side, (index, value) in enumerate(zip(*parts, strict=True)):
-                if len(index):
-                    pairs, value = assignment_to_edges(Assignment(index, value))
-                    there, back = relations[2 * side : 2 * side + 2]
-                    data[there].edge_index, data[there].edge_weight = pairs, value
-                    data[back].edge_index, data[back].edge_weight = pairs.flip(0), value
+            ties.append((self.fine, ITEM_FINE, FINE_ITEM))
+        for table, there, back in ties:
+            pairs, value = assignment_to_edges(table.assignment)
+            data[there].edge_index, data[there].edge_weight = pairs, value
+            data[back].edge_index, data[back].edge_weight = pairs.flip(0), value
         return data
 
     def _forget(self) -> None:
         self._by_user = self._interactions = None
 
     def extra_repr(self) -> str:
-        return f'{self.num_users}, {self.num_items}, users={self.users!r}'
+        return f'{self.num_users}, {self.num_items}'
 
 
-class _Pass(torch.autograd.Function):
-    """One propagation over user-item edges; the matrix is symmetric, so is the grad."""
+class _Histories(torch.autograd.Function):
+    """What users get from the items of their histories."""
 
     @staticmethod
-    def forward(ctx, user, item, interactions):  # type: ignore[no-untyped-def]
-        ctx.interactions = interactions
-        by_user, by_item = interactions
-        return csr_matmul(by_user, item), csr_matmul(by_item, user)
+    def forward(ctx, item, interactions):  # type: ignore[no-untyped-def]
+        ctx.by_item = interactions.by_item
+        return csr_matmul(interactions.by_user, item)
 
     @staticmethod
     def backward(ctx, *grads):  # type: ignore[no-untyped-def]
-        by_user, by_item = ctx.interactions
-        user, item = (grad.contiguous() for grad in grads)
-        return csr_matmul(by_user, item), csr_matmul(by_item, user), None
+        return csr_matmul(ctx.by_item, grads[0].contiguous()), None
 
 
 def _take(csr: CSR, rows: Tensor) -> CSR:
@@ -584,6 +468,6 @@ def _columns(csr: CSR, num_cols: int) -> Tensor:
 
 def _links(assignment: Assignment, num_items: int) -> CSR:
     """The items' links as CSR, those of weight zero left out."""
-    index, weight = (x[-num_items:] for x in assignment)
+    index, weight = assignment
     row, slot = weight.nonzero(as_tuple=True)
     return csr_of(row, index[row, slot], weight[row, slot], num_items)

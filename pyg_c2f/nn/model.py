@@ -1,5 +1,4 @@
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -26,9 +25,6 @@ from pyg_c2f.nn.recommend import (
     take_rows,
 )
 from pyg_c2f.typing import COARSE, FINE, ITEM, USER, Assignment, Score, Stage
-
-if TYPE_CHECKING:
-    from pyg_c2f.distributed import Rows
 
 
 class C2F(Recommender):
@@ -94,7 +90,9 @@ class C2F(Recommender):
         threshold: float = 1.0,
     ) -> None:
         super().__init__()
-        check_edges('C2F', edge_index, num_users, num_items, num_layers)
+        check_edges('C2F', edge_index, num_users, num_items)
+        if num_layers < 0:
+            raise ValueError(f"'C2F' expected layers (got num_layers={num_layers})")
         # Plain numbers, whatever kind was given: a checkpoint writes them down.
         self.num_users = int(num_users)
         self.num_items = int(num_items)
@@ -262,7 +260,6 @@ class C2F(Recommender):
         self,
         x: tuple[Tensor, Tensor, Tensor] | None = None,
         fused: bool = True,
-        rows: 'Rows | None' = None,
     ) -> Tensor:
         r"""The mean over all layers, for all nodes in block order.
 
@@ -271,9 +268,6 @@ class C2F(Recommender):
             fused (bool, optional): Whether to go over one CSR matrix, or to pass
                 messages relation by relation: the same numbers, the readable way.
                 (default: :obj:`True`)
-            rows (Rows, optional): The rows of each layer that this process computes,
-                where several share the fused way, as
-                :func:`~pyg_c2f.nn.fused.fused_propagation` tells. (default: all)
 
         Returns:
             Tensor: Users, items, coarse anchors, fine anchors, ``[num_nodes, d]``.
@@ -281,9 +275,7 @@ class C2F(Recommender):
         x = self.layer0() if x is None else x
         if fused:
             graph = self.block_graph()
-            return fused_propagation(
-                torch.cat(x), graph, self.num_layers, self.gate, rows
-            )
+            return fused_propagation(torch.cat(x), graph, self.num_layers, self.gate)
         layers = self.layers(x)
         out = [
             sum(xs) / len(xs) for xs in zip(*(x.values() for x in layers), strict=True)

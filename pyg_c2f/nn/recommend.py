@@ -25,9 +25,7 @@ Numbers = Sequence[int] | Tensor
 Names = Sequence[str]
 
 
-def check_edges(
-    name: str, edge_index: Tensor, num_users: int, num_items: int, num_layers: int
-) -> None:
+def check_edges(name: str, edge_index: Tensor, num_users: int, num_items: int) -> None:
     """Checks a model's graph.
 
     Raises:
@@ -38,10 +36,10 @@ def check_edges(
             f"'{name}' expected an edge_index of shape [2, num_edges] (got "
             f'{list(edge_index.shape)})'
         )
-    if num_users < 1 or num_items < 1 or num_layers < 0:
+    if num_users < 1 or num_items < 1:
         raise ValueError(
-            f"'{name}' expected users, items and layers (got num_users={num_users}, "
-            f'num_items={num_items}, num_layers={num_layers})'
+            f"'{name}' expected users and items (got num_users={num_users}, "
+            f'num_items={num_items})'
         )
     high = torch.tensor([[num_users], [num_items]], device=edge_index.device)
     if bool(((edge_index < 0) | (edge_index >= high)).any()):
@@ -421,10 +419,10 @@ class Recommender(Staged):
 
         A person whom the model has never seen enters by a history of items; which
         features that gives says :meth:`history_scorer`. With his own train items for a
-        history, a known user gets his own lists from a :class:`LinearC2F` of inductive
-        users. From the other models he does not, since they have given him anchors of
-        his own: of the best 20 of a :class:`C2F` after ten coarse epochs on the
-        synthetic data set 83 % are the same (a test has this), later on fewer.
+        history, a known user gets his own lists from a :class:`LinearC2F`. From a
+        :class:`C2F` he does not, since it has given him anchors of his own: of its best
+        20 after ten coarse epochs on the synthetic data set 83 % are the same (a test
+        has this), later on fewer.
 
         Args:
             users (int or str or Sequence or Tensor, optional): User ids.

@@ -11,9 +11,8 @@ from pyg_c2f import fit, load, save
 from pyg_c2f.bundle import Bundle
 from pyg_c2f.config import FastRecipe
 from pyg_c2f.datasets import SyntheticHierarchy
-from pyg_c2f.export import bundle as writer
 from pyg_c2f.export import write_bundle
-from pyg_c2f.export.bundle import fit_table, nearest
+from pyg_c2f.export.bundle import fit_table
 from pyg_c2f.nn import C2F, LinearC2F
 from pyg_c2f.typing import Assignment, InputError
 from tests.bundles import contents, sections_of
@@ -28,8 +27,7 @@ KINDS = {
     'square codebook': dict(num_coarse=6, axes=False, fine_links=3),
     'codes': dict(num_coarse=9, codes=True, fine_links=1),
     'bias': dict(bias=True, user_norm=0.7),
-    'neighbours': dict(diffusion=1.3, bias=True, user_norm=0.3),
-    'all': dict(num_coarse=9, fine_links=2, bias=True, diffusion=-0.4, item_norm=0.3),
+    'all': dict(num_coarse=9, fine_links=2, bias=True, item_norm=0.3),
 }
 
 
@@ -77,8 +75,7 @@ def make_model(
 
 def exported(model, path, **options):
     """The bytes of a bundle that keeps all of a model, and their counts."""
-    neighbors = {'num_neighbors': model.num_items} if model.diffusion else {}
-    counted = write_bundle(model, path, 8, **(neighbors | options))
+    counted = write_bundle(model, path, 8, **options)
     return path.read_bytes(), counted
 
 
@@ -120,8 +117,7 @@ def test_sections_are_those_that_the_model_needs(tmp_path):
         'square codebook': 'ITEM LINK COAR FINE CODE',
         'codes': 'ITEM LINK COAR FINE CODE',
         'bias': 'ITEM LINK BIAS',
-        'neighbours': 'ITEM LINK BIAS NEAR',
-        'all': 'ITEM LINK COAR FINE CODE BIAS NEAR',
+        'all': 'ITEM LINK COAR FINE CODE BIAS',
     }
 
 
@@ -208,52 +204,13 @@ def test_a_table_of_few_values_is_exact():
     assert table[code].equal(values) and table.equal(values.unique())
 
 
-# Neighbours ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize('block', [7, 2048])
-@pytest.mark.parametrize('num_neighbors', [0.1, 1, 4.5, 1000])
-def test_neighbours(num_neighbors, block, monkeypatch):
-    monkeypatch.setattr(writer, 'BLOCK', block)
-    torch.manual_seed(0)
-    rated = torch.rand(NUM_USERS, NUM_ITEMS) < torch.rand(NUM_ITEMS) / 3
-    rated[3] = rated[:, 5] = False
-    a, b, p = 0.4, 0.3, 0.6
-    model = LinearC2F(
-        rated.nonzero().T,
-        *(NUM_USERS, NUM_ITEMS, 6, 2, 6),
-        user_norm=a,
-        item_norm=b,
-        item_power=p,
-        coarse_links=3,
-    )
-    place, value = nearest(model, num_neighbors)
-    assert (place.diff() > 0).all()
-
-    degree_u, degree_i = (rated.double().sum(dim=x).clamp(min=1) for x in (1, 0))
-    r = rated * degree_u[:, None] ** -a * degree_i**-b
-    matrix = r.T @ r
-    torch.testing.assert_close(value.double(), matrix.flatten()[place])
-    gain = (degree_i[:, None] ** (0.5 - b) * degree_i**p * matrix).flatten()
-    most = min(round(num_neighbors * NUM_ITEMS), int((matrix > 0).sum()))
-    assert len(place) == most
-    least = gain.sort(descending=True).values[most - 1]
-    torch.testing.assert_close(gain[place].min(), least)
-
-
 # What is refused, and what a failure leaves -------------------------------------------
 
 REFUSED = {
     'paper': (dict(), dict(), 'recipe fast'),
-    'assigned': (dict(users='assigned'), dict(), 'users=inductive num_layers=1'),
-    'two layers': (dict(num_layers=2), dict(), 'users=inductive num_layers=1'),
+    'diffusion': (dict(diffusion=0.5), dict(), 'needs the train graph.*diffusion=0'),
     'one bit': (dict(), dict(weight_bits=1), 'choose 2 to 8'),
     'nine bits': (dict(), dict(weight_bits=9), 'choose 2 to 8'),
-    'neighbours': (dict(), dict(num_neighbors=4), 'leave them out'),
-    'negative': (dict(), dict(num_neighbors=-1), 'choose up to 4'),
-    'no neighbours': (dict(diffusion=0.5), dict(), 'neighbors 4'),
-    'too many': (dict(diffusion=0.5), dict(num_neighbors=5), 'choose up to 4'),
-    'nan': (dict(diffusion=0.5), dict(num_neighbors=float('nan')), 'choose up to 4'),
     'half a bit': (dict(), dict(weight_bits=6.5), 'choose 2 to 8'),
     'too large': (dict(user_norm=1e39), dict(), 'no finite number'),
 }

@@ -141,42 +141,6 @@ def test_a_checkpoint(trained, tmp_path):
         assert_same_list(run, model, history, 20)
 
 
-def test_int8(trained, tmp_path):
-    run = exported(trained, tmp_path, int8=True)
-    shared, errors = [], []
-    for history in histories(trained):
-        items, scores = run(history)
-        ids, expected = trained.recommend(history=history)
-        shared.append(len(set(items) & set(ids.tolist())) / 20)
-        errors.append(np.abs(scores - expected.numpy()).max() / float(expected.max()))
-    assert np.mean(shared) > 0.97
-    assert max(errors) < 0.03
-
-
-@pytest.mark.parametrize('kind', KINDS)
-def test_int8_of_any_model(kind, tmp_path):
-    model = make_model(**KINDS[kind])
-    items, scores = exported(model, tmp_path, int8=True)([3, 8, 21], 1000)
-    ids, expected = model.recommend(history=[3, 8, 21], k=NUM_ITEMS - 3)
-    order = np.argsort(items)
-    expected = expected[ids.argsort()]
-    error = np.abs(scores[order] - expected.numpy()).max()
-    assert error < 0.02 * float(expected.abs().max())
-
-
-def test_int8_takes_a_byte_for_each_number(trained, tmp_path):
-    sizes = {}
-    for int8 in (False, True):
-        size = write_onnx(trained, tmp_path / 'model.onnx', int8=int8)
-        assert size == (tmp_path / 'model.onnx').stat().st_size
-        sizes[int8] = size
-    assert sizes[True] < 0.6 * sizes[False]
-    for constant in onnx.load(tmp_path / 'model.onnx').graph.initializer:
-        array = onnx.numpy_helper.to_array(constant)
-        # But for tables of 256 numbers, and the scales of 512 anchors.
-        assert array.itemsize == 1 or array.size <= 512
-
-
 # The file -----------------------------------------------------------------------------
 
 
@@ -206,18 +170,10 @@ def test_a_failure_leaves_nothing(tmp_path):
 # What it refuses ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    'options, match',
-    (
-        (dict(users='assigned'), 'users=assigned'),
-        (dict(num_layers=2), 'num_layers=2'),
-        (dict(diffusion=1.0), '--set diffusion=0'),
-    ),
-)
-def test_refuses_what_needs_users_or_the_graph(options, match, tmp_path):
+def test_refuses_a_diffusion_channel(tmp_path):
     pairs = torch.tensor([[0, 1], [0, 1]])
-    model = LinearC2F(pairs, 2, 3, 8, 2, 4, fine_links=1, **options)
-    with pytest.raises(InputError, match=match):
+    model = LinearC2F(pairs, 2, 3, 8, 2, 4, fine_links=1, diffusion=1.0)
+    with pytest.raises(InputError, match='--set diffusion=0'):
         write_onnx(model, tmp_path / 'model.onnx')
     assert not list(tmp_path.iterdir())
 

@@ -31,7 +31,7 @@ from pyg_c2f.nn import (
     sampled_dot,
 )
 from pyg_c2f.nn.fused import fused_ego, fused_propagation
-from pyg_c2f.nn.linear import _Pass
+from pyg_c2f.nn.linear import _Histories
 
 U, V, D = 5, 7, 4
 EDGES = torch.tensor([[0, 3, 0, 1, 2, 4, 3, 1], [0, 1, 2, 4, 5, 6, 0, 2]])  # U to V
@@ -103,10 +103,6 @@ CASES = {
     'C2F-coarse': lambda: (make_c2f('coarse'), (IDS, ITEMS)),
     'C2F-fine': lambda: (make_c2f('fine'), (IDS, ITEMS)),
     'LinearC2F': lambda: (make_linear('fine'), (IDS, ITEMS)),
-    'LinearC2F-assigned': lambda: (
-        make_linear('coarse', users='assigned', num_layers=2),
-        (IDS, ITEMS),
-    ),
 }
 every_case = pytest.mark.parametrize('case', CASES)
 # Those with tables, and the loss that the compiler does not trace as a whole.
@@ -542,12 +538,9 @@ def ego_gradients():
     return lambda e: fused_ego(e, graph.coarse, graph.coarse_t), [draw(4, 3)]
 
 
-def pass_gradients():
+def history_gradients():
     interactions = make_linear('fine').double().interactions()
-    return lambda user, item: _Pass.apply(user, item, interactions), [
-        draw(U, 3),
-        draw(V, 3),
-    ]
+    return lambda item: _Histories.apply(item, interactions), [draw(V, 3)]
 
 
 def whole_gradients(weighted):
@@ -595,7 +588,7 @@ TWICE = {
     'fused_ego': ego_gradients,
     'fused_propagation-coarse': lambda: propagation_gradients('coarse'),
     'fused_propagation-fine': lambda: propagation_gradients('fine'),
-    'pass': pass_gradients,
+    'histories': history_gradients,
     'C2F-coarse': lambda: of_parameters(make_c2f('coarse'), (IDS, ITEMS)),
 }
 # torch.nn.EmbeddingBag, which mixes anchors, has no second derivative.
@@ -603,9 +596,8 @@ ONCE = {
     'C2F-fine': lambda: of_parameters(make_c2f('fine'), (IDS, ITEMS)),
     'MetaEmbedding': lambda: of_parameters(*CASES['MetaEmbedding']()),
     'LinearC2F': lambda: of_parameters(
-        make_linear('fine', num_layers=2, diffusion=0.4), (IDS, ITEMS)
+        make_linear('fine', diffusion=0.4), (IDS, ITEMS)
     ),
-    'LinearC2F-assigned': lambda: of_parameters(*CASES['LinearC2F-assigned']()),
 }
 
 

@@ -18,15 +18,11 @@ from pyg_c2f.typing import Assignment, InputError
 MODELS = {
     'coarse': None,
     'fine': None,
-    'inductive': {},
-    'two layers': {'num_layers': 2},
-    'three layers': {'num_layers': 3},
+    'linear': {},
     'diffusion': {'diffusion': 0.7},
-    'assigned': {'users': 'assigned', 'num_layers': 2},
-    'no layer': {'users': 'assigned', 'num_layers': 0},
 }
 # Their users have no anchors of their own.
-INDUCTIVE = ('inductive', 'two layers', 'three layers', 'diffusion')
+LINEAR = ('linear', 'diffusion')
 every_model = pytest.mark.parametrize('name', MODELS)
 no_diffusion = pytest.mark.parametrize('name', [x for x in MODELS if x != 'diffusion'])
 HISTORIES = [[4, 0], [7], [2, 3, 5, 2], [0, 1, 2, 3, 4, 5, 6, 7]]
@@ -158,7 +154,7 @@ def test_in_blocks(toy, name, monkeypatch):
 
 
 def test_equal_scores_are_in_the_order_of_the_items(toy):
-    model = make_model(toy, 'inductive')
+    model = make_model(toy, 'linear')
     with torch.no_grad():
         model.coarse.codebook.zero_()
         model.fine.codebook.zero_()
@@ -171,7 +167,7 @@ def test_equal_scores_are_in_the_order_of_the_items(toy):
 # A known user as somebody new ---------------------------------------------------------
 
 
-@pytest.mark.parametrize('name', INDUCTIVE)
+@pytest.mark.parametrize('name', LINEAR)
 def test_inductive_users_are_their_histories(toy, name):
     model = make_model(toy, name)
     users = [user for user in range(toy.num_users) if len(train_items(toy, user))]
@@ -241,7 +237,7 @@ def test_original_ids(toy, name):
 
 
 def test_without_original_ids_they_are_the_numbers(toy):
-    model = make_model(toy, 'inductive')
+    model = make_model(toy, 'linear')
     assert model.user_ids is model.item_ids is model.item_titles is None
     ids, _ = model.recommend([4, 0], k=3)
     items, _ = model.recommend(['4', '0'], k=3)
@@ -369,7 +365,7 @@ def test_numbers(toy):
 @pytest.mark.parametrize('k', [1, 3, 7, 100])
 def test_similar_items(toy, name, k):
     model = make_model(toy, name)
-    has_zeros = name in ('inductive', 'no layer')
+    has_zeros = name == 'linear'
     if has_zeros:  # Two items without any features, which no graph gives them.
         for table in (model.coarse, model.fine):
             table.assignment_weight[-toy.num_items :][[2, 6]] = 0
@@ -397,8 +393,6 @@ def test_features_of_items_are_the_propagated_ones(toy):
         model = make_model(toy, name)
         h = model.propagate()
         expected = h[6:14] if MODELS[name] is None else h[1]
-        if name == 'inductive':  # whose items hear nothing
-            expected = model.ego()[1] / 2
         torch.testing.assert_close(model.item_features(), expected)
 
 
@@ -504,7 +498,7 @@ def test_a_list_ends_where_the_cells_do(fast_model):
 
 @withPackage('faiss')
 def test_wrong_index(toy, fast_model):
-    model = make_model(toy, 'inductive')
+    model = make_model(toy, 'linear')
     with pytest.raises(ValueError, match='6 users and 8 items .got 2000 and 3000'):
         model.recommend(0, index=fast_model.build_index(1))
     with pytest.raises(ValueError, match='either candidates or an index'):
