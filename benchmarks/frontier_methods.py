@@ -311,7 +311,7 @@ def ours(graph: bool) -> Callable[..., Baseline]:
     """Recipe fast, as many links as fill a size."""
 
     def suggest(trial: Any, data: Data, bases: Any) -> Baseline:
-        narrow = [] if data.name == 'gowalla' else [96]
+        narrow = [] if data.name == 'gowalla' else [48, 64, 96]
         wide = [1024] if data.name == 'gowalla' else []
         num_items = data.final.num_items
         sizes = sizes_of_ours(data)
@@ -345,7 +345,7 @@ NORMS = tuple(
     {'user_norm': a, 'item_norm': b, 'item_power': q, 'power': p}
     for a, b, q, p in (
         (0.4, 0.4, 0.3, 0.1),
-        (0.7, 0.4, 0.2, 0.15),
+        (0.4, 0.4, 0.2, 0.15),
         (0.5, 0.3, 0.2, 0.1),
     )
 )

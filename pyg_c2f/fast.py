@@ -81,7 +81,7 @@ def build_fast(
     deg = group.sum_(torch.bincount(own[1], minlength=num_items))
     norms = recipe.user_norm, recipe.item_norm
     interactions = shared_interactions(own, users, items, *norms, deg)
-    x = spectral_features(interactions, deg, recipe, generator)
+    x, basis = spectral_features(interactions, deg, recipe, generator)
     importance = power(items.own(deg), recipe.popularity)
     codebook = torch.eye(x.size(1), dtype=x.dtype, device=x.device)
     coarse = threshold_assignment(x, recipe.coarse_links, importance, rows=items)
@@ -120,6 +120,7 @@ def build_fast(
         if fine_codebook is not None:
             model.fine.codebook.copy_(fine_codebook)
     model.round_()
+    model.basis = basis
     return model
 
 
@@ -213,7 +214,7 @@ def spectral_features(
     item_degree: Tensor,
     recipe: FastRecipe,
     generator: torch.Generator,
-) -> Tensor:
+) -> tuple[Tensor, dict[str, float]]:
     r"""The dense features that anchors stand in for, of the own items.
 
     .. math::
@@ -221,13 +222,18 @@ def spectral_features(
 
     with the singular values and right vectors of :math:`\tilde{\mathbf{R}}` and the
     varimax rotation :math:`\mathbf{Q}`.
+
+    Returns:
+        Tuple: The features, and how exact the singular vectors are: ``residual`` and
+        ``rounds`` (:class:`~pyg_c2f.spectral.Spectrum`).
     """
     users, items = interactions.users, interactions.items
     rank = min(recipe.embedding_dim, users.num_rows, items.num_rows)
-    value, right, *_ = right_vectors(interactions, rank, generator)
+    value, right, residual, rounds = right_vectors(interactions, rank, generator)
     x = right * value**recipe.power
     weight = power(items.own(item_degree), recipe.popularity).sqrt()
-    return items.times(x, varimax(x, weight, generator, items=items))
+    x = items.times(x, varimax(x, weight, generator, items=items))
+    return x, {'residual': residual, 'rounds': rounds}
 
 
 def _fine_anchors(
@@ -334,7 +340,8 @@ def train_fast(
                     'anchors_in_use': model.anchors_in_use(),
                 }
             )
-        results[stage] = {1: {'best_epoch': 0, 'last_epoch': 0, 'val': val}}
+        result = {'best_epoch': 0, 'last_epoch': 0, 'val': val, 'basis': model.basis}
+        results[stage] = {1: result}
 
     if not recipe.fine_links:
         stages = tuple(stage for stage in stages if stage == 'coarse')

@@ -101,10 +101,11 @@ def test_the_parts_are_close_to_the_spectrum(data):
     interactions = shared_interactions(
         edge_index, sharers, group.rows(150), *norms, degree
     )
-    x = module.spectral_features(
+    x, basis = module.spectral_features(
         interactions, degree, recipe, torch.Generator().manual_seed(0)
     )
     model = build_fast(data, recipe, torch.Generator().manual_seed(0))
+    assert model.basis == basis and basis['residual'] <= 1e-3 and basis['rounds'] >= 1
     weight = (degree**recipe.popularity).unsqueeze(1)
 
     def error():

@@ -1416,6 +1416,7 @@ def test_fast_is_the_default(fast_run):
     metrics = json.loads((fast_run / 'metrics.json').read_text())
     assert metrics['recipe'] == 'fast' and set(metrics['test']) == MEASURES
     assert metrics['fine']['phase1']['best_epoch'] == 0
+    assert metrics['fine']['phase1']['basis']['residual'] <= 1e-3
     assert metrics['bytes']['inference_extra'] == 0 < metrics['bytes']['histories']
     assert (fast_run / 'report.html').exists()
     model = pyg_c2f.load(fast_run)

@@ -138,6 +138,8 @@ class LinearC2F(Recommender):
         self.soft_threshold = SoftThreshold(threshold)
         self.bias = torch.nn.Parameter(torch.zeros(num_items))
         self.register_buffer('edge_index', edge_index.clone())
+        # How exact the singular vectors are that it was made from, where it was.
+        self.basis: dict[str, float] = {}
         self._item_degree = item_degree
         self._by_user: CSR | None = None
         self._interactions: Interactions | None = None
