@@ -22,6 +22,7 @@ import run
 from pyg_c2f import experiment
 from pyg_c2f import train as module
 from pyg_c2f.checkpoint import model_bytes, model_tensors, write_tensors
+from pyg_c2f.cli import recommend
 from pyg_c2f.cli.options import make_parser
 from pyg_c2f.cli.train import call_of, is_begun
 from pyg_c2f.datasets import get_dataset
@@ -495,7 +496,7 @@ def answer(model, who, k=20, **options):
 
 @pytest.mark.parametrize('num_lines', [1, 2, 256])
 def test_lines(table_run, answered, num_lines, monkeypatch):
-    monkeypatch.setattr(run, 'BLOCK_LINES', num_lines)
+    monkeypatch.setattr(recommend, 'BLOCK_LINES', num_lines)
     model = pyg_c2f.load(table_run)
     seen = {'exclude_seen': False}
     few = {'candidates': ['i40', 'i04', 'i17']}
@@ -601,7 +602,7 @@ WRONG_LINES = [
 
 @pytest.mark.parametrize('block', [3, 256])
 def test_wrong_lines(table_run, answered, block, monkeypatch):
-    monkeypatch.setattr(run, 'BLOCK_LINES', block)
+    monkeypatch.setattr(recommend, 'BLOCK_LINES', block)
     right = {'user': 'u01', 'k': 2}
     lines = [x for line, _ in WRONG_LINES for x in (right, line)]
     status, answers, err = answered(table_run, [*lines, right])
@@ -652,7 +653,7 @@ def test_lines_are_answered_while_more_may_come(text_run):
 def test_lists_of_all_users(
     options, text_run, table_run, answered, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(run, 'LIST_USERS', 7)
+    monkeypatch.setattr(recommend, 'LIST_USERS', 7)
     for folder in (text_run, table_run):
         out = tmp_path / 'lists.jsonl'
         call = ['recommend', '--checkpoint', str(folder), '--all', '--out', str(out)]
