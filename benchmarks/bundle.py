@@ -450,7 +450,7 @@ def in_node(path: Path, histories: list[list[int]]) -> dict[str, float] | None:
 def served(path: Path) -> Iterator[str]:
     """The page with a bundle, and its address."""
     folder = path.with_suffix('.site')
-    shutil.copytree(ROOT / 'demo', folder, dirs_exist_ok=True)
+    shutil.copytree(ROOT / 'pyg_c2f/cli/page', folder, dirs_exist_ok=True)
     shutil.copyfile(path, folder / 'model.c2f')
     handler = partial(SimpleHTTPRequestHandler, directory=folder)
     handler.func.log_message = lambda *_: None  # type: ignore[method-assign]

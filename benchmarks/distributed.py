@@ -39,9 +39,10 @@ from tqdm import tqdm
 
 from pyg_c2f import codes
 from pyg_c2f.checkpoint import read_tensors, write_json, write_text
+from pyg_c2f.cli.torchrun import join, leave
 from pyg_c2f.config import RECIPES, FastRecipe, Recipe, get_recipe
 from pyg_c2f.datasets import get_dataset
-from pyg_c2f.distributed import Group, Rows, join, leave, one_block_each
+from pyg_c2f.distributed import Group, Rows, one_block_each
 from pyg_c2f.evaluate import evaluate_split
 from pyg_c2f.fast import build_fast, own_scorer, share_pairs
 from pyg_c2f.nn import C2F, BPRLoss

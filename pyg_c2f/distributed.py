@@ -5,16 +5,11 @@ CPUs, NCCL on GPUs). Nothing here is global: functions that can work on a part o
 rows take the :class:`Rows` that say which part it is.
 """
 
-import os
-import signal
-import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 from functools import partial
 from itertools import pairwise
 from typing import Any, TypeVar
-from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -23,123 +18,6 @@ from torch import Tensor
 from pyg_c2f.typing import InputError
 
 T = TypeVar('T')
-
-# Of one exchange, with whatever the slowest process still computes before it.
-TIMEOUT = timedelta(minutes=30)
-
-
-def join() -> bool:
-    """Joins the processes that ``torchrun`` has started; false without ``torchrun``."""
-    if not dist.is_torchelastic_launched():
-        return False
-    backend = 'gloo'
-    if torch.cuda.is_available():
-        # Which one is taken says where a tensor lies.
-        backend = 'cpu:gloo,cuda:nccl'
-        device = int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()
-        torch.cuda.set_device(device)
-    store, rank, size = next(dist.rendezvous('env://', timeout=TIMEOUT))
-    # torchrun keeps its store over restarts, with the addresses of those that are gone.
-    store = dist.PrefixStore(agree(store, rank, size), store)
-    dist.init_process_group(
-        backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT
-    )
-    # So torchrun ends the others when it misses one. Between two exchanges they would
-    # end without a word.
-    signal.signal(signal.SIGTERM, _end)
-    return True
-
-
-def agree(store: dist.Store, rank: int, size: int) -> str:
-    """A name that all processes of this start know, and none of an earlier one.
-
-    How often a process was started says nothing: nodes count their own failures only.
-    Each process but the first asks by a name that it makes up, and gets the answer
-    under this name; what others have asked or answered before does no harm.
-
-    Args:
-        store (Store): What all processes see, with what earlier ones have left there.
-        rank (int): The number of this process.
-        size (int): The number of processes.
-
-    Raises:
-        RuntimeError: If a process does not come.
-    """
-    mine = uuid4().hex
-    if rank > 0:
-        store.set(f'pyg_c2f/asks/{rank}', mine)
-        name = store.get(f'pyg_c2f/answer/{mine}').decode()
-        store.set(f'pyg_c2f/knows/{name}/{rank}', '')
-        return name
-    end, missing = time.monotonic() + TIMEOUT.total_seconds(), set(range(1, size))
-    while missing:
-        for other in missing:
-            if store.check([f'pyg_c2f/asks/{other}']):
-                asks = store.get(f'pyg_c2f/asks/{other}').decode()
-                store.set(f'pyg_c2f/answer/{asks}', mine)
-        missing = {x for x in missing if not store.check([f'pyg_c2f/knows/{mine}/{x}'])}
-        if time.monotonic() > end:
-            raise RuntimeError(f'timed out: processes {sorted(missing)} do not come')
-        time.sleep(0.01)
-    return mine
-
-
-def _end(*_: object) -> None:
-    raise RuntimeError('Connection to the others: torchrun ends this process')
-
-
-def restarts() -> int:
-    """How often ``torchrun`` has started this run anew after losing a process.
-
-    All processes ask at once: a node whose own ones did not fail counts no restart.
-    """
-    return int(one_block_each(dist.is_initialized()).max(_restarts_here()))
-
-
-def _restarts_here() -> int:
-    return int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0))
-
-
-def is_lost(error: RuntimeError) -> bool:
-    """Whether an exchange has failed because another process is gone."""
-    words = ('Connection', 'gloo', 'NCCL', 'imed out', 'Broken pipe')
-    return dist.is_initialized() and any(word in str(error) for word in words)
-
-
-def is_first_to_end() -> bool:
-    """Whether no other process of the run has failed before, for who is to say why.
-
-    What the others meet then is that the first one is gone.
-    """
-    if not dist.is_torchelastic_launched():
-        return True
-    if dist.is_initialized():
-        # It ends already, and is not to be kept from saying why.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    try:
-        # The store of torchrun itself, which outlives the processes.
-        store = dist.TCPStore(
-            os.environ['MASTER_ADDR'],
-            int(os.environ['MASTER_PORT']),
-            is_master=False,
-            timeout=timedelta(seconds=5),
-        )
-        return store.add(f'pyg_c2f/ended/{_restarts_here()}', 1) == 1
-    except (KeyError, RuntimeError):
-        return True
-
-
-def starts_anew() -> bool:
-    """Whether ``torchrun`` starts the processes again after a failure."""
-    most = int(os.environ.get('TORCHELASTIC_MAX_RESTARTS', 0))
-    return dist.is_torchelastic_launched() and _restarts_here() < most
-
-
-def leave() -> None:
-    """Leaves the processes of :func:`join`."""
-    if dist.is_initialized():
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        dist.destroy_process_group()
 
 
 def one_thread_each(functions: Sequence[Callable[[], T]]) -> list[T]:

@@ -1,9 +1,10 @@
 """Names of node and edge types, what scores are, and the one error for bad input."""
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from torch import Tensor
+if TYPE_CHECKING:  # The command line reads settings before torch is there.
+    from torch import Tensor
 
 USER, ITEM, COARSE, FINE = 'user', 'item', 'coarse', 'fine'
 
@@ -24,7 +25,7 @@ Split = Literal['val', 'test']
 Stage = Literal['coarse', 'fine']
 Stored = Literal['packed', 'float32']
 
-Score = Callable[[Tensor], Tensor]
+Score = Callable[['Tensor'], 'Tensor']
 """Maps users ``[B]`` to the scores of all items, ``[B, num_items]``."""
 
 KS = (5, 10, 20, 50)
@@ -41,5 +42,5 @@ class Assignment(NamedTuple):
     A zero weight is no link.
     """
 
-    index: Tensor  # type: ignore[assignment]  # [num_nodes, t], int64, anchor ids
-    weight: Tensor  # [num_nodes, t], float
+    index: 'Tensor'  # type: ignore[assignment]  # [num_nodes, t], int64, anchor ids
+    weight: 'Tensor'  # [num_nodes, t], float

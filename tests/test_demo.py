@@ -1,4 +1,4 @@
-"""The page in demo/: its reader gives the lists of the one in Python."""
+"""The page of the demo: its reader gives the lists of the one in Python."""
 
 import json
 import os
@@ -18,10 +18,10 @@ import pytest
 import torch
 
 from pyg_c2f.bundle import Bundle, BundleError
+from pyg_c2f.cli.demo import PAGE_FOLDER, QuietHandler
 from pyg_c2f.export import write_bundle
 from pyg_c2f.nn import LinearC2F
 from pyg_c2f.typing import Assignment
-from run import QuietHandler
 from tests.bundles import (
     BROKEN,
     GOOD,
@@ -36,7 +36,6 @@ from tests.bundles import (
 )
 
 ROOT = Path(__file__).parents[1]
-DEMO = ROOT / 'demo'
 FILES = {'index.html', 'app.js', 'bundle.js', 'style.css'}
 # What the tests look for in the page; whatever else is in it may change.
 SEARCH, OPTIONS, PICKS = '#search', '#results [role=option]', '#picks li'
@@ -221,7 +220,7 @@ def test_damage_is_the_same_to_both_readers(tmp_path):
 
 
 def test_the_reader_is_small_and_keeps_to_itself():
-    text = (DEMO / 'bundle.js').read_text()
+    text = (PAGE_FOLDER / 'bundle.js').read_text()
     assert len(text.encode()) < 10_000
     code = re.sub(r'^\s*(//|/?\*).*$', '', text, flags=re.MULTILINE)
     assert not re.search(r'\b(import|require|eval|Function|XMLHttpRequest)\b', code)
@@ -230,11 +229,11 @@ def test_the_reader_is_small_and_keeps_to_itself():
 
 
 def test_the_page_asks_nobody_else():
-    assert FILES <= {path.name for path in DEMO.iterdir()}
+    assert FILES <= {path.name for path in PAGE_FOLDER.iterdir()}
     for name in FILES:
-        text = (DEMO / name).read_text()
+        text = (PAGE_FOLDER / name).read_text()
         assert not re.search(r'(src|href|url|import)\W+(https?:)?//', text), name
-    page = (DEMO / 'index.html').read_text()
+    page = (PAGE_FOLDER / 'index.html').read_text()
     assert "default-src 'self'" in page
     assert not re.search(r'<style|style=|<script(?! type="module" src)|\son\w+=', page)
 
@@ -248,7 +247,7 @@ def site(tmp_path):
     folder = tmp_path / 'site'
     folder.mkdir()
     for name in FILES:
-        shutil.copy(DEMO / name, folder)
+        shutil.copy(PAGE_FOLDER / name, folder)
     (folder / 'model.c2f').write_bytes(random_bundle(**KINDS['large']))
     server = ThreadingHTTPServer(
         ('127.0.0.1', 0), partial(QuietHandler, directory=folder)

@@ -17,10 +17,11 @@ import torch
 import torch.distributed as dist
 
 from pyg_c2f.checkpoint import read_tensors
+from pyg_c2f.cli.torchrun import agree
 from pyg_c2f.codes import kth_largest
 from pyg_c2f.config import FastRecipe
 from pyg_c2f.datasets import get_dataset
-from pyg_c2f.distributed import Group, Rows, agree, one_thread_each
+from pyg_c2f.distributed import Group, Rows, one_thread_each
 from pyg_c2f.fast import check_fast
 from pyg_c2f.resume import read_resume
 from pyg_c2f.typing import InputError
@@ -34,12 +35,13 @@ FAST = 'embedding_dim=8 num_fine=8 coarse_links=2 partitions=4'
 PROGRAM = """
 import contextlib, io, json, os, sys
 import run
-from pyg_c2f import distributed
+from pyg_c2f import experiment
+from pyg_c2f.cli import torchrun
 
 folder, calls = sys.argv[1], json.loads(sys.argv[2])
-run.write_report = lambda out, *_: out / 'report.html'
-is_distributed, leave = distributed.join(), run.leave
-run.join_quietly, run.leave = lambda: is_distributed, lambda: None
+experiment.write_report = lambda out, *_: out / 'report.html'
+is_distributed, leave = torchrun.join(), torchrun.leave
+torchrun.join_quietly, torchrun.leave = lambda: is_distributed, lambda: None
 answers = []
 for number, call in enumerate(calls):
     os.environ['TORCHELASTIC_RESTART_COUNT'] = str(number)

@@ -12,6 +12,7 @@ import pytest
 import pyg_c2f
 import run
 from pyg_c2f.checkpoint import model_meta, model_tensors, save
+from pyg_c2f.cli.options import make_parser
 from pyg_c2f.config import FastRecipe
 from pyg_c2f.datasets import SyntheticHierarchy
 from pyg_c2f.export import write_bundle, write_onnx
@@ -130,8 +131,9 @@ def test_code_and_commands_run(page, request, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('call', [' '.join(call) for _, call in CALLS if call])
 def test_calls_parse(call):
-    args = run.make_parser().parse_args(shlex.split(call))
-    assert callable(args.func)
+    args = make_parser().parse_args(shlex.split(call))
+    command = importlib.import_module(f'pyg_c2f.cli.{args.command}')
+    assert callable(command.run)
 
 
 def test_what_is_not_run_is_there():

@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 
-import run
+from pyg_c2f import experiment
 from tests.tiny import settings, write_text_data
 
 
@@ -16,7 +16,7 @@ def kill(import_benchmark):
 @pytest.fixture
 def call(tmp_path, monkeypatch):
     """A training of a second, without the drawing."""
-    monkeypatch.setattr(run, 'write_report', lambda out, *_: out / 'report.html')
+    monkeypatch.setattr(experiment, 'write_report', lambda out, *_: out / 'report.html')
     write_text_data(tmp_path)
     data = ['--data-root', str(tmp_path), '--dataset', 'text']
     # Long enough to be killed in each phase of both stages.

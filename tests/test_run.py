@@ -19,8 +19,12 @@ from safetensors.torch import save_file
 
 import pyg_c2f
 import run
+from pyg_c2f import experiment
 from pyg_c2f import train as module
 from pyg_c2f.checkpoint import model_bytes, model_tensors, write_tensors
+from pyg_c2f.cli import recommend
+from pyg_c2f.cli.options import make_parser
+from pyg_c2f.cli.train import call_of, is_begun
 from pyg_c2f.datasets import get_dataset
 from pyg_c2f.finite import NotFiniteError
 from pyg_c2f.resume import RESUME_FILES, delete_resume, resume_files
@@ -59,7 +63,7 @@ def train(root):
 @pytest.fixture
 def no_report(monkeypatch):
     """Leaves the drawing out, which takes longer than a tiny training."""
-    monkeypatch.setattr(run, 'write_report', lambda out, *_: out / 'report.html')
+    monkeypatch.setattr(experiment, 'write_report', lambda out, *_: out / 'report.html')
 
 
 def run_on(root, name, out):
@@ -246,7 +250,7 @@ def test_seeds_count(text_run, train, tmp_path, no_report):
 
 def test_without_a_command_it_trains(monkeypatch):
     calls = []
-    monkeypatch.setattr(run, 'run_train', lambda args: calls.append(args) or 0)
+    monkeypatch.setattr('pyg_c2f.cli.train.run', lambda args: calls.append(args) or 0)
     for argv in ([], None, ['--seed', '3'], ['train', '--seed', '3']):
         assert run.main(argv) == 0
     assert [args.seed for args in calls] == [2024, 2024, 3, 3]
@@ -492,7 +496,7 @@ def answer(model, who, k=20, **options):
 
 @pytest.mark.parametrize('num_lines', [1, 2, 256])
 def test_lines(table_run, answered, num_lines, monkeypatch):
-    monkeypatch.setattr(run, 'BLOCK_LINES', num_lines)
+    monkeypatch.setattr(recommend, 'BLOCK_LINES', num_lines)
     model = pyg_c2f.load(table_run)
     seen = {'exclude_seen': False}
     few = {'candidates': ['i40', 'i04', 'i17']}
@@ -598,7 +602,7 @@ WRONG_LINES = [
 
 @pytest.mark.parametrize('block', [3, 256])
 def test_wrong_lines(table_run, answered, block, monkeypatch):
-    monkeypatch.setattr(run, 'BLOCK_LINES', block)
+    monkeypatch.setattr(recommend, 'BLOCK_LINES', block)
     right = {'user': 'u01', 'k': 2}
     lines = [x for line, _ in WRONG_LINES for x in (right, line)]
     status, answers, err = answered(table_run, [*lines, right])
@@ -649,7 +653,7 @@ def test_lines_are_answered_while_more_may_come(text_run):
 def test_lists_of_all_users(
     options, text_run, table_run, answered, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(run, 'LIST_USERS', 7)
+    monkeypatch.setattr(recommend, 'LIST_USERS', 7)
     for folder in (text_run, table_run):
         out = tmp_path / 'lists.jsonl'
         call = ['recommend', '--checkpoint', str(folder), '--all', '--out', str(out)]
@@ -789,7 +793,7 @@ def data_options(root, name='shop'):
 def interrupted(train, tmp_path, monkeypatch, capsys):
     """A run that was stopped in its third evaluation."""
     out = tmp_path / 'stopped'
-    add = run.History.add
+    add = experiment.History.add
 
     def stop(history, line):
         add(history, line)
@@ -797,7 +801,7 @@ def interrupted(train, tmp_path, monkeypatch, capsys):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(run.History, 'add', stop)
+        patch.setattr(experiment.History, 'add', stop)
         assert train('--out', out) == 130
     assert capsys.readouterr().err.endswith(
         f'interrupted; continue with: python run.py train --resume --out {out}\n'
@@ -874,10 +878,10 @@ def test_the_best_model_is_left(copied):
         return {'stage': stage, 'phase': phase, 'val': {'ndcg@5': score}}
 
     lines = [line('coarse', 1, 0.1), line('coarse', 2, 0.3), line('fine', 1, 0.2)]
-    run.leave_best(copied, lines)
+    experiment.leave_best(copied, lines)
     best = (copied / 'coarse-2.safetensors').read_bytes()
     assert (copied / 'model.safetensors').read_bytes() == best
-    run.leave_best(copied, [])
+    experiment.leave_best(copied, [])
     assert (copied / 'model.safetensors').read_bytes() == best
 
 
@@ -906,7 +910,7 @@ def test_interrupted_in_a_refit(train, tmp_path, monkeypatch, no_report):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, 'refit', stop)
+        patch.setattr(experiment.Experiment, 'refit', stop)
         assert train(*options, tmp_path / 'a') == 130
     assert resume(tmp_path / 'a') == 0
     assert comparable(tmp_path / 'a') == comparable(tmp_path / 'whole')
@@ -928,10 +932,10 @@ def test_interrupted_in_the_report(options, error, root, train, tmp_path, monkey
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, 'write_report', stop)
+        patch.setattr(experiment, 'write_report', stop)
         status = run.main([*call, '--out', str(out)])
         assert status == (130 if error is KeyboardInterrupt else 2)
-    monkeypatch.setattr(run, 'write_report', lambda out, *_: out / 'report.html')
+    monkeypatch.setattr(experiment, 'write_report', lambda out, *_: out / 'report.html')
     assert run.main([*call, '--out', str(whole)]) == 0
     left = (out / 'model.safetensors').read_bytes()
     assert left == (whole / 'model.safetensors').read_bytes()
@@ -950,7 +954,7 @@ def test_what_stops_a_run_is_said(train, tmp_path, monkeypatch, capsys):
         raise OSError(28, 'No space left on device')
 
     monkeypatch.setattr(module, 'train_epoch', stop)
-    monkeypatch.setattr(run.shutil, 'copyfile', full)
+    monkeypatch.setattr(experiment.shutil, 'copyfile', full)
     assert train('--out', tmp_path / 'out') == 130
     assert 'continue with' in capsys.readouterr().err
 
@@ -1184,7 +1188,7 @@ def test_training_that_diverges(train, tmp_path, monkeypatch, capsys):
 def test_full_disk_and_vanished_folder(root, train, disk, capsys, no_report):
     """In the middle of a run that then goes on to what it would have been."""
     out = disk.folder / 'out'
-    rest, add = disk.folder / 'rest', run.History.add
+    rest, add = disk.folder / 'rest', experiment.History.add
 
     def fill(history, line):
         add(history, line)
@@ -1193,7 +1197,7 @@ def test_full_disk_and_vanished_folder(root, train, disk, capsys, no_report):
             rest.write_bytes(bytes(free))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run.History, 'add', fill)
+        patch.setattr(experiment.History, 'add', fill)
         assert train('--out', out) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert re.fullmatch(
@@ -1214,7 +1218,7 @@ def test_full_disk_and_vanished_folder(root, train, disk, capsys, no_report):
 
     capsys.readouterr()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run.History, 'add', vanish)
+        patch.setattr(experiment.History, 'add', vanish)
         assert train('--out', disk.folder / 'gone') == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert re.search('there is no folder .*gone; make it; then repeat', line)
@@ -1473,18 +1477,18 @@ def test_fast_refuses(root, tmp_path, refused, settings, says):
 
 def test_fast_interrupted(root, tmp_path, monkeypatch, capsys, no_report):
     call = ['train', *data_options(root, 'text'), *FAST]
-    add = run.History.add
+    add = experiment.History.add
 
     def stop(self, line):
         add(self, line)
         if line['stage'] == 'fine':
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(run.History, 'add', stop)
+    monkeypatch.setattr(experiment.History, 'add', stop)
     assert run.main([*call, '--out', str(tmp_path / 'a')]) == 130
     assert '--resume' in capsys.readouterr().err
     assert pyg_c2f.load(tmp_path / 'a').stage == 'coarse'
-    monkeypatch.setattr(run.History, 'add', add)
+    monkeypatch.setattr(experiment.History, 'add', add)
     assert run.main(['train', '--resume', '--out', str(tmp_path / 'a')]) == 0
     assert run.main([*call, '--out', str(tmp_path / 'b')]) == 0
     a, b = (pyg_c2f.load(tmp_path / x).state_dict() for x in 'ab')
@@ -1497,18 +1501,18 @@ def test_a_restart_goes_on_with_its_own_run_only(train, root, tmp_path, no_repor
 
     def args(*options):
         argv = ['train', *map(str, options), '--out', str(out)]
-        parsed = run.make_parser().parse_args(argv)
+        parsed = make_parser().parse_args(argv)
         parsed.argv = argv
         return parsed
 
-    assert not run.is_begun(out, args())
+    assert not is_begun(out, args())
     assert train('--out', out) == 0
     config = json.loads((out / 'config.json').read_text())
     mine = args()
-    config['call'] = run.call_of(mine)
+    config['call'] = call_of(mine)
     (out / 'config.json').write_text(json.dumps(config))
-    assert not run.is_begun(out, mine)  # it is complete
+    assert not is_begun(out, mine)  # it is complete
     (out / 'metrics.json').unlink()
-    assert run.is_begun(out, mine)
-    assert not run.is_begun(out, args('--seed', 1))
-    assert run.is_begun(out, args('--resume'))
+    assert is_begun(out, mine)
+    assert not is_begun(out, args('--seed', 1))
+    assert is_begun(out, args('--resume'))

@@ -32,7 +32,7 @@ SOURCES = [
     ROOT / 'run.py',
     *(
         path
-        for folder in ('pyg_c2f', 'benchmarks', 'examples', 'demo')
+        for folder in ('pyg_c2f', 'benchmarks', 'examples')
         for path in sorted((ROOT / folder).rglob('*.py'))
     ),
 ]

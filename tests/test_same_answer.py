@@ -15,7 +15,8 @@ RUNS = {
 }
 PROGRAM = """
 import sys, run
-run.write_report = lambda out, *_: out / 'report.html'
+from pyg_c2f import experiment
+experiment.write_report = lambda out, *_: out / 'report.html'
 for name, options in {runs}.items():
     call = ['train', '--quiet', '--out', sys.argv[1] + '/' + name, *options.split()]
     assert run.main(call) == 0

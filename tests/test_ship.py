@@ -12,6 +12,7 @@ import torch
 import pyg_c2f
 import run
 from pyg_c2f.bundle import Bundle
+from pyg_c2f.cli import demo
 
 ROOT = Path(run.__file__).parent
 SMALL = ('embedding_dim=16', 'num_fine=16')
@@ -118,7 +119,7 @@ def test_a_run_whose_ids_lie_beside_it(trained, tmp_path, capsys):
 def served(monkeypatch):
     """What the demo would serve."""
     calls = []
-    monkeypatch.setattr(run, 'serve', lambda *args: calls.append(args))
+    monkeypatch.setattr(demo, 'serve', lambda *args: calls.append(args))
     return calls
 
 
@@ -128,7 +129,7 @@ def test_demo_with_made_up_films(served, tmp_path, monkeypatch, capsys):
     assert 'the films are made up' in capsys.readouterr().err
     ((site, port, says),) = served
     assert (site, port) == (Path('runs/demo/site'), 0)
-    assert {path.name for path in site.iterdir()} == {*run.PAGE, 'model.c2f'}
+    assert {path.name for path in site.iterdir()} == {*demo.PAGE, 'model.c2f'}
     bundle = Bundle.load(site / 'model.c2f')
     assert f'{bundle.num_items:,} items' in says
     assert len(set(bundle.item_titles)) == bundle.num_items
@@ -152,7 +153,7 @@ def test_demo_of_a_checkpoint_and_data(capsys, trained):
 
 
 def test_titles_that_are_made_up():
-    titles = [run.made_up(item) for item in range(3000)]
+    titles = [demo.made_up(item) for item in range(3000)]
     assert len(set(titles)) == 3000
     assert titles[0] != titles[1]
     assert ', part ' not in titles[800] and titles[900].endswith(', part 2')

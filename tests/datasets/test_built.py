@@ -17,6 +17,7 @@ from pyg_c2f.datasets import built as module
 from pyg_c2f.datasets import parquet as parquet_module
 from pyg_c2f.datasets.built import find_built, read_built, read_meta
 from pyg_c2f.datasets.registry import PUBLISHED
+from pyg_c2f.experiment import data_digest
 from pyg_c2f.typing import ITEM, RATED_BY, RATES, USER, InputError
 from tests.memory import peak
 
@@ -104,7 +105,7 @@ def test_same_as_in_memory(tmp_path, tiny, caplog, kind, protocol):
         assert folder == root / 'toy' / f'built-{protocol}-{seed}'
         data = InteractionDataset(root, 'toy', protocol=protocol, split_seed=seed)[0]
         assert same(expected[0], data)
-        assert run.data_digest(data) == read_meta(folder).data_sha256
+        assert data_digest(data) == read_meta(folder).data_sha256
         assert {x.name for x in folder.iterdir()} == {
             *('edges.i64', 'val.i64', 'test.i64', 'meta.json'),
             *('users.bin', 'users.offsets.i64', 'items.bin', 'items.offsets.i64'),
@@ -167,7 +168,7 @@ def test_other_files(put, protocol, kind):
     folder = build_dataset(root, 'toy', protocol)
     data = InteractionDataset(root, 'toy', protocol=protocol)[0]
     assert same(expected, data)
-    assert run.data_digest(data) == read_meta(folder).data_sha256
+    assert data_digest(data) == read_meta(folder).data_sha256
     assert ('title' in data[ITEM]) == (kind == 'inter')
 
 

@@ -1,0 +1,264 @@
+"""``pyg-c2f recommend``: lists for people, and items that are alike."""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from pyg_c2f.checkpoint import Model, model_file, whole_file
+from pyg_c2f.cli import torchrun
+from pyg_c2f.cli.common import fail
+from pyg_c2f.distributed import one_block_each
+from pyg_c2f.experiment import load_model
+from pyg_c2f.typing import ITEM, USER, InputError
+
+# Users whose lists are made at once for --all.
+LIST_USERS = 256
+# Lines of standard input that are answered at once, as far as they are there.
+BLOCK_LINES = 256
+BLOCK_BYTES = 1 << 16
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints lists for people, or the items most alike."""
+    model = load_model(args.checkpoint)
+    if args.k is None:
+        args.k = min(20, model.num_items)
+    check_length(args.k, '-k', model)
+    if args.all != (args.out is not None):
+        raise InputError('--all and --out FILE go together')
+    if args.all:
+        return write_lists(model, args)
+    # Titles are shown as far as the other side can show them.
+    sys.stdout.reconfigure(errors='backslashreplace')  # type: ignore[union-attr]
+    try:
+        status = answer_lines(model, args) if args.jsonl else print_lists(model, args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read this has seen enough. What is left is said to nobody, or Python
+        # complains of it at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    return status
+
+
+def check_length(k: int, name: str, model: Model) -> None:
+    """Refuses the length of a list that the model cannot fill."""
+    if not 1 <= k <= model.num_items:
+        raise InputError(f'{name} {k}: choose a length from 1 to {model.num_items}')
+
+
+def print_lists(model: Model, args: argparse.Namespace) -> int:
+    """The lists of a call, to be read."""
+    options: dict[str, Any] = {'exclude_seen': not args.include_seen}
+    if args.candidates is not None:
+        options['candidates'] = read_items(model, args.candidates, '--candidates')
+    if args.similar is not None:
+        if args.include_seen or args.candidates is not None:
+            raise InputError('--similar goes without --include-seen and --candidates')
+        items = read_items(model, args.similar, '--similar')
+        who = [item_id(model, x) for x in items.tolist()]
+        lists = model.similar_items(items, args.k)
+    elif args.history is not None:
+        history = read_items(model, args.history, '--history')
+        who = [' '.join(args.history)]
+        lists = model.recommend(k=args.k, history=history.unsqueeze(0), **options)
+    else:
+        who = args.user
+        lists = model.recommend(model.numbers(who, USER), args.k, **options)
+    for name, ids, scores in zip(who, *lists, strict=True):
+        print(f'for {name}:')
+        for rank, (item, score) in enumerate(zip(*filled(ids, scores), strict=True), 1):
+            title = model.item_titles[item] if model.item_titles else ''
+            text = f'{rank:4}  {item_id(model, item):>10}  {score:8.4f}  {title}'
+            print(text.rstrip())
+    return 0
+
+
+def write_lists(model: Model, args: argparse.Namespace) -> int:
+    """Lists for all known users into a file; several processes share the users."""
+    options: dict[str, Any] = {'exclude_seen': not args.include_seen}
+    if args.candidates is not None:
+        options['candidates'] = read_items(model, args.candidates, '--candidates')
+    group, out = one_block_each(torchrun.join_quietly()), Path(args.out)
+    if not out.parent.is_dir() or (out.exists() and not out.is_file()):
+        raise InputError(f'--out {out}: name a file in a folder that is there')
+    if out.resolve() == model_file(args.checkpoint).resolve():
+        raise InputError(f'--out {out}: is the checkpoint itself; name another file')
+    # The same blocks whoever has them: last digits depend on who is scored together.
+    blocks = torch.arange(model.num_users).split(LIST_USERS)
+    own = group.rows(len(blocks)).own(blocks)
+    parts = [out.with_name(f'{out.name}.part-{rank}') for rank in range(group.size)]
+    show = sys.stderr.isatty() and group.rank == 0
+    try:
+        with parts[group.rank].open('w', encoding='utf-8') as file:
+            for block in tqdm(own, disable=not show, leave=False):
+                lists = model.recommend(block, args.k, **options)
+                for user, ids, scores in zip(block.tolist(), *lists, strict=True):
+                    name = str(user) if model.user_ids is None else model.user_ids[user]
+                    answer = as_answer(model, *filled(ids, scores))
+                    file.write(json.dumps({'user': name} | answer) + '\n')
+        group.wait()
+        if group.rank == 0:
+            with whole_file(out) as target, target.open('wb') as file:
+                for part in parts:
+                    with part.open('rb') as read:
+                        shutil.copyfileobj(read, file)
+        group.wait()
+    except OSError as error:
+        why = error.strerror or error
+        raise OSError(
+            f'{out}: cannot be written ({why}); make room, or name another file'
+        ) from error
+    finally:
+        parts[group.rank].unlink(missing_ok=True)
+    if group.rank == 0:
+        print(f'wrote {out}')
+    return 0
+
+
+def read_items(model: Model, words: list[str], option: str) -> torch.Tensor:
+    """The numbers of the items in an option."""
+    tokens = [x.strip() for word in words for x in word.split(',') if x.strip()]
+    if not tokens:
+        raise InputError(f'{option} is empty: give item ids, such as 12 7 40')
+    return model.numbers(tokens, ITEM)
+
+
+def filled(ids: torch.Tensor, scores: torch.Tensor) -> tuple[list[int], list[float]]:
+    """Items and scores of a list, without the places that are left."""
+    return ids[ids >= 0].tolist(), scores[ids >= 0].tolist()
+
+
+def item_id(model: Model, item: int) -> str:
+    """What an item is called."""
+    return str(item) if model.item_ids is None else model.item_ids[item]
+
+
+class Request(NamedTuple):
+    """What a line asks for, with the numbers of its ids."""
+
+    who: int | list[int]
+    k: int
+    exclude_seen: bool
+    candidates: tuple[int, ...] | None
+
+
+def answer_lines(model: Model, args: argparse.Namespace) -> int:
+    """Answers standard input line by line, in blocks."""
+    given = {'k': args.k, 'exclude_seen': not args.include_seen}
+    if args.candidates is not None:
+        candidates = read_items(model, args.candidates, '--candidates')
+        given['candidates'] = [item_id(model, x) for x in candidates.tolist()]
+    num_lines = num_wrong = 0
+    for lines in blocks_of_lines(sys.stdin.buffer):
+        requests: list[Request | str] = []
+        for number, line in enumerate(lines, num_lines + 1):
+            try:
+                requests.append(read_request(model, line, given))
+            except InputError as error:
+                requests.append(f'line {number}: {error}')
+        num_lines += len(lines)
+        num_wrong += sum(isinstance(x, str) for x in requests)
+        for answer in answer_block(model, requests):
+            print(json.dumps(answer))
+        sys.stdout.flush()
+    if num_wrong:
+        return fail(f'{num_wrong} of {num_lines} lines have an error for an answer')
+    return 0
+
+
+def blocks_of_lines(stream: BinaryIO) -> Iterator[list[bytes]]:
+    """The lines of a stream, as many at once as are there; it waits for one only."""
+    rest = b''
+    while chunk := stream.read1(BLOCK_BYTES):  # type: ignore[attr-defined]
+        *lines, rest = (rest + chunk).split(b'\n')
+        for start in range(0, len(lines), BLOCK_LINES):
+            yield lines[start : start + BLOCK_LINES]
+    if rest:
+        yield [rest]
+
+
+def read_request(model: Model, line: bytes, given: dict[str, Any]) -> Request:
+    """What a line asks for, the options of the call where it does not say."""
+    try:
+        asked = json.loads(line.decode('utf-8-sig'))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f'no JSON ({error})') from None
+    if not isinstance(asked, dict) or ('user' in asked) == ('history' in asked):
+        raise InputError('expected an object with either a "user" or a "history"')
+    unknown = set(asked) - {'user', 'history', 'k', 'candidates', 'exclude_seen'}
+    if unknown:
+        raise InputError(f'unknown key {min(unknown)!r}')
+    asked = given | asked
+    if type(asked['k']) is not int:
+        raise InputError(f'"k" is a whole number, not {asked["k"]!r}')
+    check_length(asked['k'], '"k"', model)
+    if type(asked['exclude_seen']) is not bool:
+        raise InputError(
+            f'"exclude_seen" is true or false, not {asked["exclude_seen"]!r}'
+        )
+    who: int | list[int]
+    if 'user' in asked:
+        who = int(model.numbers(read_id(asked['user']), USER))
+    else:
+        who = read_ids(model, asked['history'], 'history')
+    candidates = None
+    if 'candidates' in asked:
+        candidates = tuple(read_ids(model, asked['candidates'], 'candidates'))
+    return Request(who, asked['k'], asked['exclude_seen'], candidates)
+
+
+def read_id(value: Any) -> str:
+    """An id of a line."""
+    if not isinstance(value, str | int | float) or isinstance(value, bool):
+        raise InputError(f'an id is a text or a number, not {value!r}')
+    return str(value)
+
+
+def read_ids(model: Model, values: Any, key: str) -> list[int]:
+    """The numbers of the items in a list of a line."""
+    if not isinstance(values, list) or not values:
+        raise InputError(f'"{key}" is a list of item ids, not {values!r}')
+    return model.numbers([read_id(value) for value in values], ITEM).tolist()
+
+
+def answer_block(model: Model, requests: list[Request | str]) -> list[dict[str, Any]]:
+    """The answers to some requests, those of one kind by one call of the model."""
+    answers = [{'error': x} if isinstance(x, str) else {} for x in requests]
+    groups: dict[tuple[Any, ...], list[tuple[int, Request]]] = {}
+    for place, ask in enumerate(requests):
+        if not isinstance(ask, str):
+            kind = (isinstance(ask.who, list), ask.exclude_seen, ask.candidates)
+            groups.setdefault(kind, []).append((place, ask))
+    for (is_new, exclude_seen, candidates), group in groups.items():
+        who: list[Any] = [ask.who for _, ask in group]
+        lists = model.recommend(
+            None if is_new else who,
+            # The longest list for all: a shorter one is its beginning.
+            max(ask.k for _, ask in group),
+            history=who if is_new else None,
+            exclude_seen=exclude_seen,
+            candidates=candidates,
+        )
+        for (place, ask), ids, scores in zip(group, *lists, strict=True):
+            answers[place] = as_answer(model, *filled(ids[: ask.k], scores[: ask.k]))
+    return answers
+
+
+def as_answer(model: Model, ids: list[int], scores: list[float]) -> dict[str, Any]:
+    """A list as a line says it; scores have the digits of single precision."""
+    answer: dict[str, Any] = {
+        'items': [item_id(model, item) for item in ids],
+        'scores': [float(f'{score:.7g}') for score in scores],
+    }
+    if model.item_titles is not None:
+        answer['titles'] = [model.item_titles[item] for item in ids]
+    return answer

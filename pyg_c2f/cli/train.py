@@ -1,0 +1,182 @@
+"""``pyg-c2f train``: trains and leaves everything in a folder."""
+
+import argparse
+import os
+import platform
+import shlex
+import signal
+import sys
+import time
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyg_c2f
+from pyg_c2f.cli import torchrun
+from pyg_c2f.cli.common import fail
+from pyg_c2f.cli.options import script_of
+from pyg_c2f.config import get_recipe
+from pyg_c2f.datasets import DEFAULT_ROOT
+from pyg_c2f.experiment import KEPT, begin, check_out, pick_device, read_config
+from pyg_c2f.report import results_table, size_table
+from pyg_c2f.resume import resume_files
+from pyg_c2f.train import reuse_freed_memory
+from pyg_c2f.typing import InputError
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains and leaves everything in the output directory."""
+    started = time.perf_counter()
+    reuse_freed_memory()
+    is_distributed = torchrun.join_quietly()
+    out = out_of(args)
+    if torchrun.restarts() and is_begun(out, args):
+        args.resume = True
+    check_out(out, args.init, args.resume)
+    config = resumed_config(out, args) if args.resume else make_config(args)
+    experiment = begin(out, config, args.resume, is_distributed, started)
+    is_first = experiment.group.rank == 0
+    again = call_again(out, args.program)
+    try:
+        metrics = experiment.run(sys.stderr.isatty() and not args.quiet and is_first)
+    except KeyboardInterrupt:
+        if is_distributed:  # torchrun sends another one.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if is_first:
+            print(f'\ninterrupted; continue with: {again}', file=sys.stderr)
+        return 130
+    except OSError as error:
+        there = (out / 'config.json').exists()
+        return fail(f'{error}; then {f"continue with: {again}" if there else "repeat"}')
+    if not is_first:
+        return 0
+    print(results_table(metrics))
+    if config['eval_users'] is not None:
+        print(f'These are of {config["eval_users"]} users drawn at random.\n')
+    print(size_table(metrics))
+    print(f'report: {out / "report.html"}')
+    return 0
+
+
+def out_of(args: argparse.Namespace) -> Path:
+    """The output directory of a training."""
+    return Path(args.out or f'runs/{args.dataset}-{args.recipe}')
+
+
+def is_begun(out: Path, args: argparse.Namespace) -> bool:
+    """Whether this very call has begun a run there that is not complete."""
+    try:
+        config = read_config(out)
+    except InputError:
+        return False
+    complete = (out / 'metrics.json').exists() and not resume_files(out)
+    same = args.resume or config['call'] == call_of(args)
+    return same and not complete
+
+
+def call_of(args: argparse.Namespace) -> str:
+    """The command line, as a configuration keeps it."""
+    return shlex.join([*args.program, *args.argv])
+
+
+def call_again(out: Path, program: tuple[str, ...]) -> str:
+    """The call that continues a run on as many processes."""
+    words = [*program]
+    if 'TORCHELASTIC_RUN_ID' in os.environ:
+        words = ['torchrun', '--nproc-per-node', os.environ['LOCAL_WORLD_SIZE']]
+        nodes = os.environ['GROUP_WORLD_SIZE']
+        if nodes != '1':
+            address = f'{os.environ["MASTER_ADDR"]}:29500'
+            words += ['--nnodes', nodes, '--rdzv-backend', 'c10d']
+            words += ['--rdzv-endpoint', address]
+        words += script_of(program)
+    return shlex.join([*words, 'train', '--resume', '--out', str(out)])
+
+
+def make_config(args: argparse.Namespace) -> dict[str, Any]:
+    """Everything that decides what a run computes, resolved."""
+    if args.refit and args.protocol == 'c2f':
+        raise InputError('--refit belongs to --protocol standard: c2f has no refit')
+    if args.stage == 'fine' and args.init is None:
+        raise InputError('--stage fine needs --init DIR, a trained coarse stage')
+    if args.stage != 'fine' and args.init is not None:
+        raise InputError('--init goes with --stage fine')
+    if args.stage == 'fine' and args.refit:
+        raise InputError(
+            '--refit trains both stages with the validation items: use --stage both'
+        )
+    if args.eval_users is not None and args.eval_users < 1:
+        raise InputError(f'--eval-users {args.eval_users}: expected one user at least')
+    for name in ('seed', 'split_seed'):
+        if not 0 <= getattr(args, name) < 2**32:
+            raise InputError(
+                f'--{name.replace("_", "-")} {getattr(args, name)}: expected a whole '
+                f'number from 0 to {2**32 - 1}'
+            )
+    names = ('torch', 'torch-geometric', 'numpy', 'scipy', 'scikit-learn')
+    return {
+        'call': call_of(args),
+        **kept_values(args),
+        'settings': asdict(
+            get_recipe(args.recipe, args.dataset, parse_settings(args.set))
+        ),
+        'versions': {
+            'python': platform.python_version(),
+            'pyg_c2f': pyg_c2f.__version__,
+        }
+        | {name: version(name) for name in names},
+    }
+
+
+def kept_values(args: argparse.Namespace) -> dict[str, Any]:
+    """The options in KEPT, with paths and device resolved."""
+    values = {key: getattr(args, key) for key in KEPT}
+    values['data_root'] = args.data_root or DEFAULT_ROOT
+    for key in ('data_root', 'init'):
+        if values[key] is not None:
+            values[key] = str(Path(values[key]).expanduser().absolute())
+    return values | {'device': str(pick_device(args.device))}
+
+
+def parse_settings(texts: list[str]) -> dict[str, str]:
+    """The names and values of ``--set``."""
+    settings = {}
+    for text in texts:
+        name, equals, value = text.partition('=')
+        if not equals:
+            raise InputError(f'--set {text}: expected name=value')
+        settings[name] = value
+    return settings
+
+
+def resumed_config(out: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """The configuration of an interrupted run; options that differ are refused."""
+    if not (out / 'config.json').exists():
+        raise InputError(
+            f'{out}: no run there to go on with; leave --resume out to begin one'
+        )
+    config = read_config(out)
+    if (out / 'metrics.json').exists() and not resume_files(out):
+        raise InputError(
+            f'{out}: this run is complete; leave --resume out to repeat it'
+        )
+    settings = parse_settings(args.set)
+    given = asdict(get_recipe(config['recipe'], config['dataset'], settings))
+    pairs = [
+        (f'--set {name}', given[name], config['settings'][name]) for name in settings
+    ]
+    named = {word.partition('=')[0] for word in args.argv}
+    for key, ours in kept_values(args).items():
+        option = f'--{key.replace("_", "-")}'
+        if option in named and key == 'device':
+            config[key] = ours  # The one that may change: a run can move.
+        elif option in named:
+            pairs.append((option, ours, config[key]))
+    for option, ours, theirs in pairs:
+        if ours != theirs:
+            raise InputError(
+                f'--resume: the run in {out} has {option} {theirs}, not {ours}; leave '
+                'the option out, or start anew in another --out'
+            )
+    return config

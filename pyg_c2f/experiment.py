@@ -1,0 +1,491 @@
+"""A run's folder: what it begins with, what it leaves, and how it goes on."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any
+
+import torch
+from torch_geometric import seed_everything
+from torch_geometric.data import HeteroData
+
+from pyg_c2f.checkpoint import (
+    Model,
+    load,
+    model_bytes,
+    phase_file,
+    save,
+    whole_file,
+    write_json,
+    write_text,
+)
+from pyg_c2f.config import RECIPES, FastRecipe, Recipe
+from pyg_c2f.datasets import get_dataset, with_validation_in_train
+from pyg_c2f.datasets.registry import built_digest
+from pyg_c2f.distributed import Group, one_block_each
+from pyg_c2f.evaluate import evaluate_split, popularity_score, with_sampled_users
+from pyg_c2f.report import write_report
+from pyg_c2f.resume import RESUME_FILES, delete_resume, resume_files
+from pyg_c2f.train import check_run, train
+from pyg_c2f.typing import ITEM, RATES, SELECTION, USER, InputError, Stage
+
+logger = logging.getLogger(__name__)
+
+STAGES: dict[str, tuple[Stage, ...]] = {
+    'coarse': ('coarse',),
+    'fine': ('fine',),
+    'both': ('coarse', 'fine'),
+}
+# What a configuration must hold, beside settings and versions: what --resume keeps.
+KEPT: dict[str, type | UnionType] = {
+    'dataset': str,
+    'data_root': str | None,
+    'columns': str,
+    'protocol': str,
+    'split_seed': int,
+    'recipe': str,
+    'seed': int,
+    'stage': str,
+    'init': str | None,
+    'refit': bool,
+    'eval_users': int | None,
+    'device': str,
+}
+# What it holds beside.
+FOUND = {'settings': dict, 'versions': dict, 'call': str, 'data_sha256': str}
+# What a run leaves, beside the best models of its phases.
+OUTPUTS = (
+    'config.json',
+    'history.jsonl',
+    'metrics.json',
+    'report.html',
+    'model.safetensors',
+    *RESUME_FILES,
+)
+
+
+@dataclass
+class Experiment:
+    """A run that is ready to train; :func:`begin` makes one.
+
+    Args:
+        out (Path): The run's folder.
+        config (Dict): The content of its ``config.json``.
+        data (HeteroData): The data set, with the users to rank for.
+        init (Module, optional): The coarse model that a fine stage starts from.
+        group (Group): The processes that share the run.
+        resume (bool): Whether the run goes on from what is in the folder.
+        history (History): The evaluations so far.
+        seconds (Dict): The seconds so far, by step.
+        started (float): When the run started, by :func:`time.perf_counter`.
+    """
+
+    out: Path
+    config: dict[str, Any]
+    data: HeteroData
+    init: Model | None
+    group: Group
+    resume: bool
+    history: 'History'
+    seconds: dict[str, float]
+    started: float
+
+    def run(self, progress: bool = False) -> dict[str, Any]:
+        """Trains, evaluates and leaves all files; returns the metrics.
+
+        Processes other than the first one return an empty dictionary.
+        """
+        out, config, group = self.out, self.config, self.group
+        try:
+            run = train(
+                self.data,
+                read_recipe(config),
+                config['seed'],
+                STAGES[config['stage']],
+                self.init,
+                out,
+                resume=self.resume,
+                on_evaluation=self.history.add,
+                progress=progress,
+                group=group,
+            )
+        except (KeyboardInterrupt, InputError):
+            with suppress(OSError):  # What has stopped the run is what to say.
+                if group.rank == 0:
+                    leave_best(out, self.history.lines)
+            raise
+        if group.rank == 0:
+            save(run.model, out)
+        seconds = self.seconds | run.seconds
+        phases = run.phases
+        del run  # From here on models are those in the files.
+        start = time.perf_counter()
+        metrics = self.describe(phases)
+        seconds['evaluate'] += time.perf_counter() - start
+        if config['refit']:
+            start = time.perf_counter()
+            model = self.refit(phases, progress)
+            seconds['train'] += time.perf_counter() - start
+            if group.rank == 0:
+                save(model, out)
+            group.wait()
+            metrics['test'] = self.test(out)
+        if group.rank > 0:
+            return {}
+        metrics['bytes'] = model_bytes(load(out))
+        # Of a resumed run the earlier sessions count too.
+        seconds['total'] = max(
+            time.perf_counter() - self.started, sum(seconds.values())
+        )
+        metrics['seconds'] = {key: round(value, 3) for key, value in seconds.items()}
+        metrics['versions'] = config['versions']
+        write_report(out, metrics | {'command': config['call']}, self.history.lines)
+        write_json(out / 'metrics.json', metrics)  # Last: it says that all is there.
+        delete_resume(out)
+        return metrics
+
+    def describe(
+        self, stages: dict[Stage, dict[int, dict[str, Any]]]
+    ) -> dict[str, Any]:
+        """The metrics of the run and of popularity, without sizes and times."""
+        data, config = self.data, self.config
+        users = self.group.rows(data[USER].num_nodes)
+        keys = ('dataset', 'protocol', 'recipe', 'seed', 'split_seed', 'eval_users')
+        metrics = {key: config[key] for key in keys}
+        num_items = data[ITEM].num_nodes
+        score = popularity_score(data[RATES].edge_index, num_items)
+        metrics |= {
+            'num_users': data[USER].num_nodes,
+            'num_items': num_items,
+            'num_train': data[RATES].edge_index.size(1),
+            'popularity': {
+                split: evaluate_split(score, data, split, users=users)
+                for split in ('val', 'test')
+            },
+        }
+        for stage, phases in stages.items():
+            metrics[stage] = {}
+            for phase, result in phases.items():
+                found = {'test': self.test(phase_file(self.out, stage, phase))}
+                metrics[stage][f'phase{phase}'] = result | found
+        last = list(metrics[stage].values())[-1]
+        metrics |= {'val': last['val'], 'test': last['test']}
+        return metrics
+
+    def test(self, path: Path) -> dict[str, float]:
+        """The figures of a model on the test items."""
+        model = load(path).to(self.data[RATES].edge_index.device)
+        users = self.group.rows(self.data[USER].num_nodes)
+        return evaluate_split(model.scorer(), self.data, 'test', users=users)
+
+    def refit(
+        self, phases: dict[Stage, dict[int, dict[str, Any]]], progress: bool
+    ) -> Model:
+        """Trains again on train and validation items, for the epochs that were best."""
+        epochs = {
+            stage: (result[1]['last_epoch'], result[max(result)]['best_epoch'])
+            for stage, result in phases.items()
+        }
+        return train(
+            with_validation_in_train(self.data),
+            read_recipe(self.config),
+            self.config['seed'],
+            STAGES[self.config['stage']],
+            self.init,
+            progress=progress,
+            fixed_epochs=epochs,
+            group=self.group,
+        ).model
+
+
+def begin(
+    out: Path,
+    config: dict[str, Any],
+    resume: bool = False,
+    is_distributed: bool = False,
+    started: float | None = None,
+) -> Experiment:
+    """Loads what a run needs and makes its folder ready.
+
+    Args:
+        out (Path): The run's folder; what another run has left there is deleted.
+        config (Dict): What decides the result; gets the checksum of the data.
+        resume (bool, optional): Whether to go on with the run in the folder, whose
+            configuration is given. (default: ``False``)
+        is_distributed (bool, optional): Whether the processes of the default group of
+            :mod:`torch.distributed` share the run. (default: ``False``)
+        started (float, optional): When the run started, by :func:`time.perf_counter`.
+            (default: now)
+
+    Raises:
+        InputError: If the data have changed since the run began, or do not fit the
+            recipe or the first stage, or the folder cannot be made.
+    """
+    started = time.perf_counter() if started is None else started
+    recipe = read_recipe(config)
+    group = make_group(recipe, is_distributed)
+    init = None if config['init'] is None else load_init(config)
+    device = pick_device(config['device'])
+
+    start = time.perf_counter()
+    data = load_data(config).to(device)
+    digest = digest_of(config, data)
+    if resume:
+        check_data_of(out, config, digest)
+    config['data_sha256'] = digest
+    if config['init'] is not None:
+        folder = Path(config['init'])
+        check_data_of(folder, read_config(folder), digest)
+    data = sampled(data, config)
+    seconds = {'load': time.perf_counter() - start}
+    check_run(data, recipe, init, group)
+    group.wait()  # Nobody looks for an earlier run any more.
+    if not resume and group.rank == 0:
+        clear(out)
+        write_json(out / 'config.json', config)
+    group.wait()
+    if not (out / 'config.json').exists():
+        raise InputError(
+            f'--out {out}: process {group.rank} does not see what the first one writes '
+            'there; name a folder that all machines share'
+        )
+    seed_everything(config['seed'])
+    history = History(out, writes=group.rank == 0)
+    return Experiment(out, config, data, init, group, resume, history, seconds, started)
+
+
+def data_arguments(config: dict[str, Any]) -> tuple[Any, ...]:
+    """What :func:`get_dataset` and :func:`describe` take, from a configuration."""
+    columns = config['columns'].split(',')
+    if len(columns) != 2:
+        raise InputError(
+            f'--columns {config["columns"]}: expected two names, as user_id,item_id'
+        )
+    keys = ('dataset', 'data_root', 'protocol', 'split_seed')
+    return *(config[key] for key in keys), *columns
+
+
+def load_data(config: dict[str, Any]) -> HeteroData:
+    """The data set that a configuration names."""
+    data = get_dataset(*data_arguments(config))
+    if not data[RATES].val_edge_label_index.size(1):
+        raise InputError(
+            f'{config["dataset"]}: protocol {config["protocol"]} leaves no validation '
+            'items to select the model on; give users more items, or a valid.txt'
+        )
+    return data
+
+
+def sampled(data: HeteroData, config: dict[str, Any]) -> HeteroData:
+    """The data set with the users to rank for."""
+    if config['eval_users'] is None:
+        return data
+    return with_sampled_users(data, config['eval_users'], config['split_seed'])
+
+
+def data_digest(data: HeteroData) -> str:
+    """The SHA-256 of the pairs of a data set and its split."""
+    digest = hashlib.sha256()
+    for key in ('edge_index', 'val_edge_label_index', 'test_edge_label_index'):
+        digest.update(data[RATES][key].cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def digest_of(config: dict[str, Any], data: HeteroData) -> str:
+    """The :func:`data_digest` of a data set, which a built form knows."""
+    return built_digest(*data_arguments(config)) or data_digest(data)
+
+
+def check_data_of(folder: Path, config: dict[str, Any], digest: str) -> None:
+    """Refuses data that are no longer those of a run: test items would leak."""
+    if digest != config['data_sha256']:
+        raise InputError(
+            f'{folder}: the data set {config["dataset"]} has changed since then; bring '
+            'its files back, or train anew in another --out'
+        )
+
+
+def make_group(recipe: Recipe | FastRecipe, is_distributed: bool) -> Group:
+    """The processes of a run, and the blocks that they share."""
+    if isinstance(recipe, FastRecipe):
+        return Group(recipe.partitions, is_distributed)
+    return one_block_each(is_distributed)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of an option, checked."""
+    if name == 'cuda' and not torch.cuda.is_available():
+        raise InputError('--device cuda: torch finds no CUDA device; use --device cpu')
+    if name == 'auto':
+        name = 'cuda' if torch.cuda.is_available() else 'cpu'
+    return torch.device(name)
+
+
+def check_out(out: Path, init: str | None, resume: bool) -> None:
+    """Refuses an output directory that cannot be written or must not be replaced."""
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = 'is no directory' if not there.is_dir() else 'cannot be written'
+        raise InputError(f'--out {out}: {there} {why}; name another directory')
+    if init is not None and out.resolve() == Path(init).resolve():
+        raise InputError(f'--out {out}: --init is read from there; name another --out')
+    if resume_files(out) and not resume:
+        raise InputError(
+            f'{out}: holds an interrupted run; add --resume to continue it, name '
+            f'another --out, or delete {" and ".join(RESUME_FILES)} there to start anew'
+        )
+
+
+def clear(out: Path) -> None:
+    """Makes the output directory, without what an earlier run has left there."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f'--out {out}: cannot be made ({error.strerror}); name another directory'
+        ) from error
+    phases = (phase_file(out, s, phase) for s in STAGES['both'] for phase in (1, 2))
+    for path in (*phases, *(out / name for name in OUTPUTS)):
+        path.unlink(missing_ok=True)
+    shutil.rmtree(out / 'tensorboard', ignore_errors=True)
+
+
+def leave_best(out: Path, history: list[dict[str, Any]]) -> None:
+    """Makes the best model so far the result of an interrupted run."""
+    # Recipe fast keeps a stage's model at its end.
+    kept = [x for x in history if phase_file(out, x['stage'], x['phase']).exists()]
+    if kept:
+        best = max(kept, key=lambda line: line['val'][SELECTION])
+        with whole_file(out / 'model.safetensors') as part:
+            shutil.copyfile(phase_file(out, best['stage'], best['phase']), part)
+
+
+class History:
+    """The lines of history.jsonl, one per evaluation; a resumed run goes on in it."""
+
+    def __init__(self, out: Path, writes: bool = True) -> None:
+        self.path = out / 'history.jsonl'
+        self.lines: list[dict[str, Any]] = []
+        if self.path.exists():
+            self.lines = read_json(self.path, lines=True)
+            try:
+                [(x['stage'], x['phase'], x['val'][SELECTION]) for x in self.lines]
+            except (KeyError, TypeError) as error:
+                raise InputError(
+                    f'{self.path}: damaged ({error!r}); restore it, or train again'
+                ) from None
+        self.writer = None
+        if not writes:
+            return
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            return
+        self.writer = SummaryWriter(str(out / 'tensorboard'))
+
+    def add(self, line: dict[str, Any]) -> None:
+        # A run that goes on from the end of an epoch evaluates once more.
+        at = (line['stage'], line['epoch'])
+        self.lines = [x for x in self.lines if (x['stage'], x['epoch']) != at]
+        self.lines.append(line)
+        write_text(self.path, ''.join(json.dumps(x) + '\n' for x in self.lines))
+        logger.info(
+            '%s phase %d epoch %3d  ndcg@5 %.4f  recall@20 %.4f  %5.0f s',
+            line['stage'],
+            line['phase'],
+            line['epoch'],
+            line['val']['ndcg@5'],
+            line['val']['recall@20'],
+            line['seconds'],
+        )
+        if self.writer is not None:
+            for name, value in line['val'].items():
+                self.writer.add_scalar(f'{line["stage"]}/{name}', value, line['epoch'])
+            if line['loss'] is not None:
+                self.writer.add_scalar(
+                    f'{line["stage"]}/loss', line['loss'], line['epoch']
+                )
+            self.writer.flush()
+
+
+def read_json(path: Path, lines: bool = False) -> Any:
+    """The content of a JSON file, or the list of its lines' contents."""
+    try:
+        text = path.read_text(encoding='utf-8')
+        return [json.loads(x) for x in text.splitlines()] if lines else json.loads(text)
+    except ValueError as error:
+        raise InputError(
+            f'{path}: damaged ({error}); restore it, or train again'
+        ) from None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The configuration of a run."""
+    path = folder / 'config.json'
+    if not path.is_file():
+        raise InputError(
+            f'{folder}: no run there; name a directory that train wrote to'
+        )
+    config = read_json(path)
+    if isinstance(config, dict):
+        config.setdefault('eval_users', None)  # older runs do not have it
+    kinds = KEPT | FOUND
+    try:
+        wrong = {
+            key for key, kind in kinds.items() if not isinstance(config[key], kind)
+        }
+        read_recipe(config)
+    except (KeyError, TypeError) as error:
+        wrong = {f'an entry ({error})'}
+    if wrong:
+        raise InputError(
+            f'{path}: damaged in {", ".join(sorted(wrong))}; restore it, or train again'
+        )
+    return config
+
+
+def read_recipe(config: dict[str, Any]) -> Recipe | FastRecipe:
+    """The recipe of a configuration."""
+    return type(RECIPES[config['recipe']])(**config['settings'])
+
+
+def load_init(config: dict[str, Any]) -> Model:
+    """The coarse model that a fine stage starts from."""
+    folder = Path(config['init'])
+    theirs = read_config(folder)
+    if theirs['recipe'] != config['recipe']:
+        raise InputError(
+            f'{folder}: trained by recipe {theirs["recipe"]}, this run has '
+            f'{config["recipe"]}: give --recipe {theirs["recipe"]}'
+        )
+    for key in ('dataset', 'protocol', 'split_seed'):
+        if theirs[key] != config[key]:
+            raise InputError(
+                f'{folder}: trained with {key}={theirs[key]}, this run has '
+                f'{config[key]}; the test items would leak, set them alike'
+            )
+    phases = (phase_file(folder, 'coarse', phase) for phase in (2, 1))
+    model = load(next((path for path in phases if path.exists()), folder))
+    if model.stage != 'coarse':
+        raise InputError(
+            f'{folder}: holds a fine stage only; name the run of its coarse stage'
+        )
+    return model
+
+
+def load_model(path: str | Path) -> Model:
+    """The model of a run or a file, with the ids that it was trained with."""
+    model = load(path)
+    if model.item_ids is None and (Path(path) / 'ids.json').exists():
+        raise InputError(
+            f'{path}: a run of an older version, whose ids are in ids.json and not in '
+            'the model; train again'
+        )
+    return model

@@ -1,0 +1,182 @@
+"""The command line as a program: what it answers at once, and what its wheel holds."""
+
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import zipfile
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from pyg_c2f.cli.options import SETTINGS, make_parser, setting_texts, settings_of
+from pyg_c2f.cli.train import call_again
+from pyg_c2f.config import RECIPES
+
+ROOT = Path(__file__).parents[1]
+# Says whether torch was imported for an answer.
+PARSE = """
+import sys
+from pyg_c2f.cli.main import main
+try:
+    status = main(sys.argv[1:])
+except SystemExit as end:
+    status = end.code
+print('torch' if 'torch' in sys.modules else 'no torch')
+sys.exit(status)
+"""
+# What an installed script does.
+SCRIPT = """
+import sys
+from importlib.metadata import distribution
+(script,) = distribution('pyg-c2f').entry_points.select(group='console_scripts')
+sys.argv = [script.name, '--help']
+try:
+    script.load()()
+finally:
+    print(sys.modules[script.module].__file__)
+"""
+
+
+def answer(call, **options):
+    """What a program prints and returns, and the seconds it takes of a CPU."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, *call], capture_output=True, text=True, timeout=120, **options
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    return done, seconds
+
+
+@pytest.mark.parametrize(
+    ('words', 'status', 'says'),
+    [
+        ('--help', 0, 'usage: pyg-c2f '),
+        ('train --help', 0, 'usage: pyg-c2f train '),
+        ('train --wrong', 2, 'error: unrecognized arguments: --wrong'),
+        ('--seed one', 2, "error: argument --seed: invalid int value: 'one'"),
+        ('export', 2, 'error: the following arguments are required: --checkpoint'),
+        ('nonsense', 2, "error: argument command: invalid choice: 'nonsense'"),
+    ],
+)
+def test_parsing_needs_no_torch(words, status, says):
+    done, seconds = answer(['-c', PARSE, *words.split()], cwd=ROOT)
+    assert done.returncode == status
+    assert (done.stderr or done.stdout).startswith(says)
+    assert done.stdout.splitlines()[-1] == 'no torch'
+    assert seconds < 1
+
+
+def test_public_names_come_when_they_are_asked_for():
+    program = (
+        'import sys, pyg_c2f\n'
+        'assert "torch" not in sys.modules\n'
+        'from pyg_c2f import C2F, fit, load, save\n'
+        'print(*(x.__name__ for x in (C2F, fit, load, save)))'
+    )
+    done, _ = answer(['-c', program], cwd=ROOT)
+    assert done.stdout.split() == ['C2F', 'fit', 'load', 'save'], done.stderr
+
+
+@pytest.mark.parametrize(
+    ('program', 'called'),
+    [(['run.py'], 'python run.py'), (['-m', 'pyg_c2f'], 'python -m pyg_c2f')],
+)
+def test_programs_call_themselves_by_their_name(program, called):
+    done, _ = answer([*program, '--help'], cwd=ROOT)
+    assert done.stdout.startswith(f'usage: {called} [-h]')
+    assert f'\n  {called} recommend ' in done.stdout
+    done, _ = answer([*program, 'data', '--wrong'], cwd=ROOT)
+    assert done.stderr.endswith(f'; see {called} --help\n')
+
+
+@pytest.mark.parametrize(
+    ('program', 'script'),
+    [
+        ('python run.py', 'run.py'),
+        ('pyg-c2f', '-m pyg_c2f'),
+        ('python -m pyg_c2f', '-m pyg_c2f'),
+    ],
+)
+def test_the_call_that_goes_on(program, script, monkeypatch):
+    words = tuple(program.split())
+    assert call_again(Path('a b'), words) == f"{program} train --resume --out 'a b'"
+    monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'none')
+    monkeypatch.setenv('LOCAL_WORLD_SIZE', '2')
+    monkeypatch.setenv('GROUP_WORLD_SIZE', '1')
+    assert call_again(Path('a'), words) == (
+        f'torchrun --nproc-per-node 2 {script} train --resume --out a'
+    )
+
+
+@pytest.mark.parametrize('recipe', RECIPES.values(), ids=RECIPES)
+def test_help_has_all_settings(recipe):
+    """Each with its default and what its class says of it, below a heading."""
+    texts = setting_texts(type(recipe))
+    assert [*texts] == [field.name for field in fields(recipe)]
+    lines = ' '.join(settings_of(recipe).split())
+    for name, text in texts.items():
+        assert f' {name} {getattr(recipe, name)} {text}' in lines
+    headings = re.findall(r'^ (\S.*):$', settings_of(recipe), re.MULTILINE)
+    assert len(headings) > 3
+
+
+def test_headings_are_of_settings():
+    known = {field.name for recipe in RECIPES.values() for field in fields(recipe)}
+    below = [name for names in SETTINGS.values() for name in names]
+    assert set(below) <= known and len(set(below)) == len(below)
+
+
+def test_help_of_train_has_groups():
+    """Options of data, recipe and run are apart."""
+    actions = make_parser()._subparsers._group_actions[0].choices['train']
+    help = actions.format_help()
+    for heading, option in (
+        ('data', '--dataset'),
+        ('recipe', '--set'),
+        ('run', '--out'),
+    ):
+        block = help.partition(f'\n{heading}:\n')[2].partition('\n\n')[0]
+        assert f'  {option} ' in block
+
+
+# The wheel ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory):
+    """The wheel of this package, unpacked."""
+    source, out = (tmp_path_factory.mktemp(name) for name in ('source', 'wheel'))
+    ignore = shutil.ignore_patterns('__pycache__', '*.pyc')
+    shutil.copytree(ROOT / 'pyg_c2f', source / 'pyg_c2f', ignore=ignore)
+    for name in ('pyproject.toml', 'setup.cfg', 'README.md', 'LICENSE'):
+        shutil.copy(ROOT / name, source)
+    build = 'import sys, setuptools.build_meta as m; m.build_wheel(sys.argv[1])'
+    done, _ = answer(['-c', build, out], cwd=source)
+    assert done.returncode == 0, done.stderr
+    (path,) = out.glob('pyg_c2f-*-py3-none-any.whl')
+    zipfile.ZipFile(path).extractall(out / 'unpacked')
+    return out / 'unpacked'
+
+
+def test_the_wheel_has_the_whole_package(wheel):
+    def files(root):
+        paths = {path for path in (root / 'pyg_c2f').rglob('*') if path.is_file()}
+        return {str(x.relative_to(root)) for x in paths if x.suffix != '.pyc'}
+
+    assert files(wheel) == files(ROOT)
+    page = {'index.html', 'style.css', 'app.js', 'bundle.js'}
+    assert page <= {path.name for path in (wheel / 'pyg_c2f/cli/page').iterdir()}
+    tops = {path.name.split('-')[0] for path in wheel.iterdir()}
+    assert tops == {'pyg_c2f'}
+
+
+def test_the_wheel_has_the_program(wheel, tmp_path):
+    env = os.environ | {'PYTHONPATH': str(wheel), 'PYTHONSAFEPATH': '1'}
+    done, _ = answer(['-c', SCRIPT], cwd=tmp_path, env=env)
+    assert done.stdout.startswith('usage: pyg-c2f [-h]'), done.stderr
+    assert Path(done.stdout.split()[-1]).is_relative_to(wheel)
