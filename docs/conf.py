@@ -32,25 +32,26 @@ autodoc_typehints_format = 'short'
 python_maximum_signature_line_length = 72
 
 DOCS = Path(__file__).parent
-# Files outside of this folder that are pages here too.
+# Files outside this folder that are pages too.
 PAGES = {
     DOCS.parent / 'README.md': DOCS / 'readme.md',
     DOCS.parent / 'CHANGELOG.md': DOCS / 'changelog.md',
+    DOCS.parent / 'CONTRIBUTING.md': DOCS / 'contributing.md',
     DOCS.parent / 'examples/README.md': DOCS / 'examples.md',
 }
 LINK = re.compile(r'(!?)\[([^]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)')
 
 
 def mend_links(text: str, source: Path, page: Path) -> str:
-    """The same links from the page that the text of a file becomes a part of.
+    """The same links, as seen from the page that includes the text.
 
-    Files that are no pages are there to download.
+    Files that are not pages are offered as downloads.
     """
 
     def mended(link: re.Match[str]) -> str:
         is_image, label, target, anchor = link.groups()
         path = (source.parent / target).resolve()
-        if not path.exists():  # An address, or no link at all.
+        if not path.exists():  # An address, or not a link.
             return link[0]
         path = PAGES.get(path, path)
         here = os.path.relpath(path, page.parent)
@@ -62,7 +63,7 @@ def mend_links(text: str, source: Path, page: Path) -> str:
 
 
 def setup(app: Any) -> None:
-    """Links are right in the place where a file lies, and are mended for its page."""
+    """Links are right where the file is, and are rewritten for its page."""
 
     def mend_page(app: Any, name: str, content: list[str]) -> None:
         path = DOCS / f'{name}.md'

@@ -20,7 +20,7 @@ from pyg_c2f.nn import C2F
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / 'docs'
-PAGES = [ROOT / 'README.md', *sorted(DOCS.rglob('*.md'))]
+PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted(DOCS.rglob('*.md'))]
 # What else is read on GitHub: the links of these are tested too.
 LINKED = [
     ROOT / 'CHANGELOG.md',
@@ -39,6 +39,7 @@ NOT_RUN = {
 }
 # What pages find in the folder they run in, beside what they make themselves.
 GIVEN = {
+    'README.md': 'data/shop/shop.csv',
     'docs/bundle.md': 'model.c2f',
     'docs/onnx.md': 'model.onnx',
     'docs/files.md': 'runs/synthetic-fast',
@@ -102,6 +103,11 @@ def given(tmp_path_factory):
     data = SyntheticHierarchy(300, 1500, 6000, 4, 8, protocol='c2f')[0]
     model = pyg_c2f.fit(data, FastRecipe(embedding_dim=32, num_fine=32))
     write_bundle(model, folder / 'model.c2f')
+    rows = SyntheticHierarchy()[0]['user', 'rates', 'item'].edge_index.T.tolist()
+    (folder / 'data/shop').mkdir(parents=True)
+    (folder / 'data/shop/shop.csv').write_text(
+        '\n'.join(['user_id,item_id', *(f'C{u:03},P{i:03}' for u, i in rows)]) + '\n'
+    )
     out = folder / 'runs/synthetic-fast'
     assert run.main(['--quiet', '--set', 'embedding_dim=32', '--out', str(out)]) == 0
     return SimpleNamespace(folder=folder, model=model, out=out)
@@ -152,6 +158,15 @@ def test_json_parses(page):
 def test_there_is_something_to_test():
     with_code = {name_of(page) for page in PAGES if blocks(page, 'python')}
     assert {'README.md', 'docs/layers.md', 'docs/loaders.md', *GIVEN} <= with_code
+
+
+def test_the_citation_is_of_this_version():
+    text = (ROOT / 'CITATION.cff').read_text()
+    assert re.search(r'^version: (\S+)$', text, re.M)[1] == pyg_c2f.__version__
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / 'README.md').read_text().splitlines()) <= 130
 
 
 # Links --------------------------------------------------------------------------------
