@@ -26,7 +26,7 @@ from pyg_c2f.typing import InputError
 from tests.bundles import example
 from tests.conftest import make_toy
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 # Hostile checkpoints ------------------------------------------------------------------
 
