@@ -12,7 +12,7 @@ the documentation. Either both see the very same interactions, or both refuse th
 the first with one line that names file, line and reason.
 
 Case ``i`` of a reader depends on the seed and on ``i`` alone: ``--first i --cases 1``
-repeats it. ``tests/datasets/test_fuzz.py`` does some of them.
+repeats it. ``tests/slow/test_fuzz.py`` does some of them.
 """
 
 import argparse

@@ -25,8 +25,15 @@ from pyg_c2f.datasets import SyntheticHierarchy
 from pyg_c2f.fast import train_fast
 from pyg_c2f.nn import C2F
 from pyg_c2f.typing import Assignment, InputError
+from tests.conftest import make_toy
 
 both_stages = pytest.mark.parametrize('stage', ['coarse', 'fine'])
+
+
+@pytest.fixture
+def toy():
+    """One graph: a file does not depend on which."""
+    return make_toy(0)
 
 
 def stored(path):

@@ -78,18 +78,18 @@ def test_refused(settings, says):
         get_recipe('paper', settings=settings)
 
 
-@pytest.mark.parametrize('value', ['nan', 'inf', '-inf', '-1', '1e300', '9' * 40])
 @pytest.mark.parametrize('name', NUMBERS)
-def test_no_number_can_be_absurd(name, value):
-    with pytest.raises(InputError, match=f'--set {name}='):
-        get_recipe('paper', settings={name: value})
+def test_no_number_can_be_absurd(name):
+    for value in ('nan', 'inf', '-inf', '-1', '1e300', '9' * 40):
+        with pytest.raises(InputError, match=f'--set {name}='):
+            get_recipe('paper', settings={name: value})
 
 
 @pytest.mark.parametrize('name', WHOLE)
-@pytest.mark.parametrize('value', [2.5, '8', None])
-def test_python_callers_are_checked_too(name, value):
-    with pytest.raises(InputError, match='a whole number'):
-        Recipe(**{name: value})
+def test_python_callers_are_checked_too(name):
+    for value in (2.5, '8', None):
+        with pytest.raises(InputError, match='a whole number'):
+            Recipe(**{name: value})
 
 
 def test_only_known_anchors():

@@ -301,23 +301,6 @@ def test_arguments(kwargs, match):
         LinearC2F(edge_index, **(sizes | kwargs))
 
 
-@pytest.mark.parametrize(
-    ('kwargs', 'match'),
-    [
-        ({}, 'either users or a history'),
-        ({'users': 0, 'history': [0]}, 'either users or a history'),
-        ({'users': 0, 'k': 0}, r'k >= 1 \(got 0\)'),
-        ({'users': 6}, r'user ids in \[0, 6\) \(got 6\)'),
-        ({'users': []}, 'at least one user id'),
-        ({'history': []}, 'at least one item id'),
-        ({'history': [8]}, r'item ids in \[0, 8\) \(got \[8\]\)'),
-    ],
-)
-def test_recommend_errors(toy, kwargs, match):
-    with pytest.raises(ValueError, match=match):
-        make_model(toy).recommend(**kwargs)
-
-
 def test_without_interactions():
     edge_index = torch.empty(2, 0, dtype=torch.long)
     model = LinearC2F(edge_index, 3, 4, 4, 4, 4, 2, diffusion=0.5)

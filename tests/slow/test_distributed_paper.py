@@ -72,7 +72,7 @@ class Processes:
         # One process imports torch, the others are copies of it. Those of a process
         # that has trained before could not train.
         context = get_context('forkserver')
-        context.set_forkserver_preload(['tests.test_distributed_paper'])
+        context.set_forkserver_preload(['tests.slow.test_distributed_paper'])
         store = folder / uuid.uuid4().hex
         self.pipes, self.processes = [], []
         for rank in range(size):

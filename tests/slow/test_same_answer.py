@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RUNS = {
     'fast': '--recipe fast',
     'paper': '--recipe paper --set max_epochs=2 eval_every=1 patience=1',

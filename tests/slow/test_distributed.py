@@ -1,6 +1,5 @@
 """Several processes give what one gives; what they cannot share, and who gets lost."""
 
-import ast
 import contextlib
 import json
 import os
@@ -25,10 +24,10 @@ from pyg_c2f.distributed import Group, Rows, one_thread_each
 from pyg_c2f.fast import check_fast
 from pyg_c2f.resume import read_resume
 from pyg_c2f.typing import InputError
-from tests.test_distributed_paper import Processes
+from tests.slow.test_distributed_paper import Processes
 from tests.tiny import settings, write_text_data
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FAST = 'embedding_dim=8 num_fine=8 coarse_links=2 partitions=4'
 # One call after the other by the same processes, for their start is what takes time.
 # An error is said by one of them; as after a restart, the next one may be by another.
@@ -470,24 +469,3 @@ def test_one_thread_each_hands_errors_on():
             one_thread_each([fails, int])
         assert torch.get_num_threads() == 2
         assert one_thread_each([torch.get_num_threads] * 3) == [1, 1, 1]
-
-
-# The package --------------------------------------------------------------------------
-
-
-def test_torch_geometric_distributed_is_not_used():
-    """It is deprecated: torch.distributed is all that several processes need."""
-    folders = (ROOT / name for name in ('pyg_c2f', 'benchmarks', 'examples'))
-    paths = [ROOT / 'run.py', *(x for folder in folders for x in folder.rglob('*.py'))]
-    assert len(paths) > 40
-    for path in paths:
-        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
-            names = []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                names = [f'{node.module}.{alias.name}' for alias in node.names]
-            elif isinstance(node, ast.Attribute):
-                names = [ast.unparse(node)]
-            for name in names:
-                assert not f'{name}.'.startswith('torch_geometric.distributed.'), path
