@@ -55,13 +55,13 @@ from ablation import (
     spread,
     stamp,
 )
+from methods import ItemKNN, Popularity, histories_of
 from size_quality import MEGABYTE, remembered, spectrum_key
 from torch import Tensor
 from torch_geometric.data import HeteroData
 from tqdm import tqdm
 
 from pyg_c2f import fast
-from pyg_c2f.baselines import ItemKNN, Popularity, histories_of
 from pyg_c2f.bundle import Bundle, BundleError
 from pyg_c2f.checkpoint import write_json, write_text
 from pyg_c2f.codes import WEIGHT_BITS

@@ -38,13 +38,7 @@ from ablation import (
 )
 from frontier_methods import METHODS, SIZES, SLOW, Data, Known, sizes_of_ours
 from frontier_report import OURS, draw, tables
-from safetensors.torch import load
-from size_quality import remembered, spectrum_key
-from torch import Tensor
-from torch_geometric.data import HeteroData
-from tqdm import tqdm
-
-from pyg_c2f.baselines import (
+from methods import (
     EASE,
     GFCF,
     Baseline,
@@ -53,8 +47,14 @@ from pyg_c2f.baselines import (
     file_bytes,
     histories_of,
 )
-from pyg_c2f.baselines.base import Tensors
-from pyg_c2f.baselines.codec import Plain
+from methods.base import Tensors
+from methods.codec import Plain
+from safetensors.torch import load
+from size_quality import remembered, spectrum_key
+from torch import Tensor
+from torch_geometric.data import HeteroData
+from tqdm import tqdm
+
 from pyg_c2f.checkpoint import whole_file, write_json, write_text
 from pyg_c2f.datasets import get_dataset
 from pyg_c2f.datasets.interactions import with_validation_in_train

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from methods import GFCF, Histories, LightGCN, histories_of
 from step_cost import device_name
 from torch_geometric.data import HeteroData
 
-from pyg_c2f.baselines import GFCF, Histories, LightGCN, histories_of
 from pyg_c2f.checkpoint import write_json
 from pyg_c2f.config import Recipe, get_recipe
 from pyg_c2f.datasets import get_dataset

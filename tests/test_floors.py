@@ -20,10 +20,9 @@ FLOORS = (
     ('checkpoint', 'fast'),
     ('resume', 'report', 'export'),
     ('train',),
-    ('baselines',),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-OUTSIDE = ('run', 'benchmarks', 'tests')
+OUTSIDE = ('run', 'benchmarks', 'methods', 'tests')
 LAZY = (
     'torch_sparse',
     'torch_scatter',
@@ -120,7 +119,7 @@ def test_optional_packages_are_imported_late(path: Path) -> None:
         ('report', 'pyg_c2f.train.fit'),
         ('train', 'pyg_c2f.C2F'),
         ('train', 'pyg_c2f'),
-        ('train', 'pyg_c2f.baselines.GFCF'),
+        ('train', 'methods.GFCF'),
         ('train', 'run.main'),
         ('__init__', 'benchmarks.speed'),
     ],

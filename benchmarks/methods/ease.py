@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pyg_c2f.baselines.base import (
+from methods.base import (
     Baseline,
     Histories,
     Tensors,
@@ -15,8 +15,8 @@ from pyg_c2f.baselines.base import (
     pack_matrix,
     unpack_matrix,
 )
-from pyg_c2f.baselines.filters import as_scipy, check_dense, history_rows
-from pyg_c2f.baselines.neighbors import sparse_scorer
+from methods.filters import as_scipy, check_dense, history_rows
+from methods.neighbors import sparse_scorer
 from pyg_c2f.evaluate import Score
 from pyg_c2f.graph import csr_matmul
 from pyg_c2f.typing import InputError

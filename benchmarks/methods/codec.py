@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyg_c2f.baselines.base import Tensors, pack_pairs, unpack_pairs
+from methods.base import Tensors, pack_pairs, unpack_pairs
 from pyg_c2f.codes import num_bits, pack_bits, unpack_bits
 from pyg_c2f.typing import InputError
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
-from pyg_c2f.baselines.base import (
+from methods.base import (
     Baseline,
     Histories,
     Tensors,
@@ -18,7 +18,7 @@ from pyg_c2f.baselines.base import (
     unpack_graph,
     without_prefix,
 )
-from pyg_c2f.baselines.filters import (
+from methods.filters import (
     item_columns,
     item_degree,
     item_graph,

@@ -7,10 +7,7 @@ from math import inf
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load
-from torch_geometric.nn import LightGCN as PyGLightGCN
-
-from pyg_c2f.baselines import (
+from methods import (
     CompressedLightGCN,
     DHEmbedding,
     HashEmbedding,
@@ -23,7 +20,10 @@ from pyg_c2f.baselines import (
     file_bytes,
     histories_of,
 )
-from pyg_c2f.baselines.lightgcn import adjacency, pyg_lightgcn
+from methods.lightgcn import adjacency, pyg_lightgcn
+from safetensors.torch import load
+from torch_geometric.nn import LightGCN as PyGLightGCN
+
 from pyg_c2f.graph import build_block_graph, entity_csr, interaction_weight
 from pyg_c2f.nn import C2F, LinearC2F
 from pyg_c2f.nn.fused import fused_propagation

@@ -5,10 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch_geometric.nn import LightGCN
-
-from pyg_c2f.baselines.base import file_bytes
-from pyg_c2f.baselines.embedding import (
+from methods.base import file_bytes
+from methods.embedding import (
     FACTOR,
     HASH_SEED,
     HASH_VALUES,
@@ -21,6 +19,8 @@ from pyg_c2f.baselines.embedding import (
     QREmbedding,
     TTEmbedding,
 )
+from torch_geometric.nn import LightGCN
+
 from pyg_c2f.typing import InputError
 
 N, D = 23, 12

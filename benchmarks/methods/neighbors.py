@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from pyg_c2f.baselines.base import (
+from methods.base import (
     Baseline,
     Histories,
     Tensors,
@@ -16,7 +16,7 @@ from pyg_c2f.baselines.base import (
     pack_matrix,
     unpack_matrix,
 )
-from pyg_c2f.baselines.filters import as_scipy, history_rows, item_degree
+from methods.filters import as_scipy, history_rows, item_degree
 from pyg_c2f.evaluate import Score
 from pyg_c2f.graph import CSR
 from pyg_c2f.typing import InputError

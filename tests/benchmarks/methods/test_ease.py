@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from methods import Histories, ease, file_bytes
+from methods.base import unpack_matrix
+from methods.ease import EASE, ease_weights, largest
 
-from pyg_c2f.baselines import Histories, ease, file_bytes
-from pyg_c2f.baselines.base import unpack_matrix
-from pyg_c2f.baselines.ease import EASE, ease_weights, largest
 from pyg_c2f.typing import InputError
 
 

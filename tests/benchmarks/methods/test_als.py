@@ -4,10 +4,9 @@ import sys
 
 import pytest
 import torch
+from methods import IALS, Half, file_bytes
+from methods.filters import as_scipy
 from safetensors.torch import load
-
-from pyg_c2f.baselines import IALS, Half, file_bytes
-from pyg_c2f.baselines.filters import as_scipy
 
 als = pytest.importorskip('implicit.cpu.als')
 

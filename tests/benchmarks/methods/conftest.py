@@ -2,10 +2,9 @@
 
 import pytest
 import torch
+from methods import Baseline, Histories, file_bytes, histories_of
+from methods.base import Tensors
 from safetensors.torch import load
-
-from pyg_c2f.baselines import Baseline, Histories, file_bytes, histories_of
-from pyg_c2f.baselines.base import Tensors
 
 NUM_USERS, NUM_ITEMS = 30, 20
 

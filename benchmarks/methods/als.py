@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pyg_c2f.baselines.base import (
+from methods.base import (
     Baseline,
     Histories,
     Tensors,
@@ -14,8 +14,8 @@ from pyg_c2f.baselines.base import (
     prefixed,
     without_prefix,
 )
-from pyg_c2f.baselines.codec import Codec, Plain
-from pyg_c2f.baselines.filters import as_scipy, history_rows
+from methods.codec import Codec, Plain
+from methods.filters import as_scipy, history_rows
 from pyg_c2f.evaluate import Score
 from pyg_c2f.graph import csr_matmul
 

@@ -22,9 +22,9 @@ Example:
     torch.Size([1, 80])
 """
 
-from pyg_c2f.baselines.als import IALS
-from pyg_c2f.baselines.base import Baseline, Histories, file_bytes, histories_of
-from pyg_c2f.baselines.codec import (
+from methods.als import IALS
+from methods.base import Baseline, Histories, file_bytes, histories_of
+from methods.codec import (
     Codec,
     ColumnWise,
     Half,
@@ -33,8 +33,8 @@ from pyg_c2f.baselines.codec import (
     Pruned,
     RowWise,
 )
-from pyg_c2f.baselines.ease import EASE
-from pyg_c2f.baselines.embedding import (
+from methods.ease import EASE
+from methods.embedding import (
     CompressedEmbedding,
     DHEmbedding,
     HashEmbedding,
@@ -42,15 +42,15 @@ from pyg_c2f.baselines.embedding import (
     QREmbedding,
     TTEmbedding,
 )
-from pyg_c2f.baselines.filters import GFCF, LinkProp, LowPass, TurboCF
-from pyg_c2f.baselines.lightgcn import (
+from methods.filters import GFCF, LinkProp, LowPass, TurboCF
+from methods.lightgcn import (
     CompressedLightGCN,
     LightGCN,
     LightGCNFromItems,
 )
-from pyg_c2f.baselines.neighbors import ItemKNN
-from pyg_c2f.baselines.ours import Fast, Paper
-from pyg_c2f.baselines.popularity import Popularity
+from methods.neighbors import ItemKNN
+from methods.ours import Fast, Paper
+from methods.popularity import Popularity
 
 __all__ = [
     'EASE',

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch_geometric.utils import cumsum
 
-from pyg_c2f.baselines.base import (
+from methods.base import (
     Baseline,
     Histories,
     Tensors,
@@ -19,7 +19,7 @@ from pyg_c2f.baselines.base import (
     unpack_graph,
     without_prefix,
 )
-from pyg_c2f.baselines.codec import Codec, Plain
+from methods.codec import Codec, Plain
 from pyg_c2f.checkpoint import small_int_below
 from pyg_c2f.evaluate import Score
 from pyg_c2f.graph import CSR, csr_matmul, ranges

@@ -5,11 +5,11 @@ from math import log
 
 import pytest
 import torch
+from methods import Histories, file_bytes, histories_of
+from methods.base import unpack_matrix
+from methods.filters import as_scipy
+from methods.neighbors import ItemKNN, sparse_scorer
 
-from pyg_c2f.baselines import Histories, file_bytes, histories_of
-from pyg_c2f.baselines.base import unpack_matrix
-from pyg_c2f.baselines.filters import as_scipy
-from pyg_c2f.baselines.neighbors import ItemKNN, sparse_scorer
 from pyg_c2f.typing import InputError
 
 nearest_neighbours = pytest.importorskip('implicit.nearest_neighbours')

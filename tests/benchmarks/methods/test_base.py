@@ -4,10 +4,8 @@ from math import ceil, floor, log2
 
 import pytest
 import torch
-from safetensors.torch import load, load_file, save_file
-
-from pyg_c2f.baselines import Histories, file_bytes, histories_of
-from pyg_c2f.baselines.base import (
+from methods import Histories, file_bytes, histories_of
+from methods.base import (
     pack_graph,
     pack_matrix,
     pack_pairs,
@@ -17,6 +15,8 @@ from pyg_c2f.baselines.base import (
     unpack_pairs,
     without_prefix,
 )
+from safetensors.torch import load, load_file, save_file
+
 from pyg_c2f.codes import round_weights, weights_of
 from pyg_c2f.typing import InputError
 

@@ -5,10 +5,8 @@ import sys
 
 import pytest
 import torch
-from safetensors.torch import load
-
-from pyg_c2f.baselines import file_bytes
-from pyg_c2f.baselines.codec import (
+from methods import file_bytes
+from methods.codec import (
     ColumnWise,
     Half,
     Plain,
@@ -16,6 +14,8 @@ from pyg_c2f.baselines.codec import (
     Pruned,
     RowWise,
 )
+from safetensors.torch import load
+
 from pyg_c2f.codes import unpack_bits
 from pyg_c2f.typing import InputError
 
@@ -156,7 +156,7 @@ def test_column_wise_constants(bits):
 def test_column_wise_packs_by_blocks(bits, monkeypatch):
     whole = ColumnWise(bits).encode(rows(dim=7))
     decoded = ColumnWise(bits).decode(whole)
-    monkeypatch.setattr('pyg_c2f.baselines.codec.BLOCK', 64)
+    monkeypatch.setattr('methods.codec.BLOCK', 64)
     assert ColumnWise(bits).encode(rows(dim=7))['codes'].equal(whole['codes'])
     assert ColumnWise(bits).decode(whole).equal(decoded)
 

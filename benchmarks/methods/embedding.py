@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 
-from pyg_c2f.baselines.base import Tensors, pack_pairs, unpack_pairs
+from methods.base import Tensors, pack_pairs, unpack_pairs
 from pyg_c2f.typing import InputError
 
 Granularity = Literal['global', 'dimension', 'feature']

@@ -5,8 +5,8 @@ from typing import ClassVar
 
 import torch
 
-from pyg_c2f.baselines.base import Baseline, Histories, Tensors, Watch
-from pyg_c2f.baselines.filters import item_degree, small_int
+from methods.base import Baseline, Histories, Tensors, Watch
+from methods.filters import item_degree, small_int
 from pyg_c2f.evaluate import Score
 
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from methods import Fast, LinkProp, LowPass, file_bytes
+from methods.base import pack_graph
 from safetensors.torch import load
 from torch_geometric.data import HeteroData
 
-from pyg_c2f.baselines import Fast, LinkProp, LowPass, file_bytes
-from pyg_c2f.baselines.base import pack_graph
 from pyg_c2f.checkpoint import LINEAR_SIZES, model_tensors
 from pyg_c2f.config import FastRecipe
 from pyg_c2f.fast import build_fast

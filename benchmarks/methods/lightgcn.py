@@ -10,7 +10,7 @@ from torch import Tensor
 from torch_geometric.nn import LGConv
 from torch_geometric.nn import LightGCN as PyGLightGCN
 
-from pyg_c2f.baselines.base import (
+from methods.base import (
     Baseline,
     Histories,
     Tensors,
@@ -20,9 +20,9 @@ from pyg_c2f.baselines.base import (
     unpack_graph,
     without_prefix,
 )
-from pyg_c2f.baselines.codec import Codec, Plain
-from pyg_c2f.baselines.embedding import CompressedEmbedding
-from pyg_c2f.baselines.filters import (
+from methods.codec import Codec, Plain
+from methods.embedding import CompressedEmbedding
+from methods.filters import (
     interactions,
     item_degree,
     low_pass_scorer,

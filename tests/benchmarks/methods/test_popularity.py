@@ -1,6 +1,5 @@
 import torch
-
-from pyg_c2f.baselines.popularity import Popularity
+from methods.popularity import Popularity
 
 
 def test_scores_are_the_degrees_for_everyone(small, others, check_served):

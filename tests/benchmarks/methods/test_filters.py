@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-
-from pyg_c2f.baselines import Histories, file_bytes
-from pyg_c2f.baselines.base import unpack_graph
-from pyg_c2f.baselines.filters import (
+from methods import Histories, file_bytes
+from methods.base import unpack_graph
+from methods.filters import (
     GFCF,
     LinkProp,
     LowPass,
@@ -15,6 +14,7 @@ from pyg_c2f.baselines.filters import (
     item_degree,
     small_int,
 )
+
 from pyg_c2f.typing import InputError
 
 METHODS = [

@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
+from methods import Paper, file_bytes, histories_of, ours
+from methods.base import pack_graph
 from safetensors.torch import load
 
-from pyg_c2f.baselines import Paper, file_bytes, histories_of, ours
-from pyg_c2f.baselines.base import pack_graph
 from pyg_c2f.checkpoint import KINDS, SIZES
 from pyg_c2f.config import Recipe
 from pyg_c2f.nn import C2F
