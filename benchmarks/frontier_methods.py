@@ -6,6 +6,10 @@ from dataclasses import fields, replace
 from functools import partial
 from typing import Any, NamedTuple
 
+from common import (
+    estimated_bytes,
+    link_bytes,
+)
 from methods import (
     EASE,
     GFCF,
@@ -34,7 +38,6 @@ from methods import (
     TTEmbedding,
     TurboCF,
 )
-from size_quality import estimated_bytes, link_bytes
 from torch_geometric.data import HeteroData
 
 from pyg_c2f.config import FastRecipe, Recipe

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bundle_damage import damaged, sealed
 
 from pyg_c2f.bundle import Bundle, BundleError
 from pyg_c2f.export import write_bundle
@@ -28,10 +29,8 @@ from tests.bundles import (
     KINDS,
     SIZES,
     bundle_bytes,
-    damaged,
     example,
     random_bundle,
-    sealed,
     with_section,
 )
 
@@ -49,9 +48,9 @@ needs_node = pytest.mark.skipif(
 
 
 def node(script, path, **request):
-    """What a program in tests/js answers."""
+    """What a program in benchmarks/js answers."""
     out = subprocess.run(
-        ['node', ROOT / 'tests/js' / script],
+        ['node', ROOT / 'benchmarks/js' / script],
         input=json.dumps({'path': str(path), **request}),
         capture_output=True,
         text=True,

@@ -25,7 +25,7 @@ from safetensors.torch import load
 from torch_geometric.nn import LightGCN as PyGLightGCN
 
 from pyg_c2f.graph import build_block_graph, entity_csr, interaction_weight
-from pyg_c2f.nn import C2F, LinearC2F
+from pyg_c2f.nn import C2F
 from pyg_c2f.nn.fused import fused_propagation
 from pyg_c2f.sampler import TripletSampler
 from pyg_c2f.typing import Assignment, InputError
@@ -188,17 +188,6 @@ def test_the_block_graph_of_interactions_alone_is_that_of_lightgcn(num_layers, s
     (grad,) = torch.autograd.grad((got * weight).sum(), plain.embedding.weight)
     (want,) = torch.autograd.grad((want * weight).sum(), plain.embedding.weight)
     torch.testing.assert_close(grad, want, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize('num_layers', [0, 1, 3])
-def test_recipe_fast_propagates_as_lightgcn(num_layers, small):
-    model = LinearC2F(
-        small.edge_index, 30, 20, 8, 2, 6, num_layers=num_layers, users='assigned'
-    )
-    plain = PyGLightGCN(50, 6, num_layers)
-    got = torch.cat(model.propagate(plain.embedding.weight.split([30, 20])))
-    want = plain.get_embedding(both_ways(small))
-    torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize('num_layers', [0, 1, 2])
