@@ -43,8 +43,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from ablation import (
+from bundle_damage import damaged
+from common import (
+    MEGABYTE,
     METRICS,
+    ROOT,
     as_settings,
     base_recipe,
     data_arguments,
@@ -52,18 +55,21 @@ from ablation import (
     header_text,
     load_data,
     markdown_table,
+    remembered,
+    result_path,
+    spectrum_key,
     spread,
     stamp,
+    write_result,
 )
-from size_quality import MEGABYTE, remembered, spectrum_key
+from methods import ItemKNN, Popularity, histories_of
 from torch import Tensor
 from torch_geometric.data import HeteroData
 from tqdm import tqdm
 
 from pyg_c2f import fast
-from pyg_c2f.baselines import ItemKNN, Popularity, histories_of
 from pyg_c2f.bundle import Bundle, BundleError
-from pyg_c2f.checkpoint import write_json, write_text
+from pyg_c2f.checkpoint import write_json
 from pyg_c2f.codes import WEIGHT_BITS
 from pyg_c2f.config import FastRecipe
 from pyg_c2f.evaluate import Score, evaluate, evaluate_split
@@ -71,7 +77,6 @@ from pyg_c2f.export import write_bundle, write_onnx
 from pyg_c2f.nn import LinearC2F
 from pyg_c2f.typing import ITEM, RATES, USER
 
-ROOT = Path(__file__).parents[1]
 LENGTH = 20
 SIZES = (0.25, 0.5, 0.75, 1.0, 1.5)
 # Width, fine levels, and the least size that is worth a try.
@@ -437,7 +442,7 @@ def in_node(path: Path, histories: list[list[int]]) -> dict[str, float] | None:
         return None
     calls = [['recommend', history, LENGTH] for history in histories]
     out = subprocess.run(
-        ['node', ROOT / 'tests/js/read.mjs'],
+        ['node', ROOT / 'benchmarks/js/read.mjs'],
         input=json.dumps({'path': str(path.resolve()), 'calls': calls}),
         capture_output=True, text=True, check=True,
     )  # fmt: skip
@@ -570,9 +575,6 @@ def onnx_rows(result: Any) -> tuple[str, list[list[str]]]:
 
 def fuzz(data: HeteroData, base: FastRecipe, result: Any, args: Any) -> Iterator[None]:
     """Damaged copies of a real bundle, in both readers."""
-    sys.path.append(str(ROOT))
-    from tests.bundles import damaged
-
     path, rng = args.files / 'fuzz.c2f', np.random.default_rng(0)
     export(build(data, base), path)
     good, many = path.read_bytes(), args.files / 'fuzz-many'
@@ -582,7 +584,7 @@ def fuzz(data: HeteroData, base: FastRecipe, result: Any, args: Any) -> Iterator
         files = [damaged(rng, good) for _ in range(FUZZ_BLOCK)]
         many.write_bytes(b''.join(files))
         out = subprocess.run(
-            ['node', ROOT / 'tests/js/fuzz.mjs'],
+            ['node', ROOT / 'benchmarks/js/fuzz.mjs'],
             input=json.dumps({
                 'path': str(many.resolve()), 'lengths': [len(x) for x in files]
             }),
@@ -721,17 +723,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     args.files.mkdir(parents=True, exist_ok=True)
     data, base = load_data(args), base_recipe(args)
-    path = args.out / f'bundle-{args.part}-{args.dataset}.json'
+    path = result_path(args, f'bundle-{args.part}-{args.dataset}')
     known = json.loads(path.read_text()) if path.exists() else {}
     result = known | header('bundle', args, argv)
     for _ in PARTS[args.part][0](data, base, result, args):
         write_json(path, result)
-    write_json(path, result)
-    write_text(path.with_suffix('.md'), text(args.part, result))
     if args.part == 'curve':
         draw(result, path.with_suffix('.png'))
-    print(text(args.part, result))
-    print(f'wrote {path}')
+    write_result(path, result, text(args.part, result))
 
 
 if __name__ == '__main__':

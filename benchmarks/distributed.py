@@ -33,7 +33,28 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from ablation import header, header_text, markdown_table, read_result, stamp
+from bytes_sent import (
+    Vectors,
+    anchors_bytes,
+    basis_width,
+    counted_columns,
+    evaluation_bytes,
+    paper_step_bytes,
+    product_bytes,
+    refill_bytes,
+    ritz_bytes,
+)
+from common import (
+    ROOT,
+    figures_of,
+    header,
+    header_text,
+    make_parser,
+    markdown_table,
+    read_result,
+    result_path,
+    stamp,
+)
 from torch_geometric.data import HeteroData
 from tqdm import tqdm
 
@@ -47,15 +68,7 @@ from pyg_c2f.evaluate import evaluate_split
 from pyg_c2f.fast import build_fast, own_scorer, share_pairs
 from pyg_c2f.nn import C2F, BPRLoss
 from pyg_c2f.resume import read_resume
-from pyg_c2f.spectral import (
-    FILTER_DEGREE,
-    FILTER_ROUNDS,
-    OVERSAMPLING,
-    VARIMAX_ITERATIONS,
-    _times_gram,
-    orthonormal,
-    shared_interactions,
-)
+from pyg_c2f.spectral import _ritz, _times_gram, shared_interactions
 from pyg_c2f.train import (
     SharedLoss,
     Triples,
@@ -65,10 +78,9 @@ from pyg_c2f.train import (
     start_coarse,
     train_step,
 )
-from pyg_c2f.typing import ITEM, KS, USER
+from pyg_c2f.typing import ITEM, USER
 
 SCRIPT = Path(__file__).resolve()
-ROOT = SCRIPT.parent.parent
 PARTS = ('same', 'bytes', 'scaling', 'lost')
 # Of a run that is compared: a loss of every epoch, where something is trained.
 SETTINGS: dict[str, list[str]] = {
@@ -252,13 +264,7 @@ def left_by(out: Path) -> dict[str, Any]:
     metrics = json.loads((out / 'metrics.json').read_text())
     lines = [json.loads(x) for x in (out / 'history.jsonl').read_text().splitlines()]
     return {
-        'figures': {
-            f'{stage} {phase} {split} {name}': value
-            for stage in ('coarse', 'fine')
-            for phase, result in metrics.get(stage, {}).items()
-            for split in ('val', 'test')
-            for name, value in result[split].items()
-        },
+        'figures': figures_of(metrics),
         'losses': {
             f'{x["stage"]} {x["phase"]} {x["epoch"]}': x['loss']
             for x in lines
@@ -341,114 +347,6 @@ def same_table(entry: dict[str, Any]) -> str:
 # What a step sends --------------------------------------------------------------------
 
 
-def moved(num_bytes: int, size: int) -> int:
-    r"""Bytes on the wire of a table that goes to its place once.
-
-    :math:`n (W - 1)`: each of :math:`W` processes sends its part of :math:`n` bytes to
-    all others (a gathered table), or each gets its part from all others (a table
-    reduced to its rows), or one sends all to all others.
-    """
-    return num_bytes * (size - 1)
-
-
-def summed(num_bytes: int, size: int) -> int:
-    r"""Bytes on the wire of a sum that all get, :math:`2 n (W - 1)`.
-
-    gloo's ring passes each of :math:`W` parts to :math:`W - 1` processes to be added
-    up, and then the sum to as many.
-    """
-    return 2 * num_bytes * (size - 1)
-
-
-def product_bytes(num_items: int, width: int, size: int) -> int:
-    """A product with R'R: single precision there, sums in double precision back."""
-    return moved((4 + 8) * num_items * width, size)
-
-
-def eigh_bytes(width: int, size: int) -> int:
-    """A Gram matrix in double precision, its eigenvalues and vectors."""
-    square = 8 * width**2
-    return summed(square, size) + moved(square + 8 * width, size)
-
-
-def orthonormal_bytes(width: int, size: int) -> int:
-    """An orthonormal basis: two passes."""
-    return 2 * eigh_bytes(width, size)
-
-
-def vectors_bytes(num_items: int, width: int, size: int) -> int:
-    """The right singular vectors: start, rounds of the filter, a last look."""
-    bases = (1 + FILTER_ROUNDS) * orthonormal_bytes(width, size)
-    product = product_bytes(num_items, width, size)
-    ritz = product + eigh_bytes(width, size)
-    # A round's look gives the first degree of its polynomial.
-    powers = (FILTER_DEGREE - 1) * product + summed(8 * width, size)
-    start = moved(8 * num_items * width, size)
-    return start + bases + (1 + FILTER_ROUNDS) * ritz + FILTER_ROUNDS * powers
-
-
-def varimax_bytes(rank: int, size: int) -> int:
-    """The rotation: a Gram matrix, then a gradient and a rotation each iteration."""
-    square = rank**2
-    each = summed(8 * square, size) + moved(4 * square, size)
-    return summed(8 * (square + rank), size) + VARIMAX_ITERATIONS * each
-
-
-def threshold_bytes(size: int) -> int:
-    """The threshold of all links: two tables of counts, and the widest row."""
-    return summed(8 * ((1 << 15) + (1 << 16) + 1), size)
-
-
-def kmeans_bytes(
-    num_items: int, num_centroids: int, width: int, num_iterations: int, size: int
-) -> int:
-    """A k-means: chances of all rows, the start, sums of each iteration, the error."""
-    centroids = num_centroids * width
-    each = summed(8 * (centroids + num_centroids), size)
-    start = moved(4 * num_items, size) + summed(4 * centroids, size)
-    return start + num_iterations * each + summed(8, size)
-
-
-def refill_bytes(num_items: int, num_empty: int, width: int, size: int) -> int:
-    """Centroids without rows: the errors of all rows, and the worst of these."""
-    return moved(4 * num_items, size) + summed(4 * num_empty * width, size)
-
-
-def anchors_bytes(
-    recipe: FastRecipe, num_items: int, rank: int, width: int, links: int, size: int
-) -> int:
-    """All anchors of recipe fast, but for centroids that were empty on the way.
-
-    Args:
-        recipe (FastRecipe): The settings.
-        num_items (int): The number of items.
-        rank (int): The width of the model.
-        width (int): The columns that the singular vectors are found among.
-        links (int): Coarse links of the row with most of them.
-        size (int): The number of processes.
-    """
-    degrees = summed(8 * (num_items + 1), size)
-    coarse = threshold_bytes(size) + moved((4 + 4) * num_items * links, size)
-    out = degrees + vectors_bytes(num_items, width, size) + varimax_bytes(rank, size)
-    out += coarse
-    if recipe.fine_links:
-        level = min(recipe.num_fine // recipe.fine_links, num_items), rank
-        runs = [4] + [codes.KMEANS_ITERATIONS] * recipe.fine_links
-        out += sum(kmeans_bytes(num_items, *level, n, size) for n in runs)
-        out += moved((4 + 4) * num_items * recipe.fine_links, size)
-    return out
-
-
-def paper_step_bytes(batch_size: int, size: int) -> int:
-    """A step of recipe paper: parts of both scores of each triple and the penalty."""
-    return summed(4 * (2 * batch_size + 1), size)
-
-
-def evaluation_bytes(size: int) -> int:
-    """The sums of all figures, and the number of users."""
-    return summed(8 * (2 * len(KS) + 1), size)
-
-
 def on_wire() -> int:
     """The bytes that this network namespace has sent to itself so far."""
     for line in Path('/proc/net/dev').read_text().splitlines():
@@ -508,11 +406,13 @@ def fast_cases(job: dict[str, Any], data: HeteroData) -> tuple[Group, list[Case]
     deg = group.sum_(torch.bincount(own[1], minlength=num_items))
     norms = recipe.user_norm, recipe.item_norm
     interactions = shared_interactions(own, users, items, *norms, deg)
-    least = min(users.num_rows, num_items)
-    rank = min(recipe.embedding_dim, least)
-    width = min(rank + OVERSAMPLING, least)
+    rank = min(recipe.embedding_dim, users.num_rows, num_items)
+    width = basis_width(rank, users.num_rows, num_items)
     x = torch.randn(items.stop - items.start, width)
-    model = build_fast(data, recipe, torch.Generator().manual_seed(0), group)
+    product = _times_gram(interactions, x)
+    with counted_columns() as columns:
+        model = build_fast(data, recipe, torch.Generator().manual_seed(0), group)
+    vectors = Vectors(width, columns, model.basis['rounds'])
     model.set_stage('fine' if recipe.fine_links else 'coarse')
     refills: list[int] = []
 
@@ -534,7 +434,7 @@ def fast_cases(job: dict[str, Any], data: HeteroData) -> tuple[Group, list[Case]
     def of_build() -> int:
         links = model.coarse.assignment.index.size(1)
         empty = sum(refill_bytes(num_items, k, rank, size) for k in refills)
-        return anchors_bytes(recipe, num_items, rank, width, links, size) + empty
+        return anchors_bytes(recipe, num_items, rank, vectors, links, size) + empty
 
     return group, [
         Case(
@@ -543,9 +443,9 @@ def fast_cases(job: dict[str, Any], data: HeteroData) -> tuple[Group, list[Case]
             lambda: product_bytes(num_items, width, size),
         ),
         Case(
-            f'orthonormal basis, {width} columns',
-            lambda: orthonormal(x, items),
-            lambda: orthonormal_bytes(width, size),
+            f'Rayleigh-Ritz step, {width} columns',
+            lambda: _ritz(x, product, items),
+            lambda: ritz_bytes(width, size),
         ),
         Case('all anchors', build, of_build, repeats=1),
         evaluation_case(
@@ -958,9 +858,7 @@ def text(result: dict[str, Any]) -> str:
 
 def main(argv: list[str]) -> None:
     """Measures the chosen parts, writes the tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument('--part', nargs='+', choices=PARTS, default=['same'])
     parser.add_argument('--dataset', nargs='+', default=['synthetic'], metavar='NAME')
     parser.add_argument('--data-root', metavar='DIR')
@@ -983,7 +881,6 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         '--timeout', type=float, default=3600, help='seconds of one program'
     )
-    parser.add_argument('--out', type=Path, default=ROOT / 'benchmarks' / 'results')
     parser.add_argument(
         '--work', type=Path, default=Path('runs/distributed'), metavar='DIR'
     )
@@ -995,9 +892,8 @@ def main(argv: list[str]) -> None:
     args.work = args.work.absolute()
     if args.data_root is not None:
         args.data_root = str(Path(args.data_root).absolute())
-    for folder in (args.work, args.out):
-        folder.mkdir(parents=True, exist_ok=True)
-    path = args.out / 'distributed.json'
+    args.work.mkdir(parents=True, exist_ok=True)
+    path = result_path(args, 'distributed')
     for part in args.part:
         for dataset in args.dataset:
             found = MEASURE[part](args, dataset)

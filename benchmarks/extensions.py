@@ -8,29 +8,33 @@ in the same run. The forms are those that :class:`~pyg_c2f.nn.AnchorConv` takes,
 package's own product, which training uses and which needs neither.
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 
 import torch
 import torch_geometric.typing
-from ablation import header, header_text, markdown_table, stamp
+from common import (
+    header,
+    header_text,
+    make_parser,
+    markdown_table,
+    result_path,
+    stamp,
+    write_result,
+)
 from torch import Tensor
 from torch_geometric import EdgeIndex
 from torch_geometric.typing import SparseTensor
 from tqdm import tqdm
 
-from pyg_c2f.checkpoint import write_json, write_text
 from pyg_c2f.datasets import get_dataset
 from pyg_c2f.graph import csr_matmul
 from pyg_c2f.nn import AnchorConv
 from pyg_c2f.spectral import normalized_interactions
 from pyg_c2f.typing import ITEM, RATES, USER
 
-RESULTS = Path(__file__).parent / 'results'
 EXTENSIONS = ('WITH_TORCH_SCATTER', 'WITH_TORCH_SPARSE')
 
 
@@ -111,9 +115,7 @@ def measure(
 
 def main(argv: list[str]) -> None:
     """Measures and writes the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument('--dataset', default='gowalla')
     parser.add_argument('--data-root', default='datasets', metavar='DIR')
     parser.add_argument('--width', type=int, default=128)
@@ -127,7 +129,6 @@ def main(argv: list[str]) -> None:
     seconds = measure(calls, args.rounds)
     result = header('extensions', args, argv) | stamp()
     result |= {'width': args.width, 'seconds': seconds, 'apart_by_at_most': apart}
-    write_json(RESULTS / 'extensions.json', result)
     base = seconds['torch.sparse CSR']
     kinds = ('forward', 'with backward')
     rows = [
@@ -139,8 +140,7 @@ def main(argv: list[str]) -> None:
     text += f'\nItems to users, {args.width} columns; the forms differ by at most '
     text += f'{apart:.0e}. In brackets: times torch.sparse.\n\n'
     text += markdown_table(['form of the graph', *kinds], rows)
-    write_text(RESULTS / 'extensions.md', text)
-    print(text)
+    write_result(result_path(args, 'extensions'), result, text)
 
 
 if __name__ == '__main__':

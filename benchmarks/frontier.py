@@ -20,7 +20,7 @@ import hashlib
 import json
 import sys
 import time
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -29,22 +29,20 @@ from statistics import median
 from typing import Any
 
 import torch
-from ablation import (
+from common import (
     METRICS,
     header,
+    make_parser,
     read_result,
+    remembered,
+    result_path,
+    spectrum_key,
     spread,
     stamp,
 )
 from frontier_methods import METHODS, SIZES, SLOW, Data, Known, sizes_of_ours
 from frontier_report import OURS, draw, tables
-from safetensors.torch import load
-from size_quality import remembered, spectrum_key
-from torch import Tensor
-from torch_geometric.data import HeteroData
-from tqdm import tqdm
-
-from pyg_c2f.baselines import (
+from methods import (
     EASE,
     GFCF,
     Baseline,
@@ -53,8 +51,13 @@ from pyg_c2f.baselines import (
     file_bytes,
     histories_of,
 )
-from pyg_c2f.baselines.base import Tensors
-from pyg_c2f.baselines.codec import Plain
+from methods.base import Tensors
+from methods.codec import Plain
+from safetensors.torch import load
+from torch import Tensor
+from torch_geometric.data import HeteroData
+from tqdm import tqdm
+
 from pyg_c2f.checkpoint import whole_file, write_json, write_text
 from pyg_c2f.datasets import get_dataset
 from pyg_c2f.datasets.interactions import with_validation_in_train
@@ -420,12 +423,9 @@ def order_of(names: Sequence[str]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs what is not done yet, then draws."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = ArgumentParser(
-        description=__doc__, formatter_class=RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument('--dataset', default='lastfm')
     parser.add_argument('--data-root')
-    parser.add_argument('--out', default='benchmarks/results', type=Path)
     parser.add_argument('--trials', type=int, default=40)
     parser.add_argument(
         '--seconds', type=float, help='no new trial of a method after so many'
@@ -441,13 +441,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.quick:
         args.trials, args.seconds, args.seeds = 3, 3.0, 1
     reuse_freed_memory()
-    args.out.mkdir(parents=True, exist_ok=True)
     try:
         data = load_frontier_data(args.dataset, args.data_root)
     except InputError as error:
         parser.error(str(error))
     store = Store(args.runs / args.dataset)
-    path = args.out / ('frontier-quick.json' if args.quick else 'frontier.json')
+    path = result_path(args, 'frontier-quick' if args.quick else 'frontier')
     names = args.only or [x for x in METHODS if x not in SLOW]
     for name in (bar := tqdm(order_of(names))):
         try:

@@ -6,10 +6,11 @@ from dataclasses import fields, replace
 from functools import partial
 from typing import Any, NamedTuple
 
-from size_quality import estimated_bytes, link_bytes
-from torch_geometric.data import HeteroData
-
-from pyg_c2f.baselines import (
+from common import (
+    estimated_bytes,
+    link_bytes,
+)
+from methods import (
     EASE,
     GFCF,
     IALS,
@@ -37,6 +38,8 @@ from pyg_c2f.baselines import (
     TTEmbedding,
     TurboCF,
 )
+from torch_geometric.data import HeteroData
+
 from pyg_c2f.config import FastRecipe, Recipe
 
 SIZES = (10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 1_500_000)

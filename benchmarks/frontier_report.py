@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ablation import METRICS, header_text, markdown_table
+from common import METRICS, header_text, markdown_table
 from frontier_methods import SIZES
 
 OURS = ('ours', 'ours with graph')

@@ -11,7 +11,6 @@ other run the newer of the two states on disk is also cut short, so that it goes
 the one before.
 """
 
-import argparse
 import contextlib
 import json
 import multiprocessing
@@ -26,15 +25,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ablation import header, header_text, markdown_table, stamp
+from common import (
+    ROOT,
+    header,
+    header_text,
+    make_parser,
+    markdown_table,
+    result_path,
+    stamp,
+    write_result,
+)
 from tqdm import tqdm
 
 from pyg_c2f import checkpoint
-from pyg_c2f.checkpoint import write_json, write_text
 from pyg_c2f.resume import resume_files
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / 'benchmarks' / 'results'
 # Eight epochs of each stage; phase 2 begins after four or so.
 SETTINGS = {
     'max_epochs': 8,
@@ -248,9 +253,7 @@ def compare(
 
 def main(argv: list[str]) -> None:
     """Kills, compares, writes the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument('--points', type=int, default=50, metavar='N')
     parser.add_argument('--seed', type=int, default=2024)
     parser.add_argument('--work', type=Path, default=Path('runs/kill'), metavar='DIR')
@@ -260,7 +263,6 @@ def main(argv: list[str]) -> None:
     found = compare(args.work, call, args.points, args.seed)
     result = header('kill', args, argv) | stamp() | found
     result['dataset'] = 'synthetic'
-    write_json(RESULTS / 'kill.json', result)
     points = [point for x in found['trials'] for point in x['points']]
     kinds, stages = Counter(x[0] for x in points), Counter(x[2] for x in points)
     rows = [
@@ -279,8 +281,7 @@ def main(argv: list[str]) -> None:
     ]
     table = markdown_table(['what', 'times'], [(what, str(n)) for what, n in rows])
     text = f'# Killed and continued\n\n{header_text(result, [result])}\n{table}'
-    write_text(RESULTS / 'kill.md', text)
-    print(text)
+    write_result(result_path(args, 'kill'), result, text)
 
 
 if __name__ == '__main__':

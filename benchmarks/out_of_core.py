@@ -10,7 +10,6 @@ count in it as long as the system leaves them there. A size that is in the JSON 
 run again. The data stay in `--data-root`.
 """
 
-import argparse
 import json
 import os
 import resource
@@ -23,13 +22,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ablation import header, header_text, markdown_table, read_result, stamp
-from scale import number
+from common import (
+    ROOT,
+    header,
+    header_text,
+    make_parser,
+    markdown_table,
+    number,
+    read_result,
+    result_path,
+    stamp,
+    write_result,
+)
 
-from pyg_c2f.checkpoint import write_json, write_text
+from pyg_c2f.checkpoint import write_json
 from pyg_c2f.datasets import write_synthetic
 
-ROOT = Path(__file__).resolve().parents[1]
 USERS, ITEMS = 20, 100  # interactions for each
 TOLERANCE = 1.25
 SETTINGS = {
@@ -192,19 +200,15 @@ def draw(result: dict[str, Any], path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the sizes that are not done yet."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     sizes = [10**6, 10**7, 10**8]
     parser.add_argument('--interactions', type=number, nargs='+', default=sizes)
     parser.add_argument('--data-root', required=True, type=Path)
     parser.add_argument('--eval-users', type=int, default=1000)
     parser.add_argument('--memory', type=float, help='limit of a process, GB')
-    parser.add_argument('--out', default='benchmarks/results', type=Path)
     args = parser.parse_args(argv)
     limit = None if args.memory is None else int(args.memory * 1e9)
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / 'out_of_core.json'
+    path = result_path(args, 'out_of_core')
     result = header('out_of_core', args, argv) | {'settings': SETTINGS}
     known = read_result(path, ['sizes', 'settings'])
     result['sizes'] = known['sizes'] if known['settings'] == SETTINGS else {}
@@ -215,11 +219,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             result['sizes'][str(size)] = done
             write_json(path, result)
     result['verdict'] = verdict(list(result['sizes'].values()))
-    write_json(path, result)
-    write_text(path.with_suffix('.md'), table(result))
     draw(result, path.with_suffix('.png'))
-    print(table(result))
-    print(f'wrote {path}')
+    write_result(path, result, table(result))
 
 
 if __name__ == '__main__':

@@ -10,34 +10,36 @@ are checked there on the wire. A worker is one process on one such core.
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-from ablation import data_arguments, header, header_text, markdown_table, stamp
-from distributed import anchors_bytes
-from scale import number
+from bytes_sent import Vectors, anchors_bytes, basis_width, counted_columns
+from common import (
+    data_arguments,
+    header,
+    header_text,
+    load_data,
+    markdown_table,
+    number,
+    result_path,
+    stamp,
+    write_result,
+)
 from torch_geometric.data import HeteroData
 
-from pyg_c2f.checkpoint import write_json, write_text
 from pyg_c2f.codes import KMEANS_ITERATIONS
 from pyg_c2f.config import FastRecipe
-from pyg_c2f.datasets import get_dataset
 from pyg_c2f.distributed import Group
 from pyg_c2f.evaluate import BLOCK_BYTES, evaluate_split, with_sampled_users
 from pyg_c2f.fast import build_fast, share_pairs
 from pyg_c2f.spectral import (
-    FILTER_DEGREE,
-    FILTER_ROUNDS,
-    OVERSAMPLING,
     TABLE_BYTES,
     VARIMAX_ITERATIONS,
     VARIMAX_ROWS,
     right_vectors,
     shared_interactions,
 )
-from pyg_c2f.train import reuse_freed_memory
 from pyg_c2f.typing import ITEM
 
 GB = 1e9
@@ -53,27 +55,31 @@ class Size(NamedTuple):
     width: int
     workers: int
 
+    @property
+    def basis(self) -> int:
+        return basis_width(self.width, int(self.users), int(self.items))
+
 
 class Constants(NamedTuple):
-    """Seconds on one core."""
+    """Seconds on one core, and what the singular vectors took."""
 
     gather: float  # of a pair and column in a product with R or R'
     flop: float  # of a dense product
     rank: float  # of a user and item in an evaluation
+    products: float  # with R'R, of the whole basis
+    rounds: int  # Rayleigh-Ritz steps
 
 
-def num_products() -> int:
-    """The products with R or R' behind the singular vectors: start, looks, powers."""
-    looks, powers = 1 + FILTER_ROUNDS, FILTER_ROUNDS * (FILTER_DEGREE - 1)
-    return 1 + 2 * (looks + powers)
+def vectors_flops(rows: float, width: int, rounds: int) -> float:
+    """Dense products behind the singular vectors, of so many rows of items."""
+    # The start is a Gram matrix, a Rayleigh-Ritz step two, and two products.
+    return (1 + 4 * rounds) * 2 * rows * width**2
 
 
-def dense_flops(size: Size, recipe: FastRecipe) -> float:
-    """Of the items' rows of a worker: bases, looks, rotation, k-means."""
-    rows, k = size.items / size.workers, size.width + OVERSAMPLING
-    bases, looks = 1 + FILTER_ROUNDS, 1 + FILTER_ROUNDS
-    # A basis is two Gram matrices and two products, a look one and two.
-    vectors = (4 * bases + 3 * looks) * 2 * rows * k**2
+def dense_flops(size: Size, recipe: FastRecipe, rounds: int) -> float:
+    """Of the items' rows of a worker: singular vectors, rotation, k-means."""
+    rows = size.items / size.workers
+    vectors = vectors_flops(rows, size.basis, rounds)
     turned = max(VARIMAX_ROWS, 12 * size.width) / size.workers
     rotation = VARIMAX_ITERATIONS * 4 * turned * size.width**2
     centroids = recipe.num_fine / recipe.fine_links
@@ -83,14 +89,15 @@ def dense_flops(size: Size, recipe: FastRecipe) -> float:
 
 def memory(size: Size, recipe: FastRecipe) -> dict[str, float]:
     """Bytes of a worker at the peak of each part, mapped pages of the data apart."""
-    rows, k = size.items / size.workers, size.width + OVERSAMPLING
+    rows = size.items / size.workers
     pairs, users = size.pairs / size.workers, size.users / size.workers
     columns = min(max(TABLE_BYTES // (4 * max(size.users, size.items)), 32), 128)
     links = 12 * size.items * (LINKS + recipe.fine_links)
     # Both ways round 8 bytes each; while they are made, pairs, order and places.
     both, making = 16 * pairs, 40 * pairs
     # Basis, product, three of a polynomial, one on the way; the parts that are whole.
-    tables = 6 * 4 * rows * k + columns * (size.items * (4 + 4 + 8) + 4 * users)
+    tables = 6 * 4 * rows * size.basis
+    tables += columns * (size.items * (4 + 4 + 8) + 4 * users)
     ranking = 4 * size.items * size.width + 2 * BLOCK_BYTES
     return {
         'pairs (mapped)': 24 * pairs,
@@ -99,10 +106,12 @@ def memory(size: Size, recipe: FastRecipe) -> dict[str, float]:
     }
 
 
-def sent(size: Size, recipe: FastRecipe) -> float:
+def sent(size: Size, recipe: FastRecipe, constants: Constants) -> float:
     """Bytes that a worker sends for the anchors, on average."""
-    items, width = int(size.items), size.width + OVERSAMPLING
-    anchors = anchors_bytes(recipe, items, size.width, width, LINKS, size.workers)
+    columns = {4: round(constants.products * size.basis)}
+    vectors = Vectors(size.basis, columns, constants.rounds)
+    items = int(size.items)
+    anchors = anchors_bytes(recipe, items, size.width, vectors, LINKS, size.workers)
     return anchors / size.workers
 
 
@@ -110,9 +119,10 @@ def seconds(
     size: Size, recipe: FastRecipe, constants: Constants, eval_users: int
 ) -> dict[str, float]:
     """Seconds of computing on a worker."""
-    pairs, k = size.pairs / size.workers, size.width + OVERSAMPLING
-    anchors = num_products() * pairs * k * constants.gather
-    anchors += dense_flops(size, recipe) * constants.flop
+    # The start is a product with R', and each with R'R is two.
+    gathered = (1 + 2 * constants.products) * size.pairs / size.workers * size.basis
+    anchors = gathered * constants.gather
+    anchors += dense_flops(size, recipe, constants.rounds) * constants.flop
     return {
         'anchors': anchors,
         'evaluation': eval_users * size.items * constants.rank / size.workers,
@@ -142,17 +152,23 @@ def measure(data: HeteroData, recipe: FastRecipe, rounds: int) -> Constants:
     x = torch.randn(num_items // group.num_blocks, 512)
     flop = timed(lambda: x.T @ x, 5) / (2 * len(x) * 512**2)
 
-    vectors = timed(lambda: right_vectors(shared, rank, torch.Generator()), rounds)
-    k = rank + OVERSAMPLING
-    dense = (4 + 3) * (1 + FILTER_ROUNDS) * 2 * num_items * k**2
-    gather = (vectors - dense * flop) / (num_products() * pairs * k)
-
-    model = build_fast(data, recipe, torch.Generator().manual_seed(0))
+    with counted_columns() as columns:
+        model = build_fast(data, recipe, torch.Generator().manual_seed(0))
     model.set_stage('fine')
+    width = basis_width(rank, users.num_rows, num_items)
+    products, steps = columns.total() / width, model.basis['rounds']
+
+    def vectors() -> object:  # The same start, so as many products.
+        return right_vectors(shared, rank, torch.Generator().manual_seed(0))
+
+    dense = vectors_flops(num_items, width, steps) * flop
+    gathered = (1 + 2 * products) * pairs * width
+    gather = (timed(vectors, rounds) - dense) / gathered
 
     some = with_sampled_users(data, 1024, 0)
     ranking = timed(lambda: evaluate_split(model.scorer(), some, 'val'), rounds)
-    return Constants(gather, flop, ranking / (1024 * num_items))
+    rank_one = ranking / (1024 * num_items)
+    return Constants(gather, flop, rank_one, products, steps)
 
 
 def table(result: dict[str, Any]) -> str:
@@ -165,7 +181,7 @@ def table(result: dict[str, Any]) -> str:
     for width in result['widths']:
         for workers in result['workers']:
             size = Size(*result['size'], width, workers)
-            wire = sent(size, recipe)
+            wire = sent(size, recipe, constants)
             spent = seconds(size, recipe, constants, result['eval_users'])
             cells = [x / GB for x in (*memory(size, recipe).values(), wire)]
             cells += [spent['anchors'], wire / (result['gbit'] * GB / 8)]
@@ -179,7 +195,9 @@ def table(result: dict[str, Any]) -> str:
             'Measured on one core: '
             f'{constants.gather * 1e9:.3f} ns a pair and column in a product with the '
             f'interactions, {1e-9 / constants.flop:.0f} GFlop/s in dense products, '
-            f'{constants.rank * 1e9:.1f} ns a user and item in an evaluation.\n',
+            f'{constants.rank * 1e9:.1f} ns a user and item in an evaluation; '
+            f'{constants.products:.1f} products of the whole basis and '
+            f'{constants.rounds} Rayleigh-Ritz steps for the singular vectors.\n',
             f'{users:.0e} users, {items:.0e} items, {pairs:.0e} pairs; a worker has '
             f'one such core and {result["gbit"]:g} Gbit/s; memory and bytes sent in GB '
             f'a worker, seconds of computing and on the wire; evaluation of '
@@ -202,19 +220,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.set_defaults(protocol='c2f')
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    reuse_freed_memory()
-    data = get_dataset(args.dataset, args.data_root, args.protocol)
+    data = load_data(args)
     recipe = FastRecipe(embedding_dim=64, coarse_links=6, fine_links=1, num_fine=256)
     result = header('plan', args, argv) | stamp()
     keys = ('size', 'workers', 'widths', 'gbit', 'eval_users')
     result |= {key: getattr(args, key) for key in keys}
     result['constants'] = measure(data, recipe, args.rounds)._asdict()
-    args.out.mkdir(parents=True, exist_ok=True)
-    path: Path = args.out / 'plan.json'
-    write_json(path, result)
-    write_text(path.with_suffix('.md'), table(result))
-    print(table(result))
-    print(f'wrote {path}')
+    write_result(result_path(args, 'plan'), result, table(result))
 
 
 if __name__ == '__main__':

@@ -8,7 +8,6 @@ table compares each with the first one: whether the files of the models are the 
 byte for byte, and the largest difference of any figure on validation and test items.
 """
 
-import argparse
 import contextlib
 import hashlib
 import io
@@ -21,13 +20,20 @@ from typing import Any
 
 import torch
 import torch_geometric
-from ablation import header, header_text, markdown_table, stamp
+from common import (
+    ROOT,
+    figures_of,
+    header,
+    header_text,
+    make_parser,
+    markdown_table,
+    read_result,
+    result_path,
+    stamp,
+    write_result,
+)
 from torch_geometric.typing import WITH_TORCH_SCATTER, WITH_TORCH_SPARSE
 
-from pyg_c2f.checkpoint import write_json, write_text
-
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / 'benchmarks' / 'results'
 CALLS = {
     'fast': ['--recipe', 'fast'],
     'paper': [
@@ -62,18 +68,11 @@ def answer(call: list[str], device: str) -> dict[str, Any]:
         if run.main(['train', *call, *options]):
             raise SystemExit('the run failed')
         metrics = json.loads((out / 'metrics.json').read_text())
-        figures = {
-            f'{stage} {phase} {split} {name}': value
-            for stage in ('coarse', 'fine')
-            for phase, result in metrics.get(stage, {}).items()
-            for split in ('val', 'test')
-            for name, value in result[split].items()
-        }
         models = {
             path.name: hashlib.sha256(path.read_bytes()).hexdigest()
             for path in sorted(out.glob('*.safetensors'))
         }
-    return {'figures': figures, 'models': models}
+    return {'figures': figures_of(metrics), 'models': models}
 
 
 def row(name: str, ours: dict[str, Any], first: dict[str, Any]) -> list[str]:
@@ -85,26 +84,22 @@ def row(name: str, ours: dict[str, Any], first: dict[str, Any]) -> list[str]:
 
 def main(argv: list[str]) -> None:
     """Trains, compares, writes the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
     args = parser.parse_args(argv)
-    path = RESULTS / 'same_answer.json'
-    result = json.loads(path.read_text()) if path.exists() else {'answers': {}}
-    result |= header('same_answer', args, []) | {'dataset': 'synthetic'}
+    path = result_path(args, 'same_answer')
+    result = read_result(path, ['answers']) | header('same_answer', args, [])
+    result['dataset'] = 'synthetic'
     result['answers'][environment(args.device)] = stamp() | {
         name: answer(call, args.device) for name, call in CALLS.items()
     }
-    write_json(path, result)
     parts = ['# The same answer\n', header_text(result, result['answers'].values())]
     first, *_ = result['answers'].values()
     for name in CALLS:
         rows = (row(x, y[name], first[name]) for x, y in result['answers'].items())
         heads = ['environment', 'models', 'largest difference of a figure']
         parts += [f'\n## Recipe {name}\n', markdown_table(heads, rows)]
-    write_text(RESULTS / 'same_answer.md', '\n'.join(parts))
-    print('\n'.join(parts))
+    write_result(path, result, '\n'.join(parts))
 
 
 if __name__ == '__main__':

@@ -23,12 +23,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from ablation import header, header_text, markdown_table, read_result, stamp
+from common import (
+    header,
+    header_text,
+    make_parser,
+    markdown_table,
+    number,
+    read_result,
+    result_path,
+    stamp,
+    write_result,
+)
 from torch_geometric.data import HeteroData
 from tqdm import tqdm
 
 from pyg_c2f import fast
-from pyg_c2f.checkpoint import write_json, write_text
+from pyg_c2f.checkpoint import write_json
 from pyg_c2f.config import FastRecipe
 from pyg_c2f.train import reuse_freed_memory
 from pyg_c2f.typing import ITEM, RATES, USER
@@ -197,29 +207,20 @@ def draw(result: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def number(text: str) -> int:
-    """A whole number, 1e6 included."""
-    return int(float(text))
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the sizes that are not done yet, each in a process of its own."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     sizes = [10**6, 3 * 10**6, 10**7, 3 * 10**7]
     parser.add_argument('--interactions', type=number, nargs='+', default=sizes)
     parser.add_argument('--rounds', type=int, default=1)
-    parser.add_argument('--out', default='benchmarks/results', type=Path)
     parser.add_argument('--one', type=number, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.one is not None:
         print(json.dumps(build(args.one)))
         return
 
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / 'scale.json'
+    path = result_path(args, 'scale')
     result = header('scale', args, argv) | {'recipe': asdict(RECIPE)}
     known = read_result(path, ['runs', 'recipe'])
     result['runs'] = known['runs'] if known['recipe'] == result['recipe'] else {}
@@ -233,11 +234,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     order = sorted(result['runs'], key=int)
     result['summary'] = [summary(result['runs'][size]) for size in order]
     result['verdict'] = verdict(result['summary'])
-    write_json(path, result)
-    write_text(path.with_suffix('.md'), table(result))
     draw(result, path.with_suffix('.png'))
-    print(table(result))
-    print(f'wrote {path}')
+    write_result(path, result, table(result))
 
 
 if __name__ == '__main__':

@@ -10,113 +10,51 @@ second call goes on where the first one stopped.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from math import floor
 from pathlib import Path
 from typing import Any
 
 import torch
-from ablation import (
+from common import (
+    MEGABYTE,
     METRICS,
+    PER_LEVEL,
+    WIDTHS,
     as_settings,
     base_recipe,
     data_arguments,
+    estimated_bytes,
     header,
     header_text,
+    link_bytes,
     load_data,
     markdown_table,
     quality_cells,
     read_result,
+    remembered,
+    result_path,
     run_seeds,
+    spectrum_key,
     stored_bytes,
+    write_result,
 )
 from torch_geometric.data import HeteroData
-from torch_geometric.utils import degree
 from tqdm import tqdm
 
 from pyg_c2f import fast
-from pyg_c2f.checkpoint import model_bytes, write_json, write_text
-from pyg_c2f.codes import WEIGHT_BITS, num_bits
+from pyg_c2f.checkpoint import model_bytes, write_json
 from pyg_c2f.config import FastRecipe
 from pyg_c2f.evaluate import evaluate_split
 from pyg_c2f.nn import LinearC2F
-from pyg_c2f.typing import ITEM, RATES, USER
+from pyg_c2f.typing import ITEM, USER
 
-MEGABYTE = 1_000_000
 SIZES = (0.25, 0.5, 1.0, 1.5, 2.0, 4.0)
-WIDTHS = (256, 384, 512, 768)
 LEVELS = (0, 1, 2, 4)
-PER_LEVEL = 256
 FULLEST, EMPTIEST = 0.995, 0.975  # of a target size; seeds differ a little
 COLUMNS_PER_LINK = 8  # no more links than one to so many columns
 ATTEMPTS = 4
-
-
-@contextmanager
-def remembered(name: str, key: Callable[..., Any], num_kept: int = 1) -> Iterator[None]:
-    """Lets ``pyg_c2f.fast`` compute the same thing once only, in this block.
-
-    Args:
-        name (str): A function there that takes a generator at the end.
-        key (Callable): What the result depends on beside the generator's state, from
-            the same arguments; the data set must not change.
-        num_kept (int, optional): The number of results kept. (default: ``1``)
-    """
-    function = getattr(fast, name)
-    known: dict[Any, Any] = {}
-
-    def recall(*args: Any) -> Any:
-        generator: torch.Generator = args[-1]
-        at = key(*args), generator.get_state().numpy().tobytes()
-        if at not in known:
-            if len(known) == num_kept:
-                del known[next(iter(known))]
-            out = function(*args)
-            known[at] = out, generator.get_state()
-        out, state = known[at]
-        generator.set_state(state)
-        return out
-
-    setattr(fast, name, recall)
-    try:
-        yield
-    finally:
-        setattr(fast, name, function)
-
-
-def spectrum_key(*args: Any) -> tuple[Any, ...]:
-    """What the features of the spectrum depend on."""
-    interactions, _, recipe, _ = args
-    names = ('embedding_dim', 'power', 'popularity', 'user_norm', 'item_norm')
-    return interactions.by_user.col.numel(), *(getattr(recipe, name) for name in names)
-
-
-def svd_key(*args: Any) -> tuple[Any, ...]:
-    """What the singular vectors depend on."""
-    return args[1], float(args[0].by_user.weight.double().sum())
-
-
-def link_bytes(recipe: FastRecipe, num_rows: int) -> float:
-    """Bytes of one more coarse link of every row."""
-    bits = num_bits(recipe.embedding_dim) + WEIGHT_BITS
-    return num_rows * {'packed': bits / 8, 'float32': 6}[recipe.dtype]
-
-
-def estimated_bytes(data: HeteroData, recipe: FastRecipe) -> float:
-    """About the stored size of a model, before it is built."""
-    num_items = data[ITEM].num_nodes
-    most = int(degree(data[RATES].edge_index[1], num_items).max())
-    scalars = num_items * (1 if most < 256 else 2 if most < 1 << 15 else 4)
-    size = scalars + num_items + recipe.coarse_links * link_bytes(recipe, num_items)
-    if recipe.fine_links:
-        per_level = recipe.num_fine // recipe.fine_links
-        size += num_items * recipe.fine_links * num_bits(per_level) / 8
-        entry = (1 if recipe.embedding_dim <= 256 else 2) + 2
-        size += fast.DENSITY * recipe.num_fine * recipe.embedding_dim * entry
-        size += 4 * (recipe.num_fine + 1)
-    return size
 
 
 def build(data: HeteroData, recipe: FastRecipe) -> tuple[LinearC2F, int]:
@@ -273,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.seeds, args.widths = 1, [base.embedding_dim]
         args.levels = [base.fine_links]
     grid = [(width, levels) for width in args.widths for levels in args.levels]
-    path = args.out / f'size_quality-{args.dataset}-{args.protocol}.json'
+    path = result_path(args, f'size_quality-{args.dataset}-{args.protocol}')
     known = read_result(path, ('base', 'cells', 'chosen'))
     if known['base'] != asdict(base):  # Other settings around the grid: start anew.
         known |= {'base': asdict(base), 'cells': {}, 'chosen': {}}
@@ -290,11 +228,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             result['chosen'][size] = cell | entry
             write_json(path, result)
         result['chosen'][size] = cell | entry
-    write_json(path, result)
-    write_text(path.with_suffix('.md'), table(result))
     draw(result, path.with_suffix('.png'))
-    print(table(result))
-    print(f'wrote {path}')
+    write_result(path, result, table(result))
 
 
 if __name__ == '__main__':

@@ -9,7 +9,6 @@ this process (which goes up and down, as its heap has holes of many sizes), and 
 it is in use by the C library's count: a leak is a slope of that.
 """
 
-import argparse
 import ctypes
 import gc
 import sys
@@ -20,18 +19,25 @@ from tempfile import TemporaryDirectory
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from ablation import header, header_text, markdown_table, stamp
+from common import (
+    header,
+    header_text,
+    make_parser,
+    markdown_table,
+    result_path,
+    stamp,
+    write_result,
+)
 from tqdm import tqdm
 
 import pyg_c2f
 from pyg_c2f.bundle import Bundle
-from pyg_c2f.checkpoint import whole_file, write_json, write_text
+from pyg_c2f.checkpoint import whole_file
 from pyg_c2f.config import get_recipe
 from pyg_c2f.datasets import get_dataset
 from pyg_c2f.evaluate import evaluate_split
 from pyg_c2f.export import write_bundle
 
-RESULTS = Path(__file__).parent / 'results'
 PAPER = {'max_epochs': '3', 'eval_every': '1', 'patience': '1'}
 MEGABYTE = 1e6
 
@@ -113,9 +119,7 @@ def summary(name: str, memory: np.ndarray) -> list[str]:
 
 def main(argv: list[str]) -> None:
     """Works, notes, writes the table and the picture."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument('--minutes', type=float, default=30.0, metavar='N')
     args = parser.parse_args(argv)
     begin, points = time.monotonic(), []
@@ -130,15 +134,14 @@ def main(argv: list[str]) -> None:
     result = header('soak', args, argv) | stamp() | {'dataset': 'synthetic'}
     result |= {'seconds': seconds.round(1).tolist()}
     result |= {f'{name}, MB': x.round(3).tolist() for name, x in columns.items()}
-    write_json(RESULTS / 'soak.json', result)
     text = f'# Soak\n\n{header_text(result, [result])}\n'
     text += f'{len(points)} rounds in {seconds[-1] / 60:.1f} minutes; medians.\n\n'
     heads = ['MB', 'first third', 'second third', 'last third']
     text += markdown_table(heads, (summary(*x) for x in columns.items()))
     text += '\n![memory](soak.png)\n'
-    write_text(RESULTS / 'soak.md', text)
-    picture(RESULTS / 'soak.png', seconds / 60, columns)
-    print(text)
+    path = result_path(args, 'soak')
+    picture(path.with_suffix('.png'), seconds / 60, columns)
+    write_result(path, result, text)
 
 
 if __name__ == '__main__':

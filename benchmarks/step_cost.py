@@ -8,17 +8,20 @@ them; the table gives medians over the rounds, and each as a ratio to one propag
 with 3 layers propagates 6 times (forward and backward).
 """
 
-import argparse
 import json
 import platform
 import resource
 import time
 from collections.abc import Callable
 from itertools import cycle
-from pathlib import Path
 from statistics import median
 
 import torch
+from common import (
+    device_name,
+    make_parser,
+    result_path,
+)
 from torch_geometric.data import HeteroData
 from torch_geometric.utils import degree
 
@@ -54,13 +57,12 @@ def timed(function: Callable[[], object], device: torch.device) -> float:
 
 def main() -> None:
     """Times the pieces and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = make_parser(__doc__)
     parser.add_argument('--dataset', default='gowalla')
     parser.add_argument('--data-root')
     parser.add_argument('--threads', type=int, default=2)
     parser.add_argument('--rounds', type=int, default=7)
     parser.add_argument('--device', default='cpu')
-    parser.add_argument('--out', default='benchmarks/results')
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     reuse_freed_memory()
@@ -136,9 +138,7 @@ def main() -> None:
         'floor': floors(adj.col.numel(), len(x), recipe.embedding_dim),
         'versions': {'python': platform.python_version(), 'torch': torch.__version__},
     }
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / f'step_cost-{args.dataset}-{device.type}.json'
+    path = result_path(args, f'step_cost-{args.dataset}-{device.type}')
     write_json(path, result)
 
     print(f'{"piece":50} {"seconds":>9} {"ratio":>7}')
@@ -147,18 +147,6 @@ def main() -> None:
     print(f'peak memory of training and ranking {peak / 1e9:.2f} GB')
     print(json.dumps(result['floor']))
     print(f'wrote {path}')
-
-
-def device_name(device: torch.device) -> str:
-    """The model of the graphics card or of the processor."""
-    if device.type == 'cuda':
-        return torch.cuda.get_device_name()
-    try:
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = (x.partition(':')[2].strip() for x in lines if x.startswith('model name'))
-    return next(names, platform.processor())
 
 
 def fast_pieces(data: HeteroData) -> dict[str, Callable[[], object]]:

@@ -9,7 +9,6 @@ and the evaluations, which are given apart. All figures are on validation items;
 items are not touched.
 """
 
-import argparse
 import json
 import platform
 import shlex
@@ -20,11 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from step_cost import device_name
+from common import (
+    device_name,
+    make_parser,
+    result_path,
+    write_result,
+)
+from methods import GFCF, Histories, LightGCN, histories_of
 from torch_geometric.data import HeteroData
 
-from pyg_c2f.baselines import GFCF, Histories, LightGCN, histories_of
-from pyg_c2f.checkpoint import write_json
 from pyg_c2f.config import Recipe, get_recipe
 from pyg_c2f.datasets import get_dataset
 from pyg_c2f.evaluate import Score, evaluate_split, popularity_score
@@ -250,14 +253,13 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     """Runs the methods and writes figures, table and picture."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = make_parser(__doc__)
     parser.add_argument('--dataset', required=True)
     parser.add_argument('--data-root')
     parser.add_argument('--protocol', default='c2f', choices=('c2f', 'standard'))
     parser.add_argument('--seconds', type=float, default=300, help='for each method')
     parser.add_argument('--seed', type=int, default=2024)
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
-    parser.add_argument('--out', type=Path, default=Path('benchmarks/results'))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     reuse_freed_memory()
@@ -277,9 +279,8 @@ def main() -> None:
         'popularity': evaluate_split(popularity, data, 'val'),
         'methods': {},
     }
-    args.out.mkdir(parents=True, exist_ok=True)
     name = args.dataset if args.protocol == 'c2f' else f'{args.dataset}-standard'
-    path = args.out / f'time_to_quality-{name}.json'
+    path = result_path(args, f'time_to_quality-{name}')
     for method, run in METHODS.items():
         curve, ended = Curve(args.seconds), 'by itself'
         try:
@@ -292,10 +293,8 @@ def main() -> None:
             'ended': ended,
         }
         print(LABELS[method], json.dumps(curve.points[-1]), flush=True)
-    write_json(path, result)
-    path.with_suffix('.md').write_text(table(result))
     draw(result, path.with_suffix('.png'))
-    print(f'wrote {path}, .md and .png')
+    write_result(path, result, table(result))
 
 
 if __name__ == '__main__':

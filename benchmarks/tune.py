@@ -18,31 +18,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ablation import (
+from common import (
+    MEGABYTE,
     METRICS,
+    PER_LEVEL,
+    WIDTHS,
     as_settings,
     base_recipe,
     data_arguments,
+    estimated_bytes,
     header,
     header_text,
     load_data,
     markdown_table,
+    remembered,
+    result_path,
+    spectrum_key,
     stamp,
     stored_bytes,
-)
-from size_quality import (
-    MEGABYTE,
-    PER_LEVEL,
-    WIDTHS,
-    estimated_bytes,
-    remembered,
-    spectrum_key,
     svd_key,
+    write_result,
 )
 from torch_geometric.data import HeteroData
 
 from pyg_c2f import fast
-from pyg_c2f.checkpoint import model_bytes, write_json, write_text
+from pyg_c2f.checkpoint import model_bytes
 from pyg_c2f.config import FastRecipe
 from pyg_c2f.evaluate import evaluate_split
 from pyg_c2f.train import check_run
@@ -267,11 +267,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         study.optimize(objective, left, args.seconds, show_progress_bar=True)
     result = header('tune', args, argv) | {'megabytes': args.megabytes} | stamp()
     result |= {'base': asdict(base)} | summary(study)
-    path = args.out / f'{name}.json'
-    write_json(path, result)
-    write_text(args.out / f'{name}.md', table(result))
-    print(table(result))
-    print(f'wrote {path}')
+    write_result(result_path(args, name), result, table(result))
 
 
 if __name__ == '__main__':

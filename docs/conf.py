@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ autodoc_typehints_format = 'short'
 python_maximum_signature_line_length = 72
 
 DOCS = Path(__file__).parent
+sys.path.insert(0, str(DOCS.parent / 'benchmarks'))  # for its methods
 # Files outside this folder that are pages too.
 PAGES = {
     DOCS.parent / 'README.md': DOCS / 'readme.md',

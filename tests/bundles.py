@@ -2,11 +2,11 @@
 
 import re
 import struct
-import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+from bundle_damage import sealed
 
 HEADER = '<4s7If'
 PAGE = Path(__file__).parents[1] / 'docs/bundle.md'
@@ -38,12 +38,6 @@ def matrix(places, codes, values, low_bits):
     low = packed(places & ((1 << low_bits) - 1), low_bits)
     head = struct.pack('<2I', len(places), low_bits) + low
     return head + struct.pack('<I', len(high)) + high + table(codes, values)
-
-
-def sealed(data):
-    """The bytes with the length and the checksum that they should have."""
-    data = data[:8] + struct.pack('<I', len(data)) + data[12:-4]
-    return data + struct.pack('<I', zlib.crc32(data))
 
 
 def bundle_bytes(sizes, sections, user_norm=0.5):
@@ -290,30 +284,6 @@ BROKEN = {
     'many titles': with_section(TITL=b'A\0B\0C\0D\0'),
     'same ids': with_section(NAME=b'a\0b\0c\0a'),
 }
-
-
-def damaged(rng, data):
-    """The bundle with some damage, mostly under a right length and checksum."""
-    data, at = bytearray(data), int(rng.integers(36, len(data) - 4))
-    match rng.integers(7):
-        case 0:
-            data[at] ^= 1 << rng.integers(8)
-        case 1:
-            data[at : at + 4] = rng.bytes(4)
-        case 2:
-            at -= at % 4
-            extreme = [0, 1, 2, 255, 65535, 65536, 1 << 31, (1 << 32) - 1]
-            data[at : at + 4] = struct.pack('<I', rng.choice(extreme))
-        case 3:
-            del data[at:]
-        case 4:
-            del data[at : at + rng.integers(1, 9)]
-        case 5:
-            data[at:at] = data[at : at + rng.integers(1, 9)]
-        case 6:
-            values = [0, 1, 2, 6, 8, 9, 60, 65537, 1 << 26, (1 << 32) - 1]
-            struct.pack_into('<I', data, 4 * rng.integers(3, 8), rng.choice(values))
-    return sealed(bytes(data)) if rng.random() < 0.9 else bytes(data)
 
 
 def example():

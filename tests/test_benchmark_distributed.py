@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from pyg_c2f import spectral
 from pyg_c2f.config import FastRecipe
+from pyg_c2f.spectral import normalized_interactions, randomized_svd
 
 
 @pytest.fixture(scope='module')
@@ -23,18 +25,35 @@ def call(script, tmp_path, *options):
     return json.loads((tmp_path / 'distributed.json').read_text())
 
 
-def test_formulas(script):
+def test_formulas(import_benchmark):
     """One process sends nothing; of two, each sends what it has."""
+    formulas = import_benchmark('bytes_sent')
     recipe = FastRecipe(embedding_dim=8, num_fine=8)
+    found = formulas.Vectors(8, {4: 30, 8: 10}, rounds=3)
     for size in (1, 2, 4):
         others = size - 1
-        assert script.product_bytes(100, 8, size) == 12 * 100 * 8 * others
-        assert script.summed(10, size) == 2 * script.moved(10, size) == 20 * others
-        vectors = script.vectors_bytes(100, 8, size)
-        # Ten products, half a one, and small matrices.
-        assert vectors >= 10 * script.product_bytes(100, 8, size) + 8 * 800 * others
-        assert script.anchors_bytes(recipe, 100, 8, 8, 4, size) >= vectors
-    assert script.paper_step_bytes(7, 2) == 8 * (2 * 7 + 1)
+        assert formulas.product_bytes(100, 8, size) == 12 * 100 * 8 * others
+        assert formulas.summed(10, size) == 2 * formulas.moved(10, size) == 20 * others
+        vectors = formulas.vectors_bytes(100, found, size)
+        # The start, and the products in single and in double precision.
+        tables = (8 * 8 + 12 * 30 + 16 * 10) * 100 * others
+        # A Gram matrix, its vectors and values: one at the start, two a round.
+        assert vectors == tables + 7 * (16 * 64 + 8 * 64 + 8 * 8) * others
+        assert formulas.anchors_bytes(recipe, 100, 8, found, 4, size) >= vectors
+    assert formulas.paper_step_bytes(7, 2) == 8 * (2 * 7 + 1)
+
+
+def test_columns_are_counted(import_benchmark):
+    """Of a matrix whose vectors take one round: those of its basis."""
+    formulas = import_benchmark('bytes_sent')
+    edge_index = torch.ones(20, 20).nonzero().T
+    interactions = normalized_interactions(edge_index, 20, 20)
+    function = spectral._times_gram
+    with formulas.counted_columns() as columns:
+        randomized_svd(interactions, 1, torch.Generator().manual_seed(0))
+    # Of rank one, so in double precision.
+    assert columns == {8: formulas.basis_width(1, 20, 20)}
+    assert spectral._times_gram is function
 
 
 def test_differences(script):

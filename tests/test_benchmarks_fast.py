@@ -24,9 +24,9 @@ def small_data(*_):
 @pytest.fixture
 def scripts(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / 'benchmarks')
-    ablation = importlib.import_module('ablation')
-    monkeypatch.setattr(ablation, 'get_dataset', small_data)
-    monkeypatch.setattr(ablation, 'reuse_freed_memory', lambda: None)
+    common = importlib.import_module('common')
+    monkeypatch.setattr(common, 'get_dataset', small_data)
+    monkeypatch.setattr(common, 'reuse_freed_memory', lambda: None)
     monkeypatch.chdir(tmp_path)
 
     def script(name: str) -> ModuleType:
@@ -40,7 +40,7 @@ def read(path: Path) -> dict:
 
 
 def test_ablation(scripts, tmp_path, monkeypatch):
-    ablation = scripts('ablation')
+    ablation, common = scripts('ablation'), scripts('common')
     names = ['default', 'no fine levels', '32-bit storage']
     call = [*SMALL, '--out', str(tmp_path), '--only', *names]
     ablation.main([*call, '--seeds', '1'])
@@ -55,9 +55,9 @@ def test_ablation(scripts, tmp_path, monkeypatch):
     assert 'no fine levels' in path.with_suffix('.md').read_text()
 
     done = []
-    measure = ablation.measure
+    measure = common.measure
     monkeypatch.setattr(
-        ablation, 'measure', lambda *args: done.append(args[2]) or measure(*args)
+        common, 'measure', lambda *args: done.append(args[2]) or measure(*args)
     )
     ablation.main([*call, '--seeds', '2'])
     second = read(path)['variants']
@@ -82,20 +82,20 @@ def test_size_quality(scripts, tmp_path, monkeypatch):
     assert 'Left out: 0.001, 2 MB' in path.with_suffix('.md').read_text()
 
     monkeypatch.setattr(script, 'build', None)
-    monkeypatch.setattr(scripts('ablation'), 'measure', None)
+    monkeypatch.setattr(scripts('common'), 'measure', None)
     script.main(call)
     assert read(path)['chosen'] == result['chosen']
 
 
 def test_remembered_changes_nothing(scripts):
-    script = scripts('size_quality')
+    common = scripts('common')
     data, recipe = small_data(), FastRecipe(embedding_dim=16, num_fine=32)
 
     def build():
         return fast.build_fast(data, recipe, torch.Generator().manual_seed(3))
 
     expected, function = build().state_dict(), fast.spectral_features
-    with script.remembered('spectral_features', script.spectrum_key):
+    with common.remembered('spectral_features', common.spectrum_key):
         build()
         actual = build().state_dict()
     assert fast.spectral_features is function
@@ -110,7 +110,8 @@ def test_estimated_bytes_are_near_the_stored_ones(scripts, settings):
     recipe = FastRecipe(embedding_dim=64, **({'num_fine': 64} | settings))
     data = small_data()
     _, size = script.build(data, recipe)
-    assert script.estimated_bytes(data, recipe) == pytest.approx(size, rel=0.05)
+    estimated = scripts('common').estimated_bytes(data, recipe)
+    assert estimated == pytest.approx(size, rel=0.05)
 
 
 def test_scale(scripts, tmp_path, monkeypatch):
@@ -181,15 +182,15 @@ def test_tune_says_how_to_get_optuna(scripts, monkeypatch):
 
 def test_the_best_line_repeats_the_trial(scripts, tmp_path, monkeypatch):
     pytest.importorskip('optuna')
-    script, ablation = scripts('tune'), scripts('ablation')
+    script, common = scripts('tune'), scripts('common')
     monkeypatch.setattr(script, 'WIDTHS', (16, 32))
     call = [*SMALL, '--megabytes', '1', '--out', str(tmp_path), '--trials', '3']
     script.main(call)
     best = read(tmp_path / 'tune-small-standard-1MB.json')['best'][0]
-    line = ablation.as_settings(best['settings']).split()
-    parser = ablation.data_arguments('')
-    recipe = ablation.base_recipe(parser.parse_args([*SMALL, *line]))
-    run = ablation.measure(small_data(), recipe, seed=0)
+    line = common.as_settings(best['settings']).split()
+    parser = common.data_arguments('')
+    recipe = common.base_recipe(parser.parse_args([*SMALL, *line]))
+    run = common.measure(small_data(), recipe, seed=0)
     assert run['val'] == pytest.approx(best['val'])
     assert run['bytes']['stored'] == best['stored']
 

@@ -48,7 +48,7 @@ def test_plan(scripts, tmp_path):
     spent = [script.seconds(x, recipe, constants, 100) for x in (few, many)]
     for key, value in spent[0].items():
         assert value == pytest.approx(8 * spent[1][key])
-    sent = [script.sent(x, recipe) for x in (few, many)]
+    sent = [script.sent(x, recipe, constants) for x in (few, many)]
     assert sent[0] < sent[1] < 1.2 * sent[0]
     assert (
         script.memory(many, recipe)['anchors'] < script.memory(few, recipe)['anchors']

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bundle_damage import damaged, sealed
 
 from pyg_c2f.bundle import Bundle, BundleError
 from tests.bundles import (
@@ -18,12 +19,10 @@ from tests.bundles import (
     SIZES,
     bundle_bytes,
     contents,
-    damaged,
     example,
     matrix,
     random_bundle,
     random_sections,
-    sealed,
     table,
 )
 from tests.memory import peak

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bundle_damage import damaged, sealed
 
 from pyg_c2f.bundle import Bundle, BundleError
 from pyg_c2f.cli.demo import PAGE_FOLDER
@@ -21,10 +22,8 @@ from tests.bundles import (
     KINDS,
     SIZES,
     bundle_bytes,
-    damaged,
     example,
     random_bundle,
-    sealed,
     with_section,
 )
 
@@ -37,9 +36,9 @@ needs_node = pytest.mark.skipif(
 
 
 def node(script, path, **request):
-    """What a program in tests/js answers."""
+    """What a program in benchmarks/js answers."""
     out = subprocess.run(
-        ['node', ROOT / 'tests/js' / script],
+        ['node', ROOT / 'benchmarks/js' / script],
         input=json.dumps({'path': str(path), **request}),
         capture_output=True,
         text=True,

@@ -4,6 +4,7 @@ import doctest
 import importlib
 import pkgutil
 
+import methods
 import pytest
 import torch
 
@@ -11,9 +12,14 @@ import pyg_c2f
 import pyg_c2f.datasets
 import pyg_c2f.nn
 
+PACKAGES = (pyg_c2f, methods)
 MODULES = [
-    importlib.import_module(info.name)
-    for info in pkgutil.walk_packages(pyg_c2f.__path__, 'pyg_c2f.')
+    *PACKAGES,
+    *(
+        importlib.import_module(info.name)
+        for package in PACKAGES
+        for info in pkgutil.walk_packages(package.__path__, f'{package.__name__}.')
+    ),
 ]
 PUBLIC = {'torch': torch} | {
     name: getattr(room, name)
@@ -38,4 +44,4 @@ def test_example(example, tmp_path, monkeypatch):
 
 def test_there_are_examples():
     names = {example.name.rpartition('.')[2] for example in EXAMPLES}
-    assert {'baselines', *pyg_c2f.nn.__all__} <= names
+    assert {'methods', *pyg_c2f.nn.__all__} <= names

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from pyg_c2f.baselines import (
+from methods import (
     EASE,
     GFCF,
     IALS,

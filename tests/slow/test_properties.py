@@ -16,11 +16,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from torch_geometric.data import HeteroData
-
-import pyg_c2f
-from pyg_c2f.anchors import bridge_scores, pinv_assignment, softmax_assignment
-from pyg_c2f.baselines import (
+from methods import (
     EASE,
     GFCF,
     IALS,
@@ -47,6 +43,10 @@ from pyg_c2f.baselines import (
     file_bytes,
     histories_of,
 )
+from torch_geometric.data import HeteroData
+
+import pyg_c2f
+from pyg_c2f.anchors import bridge_scores, pinv_assignment, softmax_assignment
 from pyg_c2f.bundle import Bundle
 from pyg_c2f.checkpoint import model_bytes, model_tensors
 from pyg_c2f.config import RECIPES, FastRecipe, Recipe, get_recipe
