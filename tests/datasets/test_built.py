@@ -213,18 +213,6 @@ def test_labels_of_a_mapped_file(tmp_path):
         labels[len(labels)]
 
 
-def test_memory_of_a_build(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, 'BUCKET', 2**17)
-    monkeypatch.setattr(parquet_module, '_BATCH', 2**16)
-    num = 3 * 10**6
-    pairs = random_pairs(num=num, num_users=20_000, num_items=50_000)
-    root = write_table(tmp_path, *pairs, rows=10**5)
-    del pairs
-    two_columns = 2 * 8 * num  # the least that reading them into memory takes
-    assert peak(lambda: build_dataset(root, 'toy')) < two_columns / 4
-    assert peak(lambda: InteractionDataset(root, 'toy')) < 10**6
-
-
 # What is taken, and what is not -------------------------------------------------------
 
 

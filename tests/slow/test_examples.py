@@ -11,7 +11,7 @@ from torch_geometric import typing
 from pyg_c2f.evaluate import evaluate_split, popularity_score
 from pyg_c2f.typing import RATES
 
-EXAMPLES = Path(__file__).parents[1] / 'examples'
+EXAMPLES = Path(__file__).parents[2] / 'examples'
 needs_sampling = pytest.mark.skipif(
     not (typing.WITH_PYG_LIB or typing.WITH_TORCH_SPARSE),
     reason='needs pyg-lib or torch-sparse',
