@@ -179,7 +179,6 @@ DATASET_SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ('fast', 'ml-1m'): {
         'embedding_dim': 96,
         'coarse_links': 10.0,
-        'user_norm': 0.7,
         'item_norm': 0.4,
         'power': 0.15,
         'item_power': 0.2,

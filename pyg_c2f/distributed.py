@@ -211,10 +211,28 @@ class Group:
         first = next(blocks)
         if self.num_blocks == 1:
             return first
-        total = first.double()
+        if first.dtype == torch.double and self.size > 1:
+            return self.sum_in_order([first, *blocks], self.sum_)
+        total = first.to(torch.double, copy=True)
         for part in blocks:
             total += part
         return self.sum_(total).to(first.dtype)
+
+    def sum_in_order(
+        self, parts: Sequence[Tensor], exchange: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """The sum of double-precision tensors, one for each block, block after block.
+
+        They have no digits to spare in which their order could hide, so each block is
+        exchanged by itself, with zeros from the processes that do not hold it.
+        """
+        total: Any = 0.0
+        for block in range(self.num_blocks):
+            own = block - self.firsts[self.rank]
+            is_own = 0 <= own < len(parts)
+            part = parts[own].clone() if is_own else torch.zeros_like(parts[0])
+            total = total + exchange(part)
+        return total
 
     def sum_of_each(self, functions: Sequence[Callable[[], Tensor]]) -> Tensor:
         """The sum of what a function gives for each block, each on one thread."""

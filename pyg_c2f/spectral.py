@@ -415,6 +415,9 @@ def _sum_by_item(interactions: SharedInteractions, x: Tensor) -> Tensor:
     if items.group.num_blocks == 1:
         return csr_matmul(by_item, x)
     num_blocks = len(items.blocks)
+    if x.dtype == torch.double and items.group.size > 1:
+        sums = csr_matmul(by_item, x).view(num_items, num_blocks, x.size(1))
+        return items.group.sum_in_order(sums.unbind(1), items.reduce)
     dtype = torch.double if items.group.size > 1 else x.dtype
     out = torch.empty(num_items, x.size(1), dtype=dtype, device=x.device)
     # Some items at a time: what the blocks give for them stays near the cores.
@@ -422,7 +425,7 @@ def _sum_by_item(interactions: SharedInteractions, x: Tensor) -> Tensor:
         last = min(first + ITEMS, num_items)
         some = csr_range(by_item, first * num_blocks, last * num_blocks)
         sums = csr_matmul(some, x).view(last - first, num_blocks, x.size(1))
-        total = sums[:, 0].double()
+        total = sums[:, 0].to(torch.double, copy=True)
         for block in range(1, num_blocks):
             total += sums[:, block]
         out[first:last] = total

@@ -306,11 +306,14 @@ def test_real_data(name, norms, ranks, data_root):
         data[RATES].edge_index, num_users, num_items, *norms
     )
     matrix = to_dense(interactions.by_user, num_items).double()
-    last = num_items - 1
-    value, vector = scipy.linalg.eigh(
-        (matrix.T @ matrix).numpy(), subset_by_index=(num_items - max(ranks), last)
-    )
+    # The eigenvectors of the smaller Gram matrix, taken over to the items.
+    is_wide = num_items > num_users
+    gram = matrix @ matrix.T if is_wide else matrix.T @ matrix
+    few = (len(gram) - max(ranks), len(gram) - 1)
+    value, vector = scipy.linalg.eigh(gram.numpy(), subset_by_index=few)
     value, vector = (torch.from_numpy(x).flip(-1) for x in (value, vector))
+    if is_wide:
+        vector = matrix.T @ vector / value.sqrt()
     rows = [Group().rows(size) for size in (num_users, num_items)]
     for rank in ranks:
         found = right_vectors(
