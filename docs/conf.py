@@ -45,7 +45,7 @@ LINK = re.compile(r'(!?)\[([^]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)')
 
 
 def mend_links(text: str, source: Path, page: Path) -> str:
-    """The same links, as seen from the page that includes the text.
+    """The same links from the page that the text of a file becomes a part of.
 
     Files that are not pages are offered as downloads.
     """
@@ -53,7 +53,7 @@ def mend_links(text: str, source: Path, page: Path) -> str:
     def mended(link: re.Match[str]) -> str:
         is_image, label, target, anchor = link.groups()
         path = (source.parent / target).resolve()
-        if not path.exists():  # An address, or not a link.
+        if not path.exists():  # An address, or no link at all.
             return link[0]
         path = PAGES.get(path, path)
         here = os.path.relpath(path, page.parent)
@@ -65,7 +65,7 @@ def mend_links(text: str, source: Path, page: Path) -> str:
 
 
 def setup(app: Any) -> None:
-    """Links are right where the file is, and are rewritten for its page."""
+    """Links are right in the place where a file lies, and are mended for its page."""
 
     def mend_page(app: Any, name: str, content: list[str]) -> None:
         path = DOCS / f'{name}.md'
