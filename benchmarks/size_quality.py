@@ -38,10 +38,10 @@ from tqdm import tqdm
 
 from pyg_c2f import fast
 from pyg_c2f.checkpoint import model_bytes, write_json, write_text
-from pyg_c2f.codes import WEIGHT_BITS, num_bits
 from pyg_c2f.config import FastRecipe
 from pyg_c2f.evaluate import evaluate_split
 from pyg_c2f.nn import LinearC2F
+from pyg_c2f.packing import WEIGHT_BITS, num_bits
 from pyg_c2f.typing import ITEM, RATES, USER
 
 MEGABYTE = 1_000_000

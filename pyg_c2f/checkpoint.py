@@ -16,7 +16,8 @@ from safetensors.numpy import save as to_bytes
 from torch import Tensor
 from torch_geometric.utils import cumsum
 
-from pyg_c2f.codes import (
+from pyg_c2f.nn import C2F, LinearC2F
+from pyg_c2f.packing import (
     WEIGHT_BITS,
     num_bits,
     pack_bits,
@@ -24,7 +25,6 @@ from pyg_c2f.codes import (
     unpack_bits,
     weights_of,
 )
-from pyg_c2f.nn import C2F, LinearC2F
 from pyg_c2f.typing import Assignment, InputError, Stage, Stored
 
 Model = C2F | LinearC2F
@@ -304,7 +304,7 @@ def _linear_tensors(model: LinearC2F) -> dict[str, Tensor]:
 
     Links of weight zero are left out, and the number of links of a row kept instead.
     ``'packed'`` keeps indices in as few bits as number the anchors, and the weights of
-    coarse links as 6-bit codes (:func:`~pyg_c2f.codes.round_weights`). Fine anchors,
+    coarse links as 6-bit codes (:func:`~pyg_c2f.packing.round_weights`). Fine anchors,
     one of each level with weight one, are stored by their number in the level. Axes as
     coarse anchors are no codebook. The scale of an item's scores comes from its degree.
     """

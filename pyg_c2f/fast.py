@@ -17,14 +17,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 from torch_geometric.utils import cumsum
 
-from pyg_c2f.codes import (
-    WEIGHT_BITS,
-    kmeans,
-    residual_codes,
-    round_weights,
-    threshold_assignment,
-    weights_of,
-)
+from pyg_c2f.codes import kmeans, residual_codes, threshold_assignment
 from pyg_c2f.config import FastRecipe
 from pyg_c2f.distributed import Group, Rows
 from pyg_c2f.evaluate import evaluate_split
@@ -32,6 +25,7 @@ from pyg_c2f.finite import NotFiniteError, check_finite
 from pyg_c2f.graph import are_rising, power, unique_pairs
 from pyg_c2f.nn import LinearC2F
 from pyg_c2f.nn.fused import weighted_sum
+from pyg_c2f.packing import WEIGHT_BITS, round_weights, weights_of
 from pyg_c2f.spectral import (
     SharedInteractions,
     pairs_of,

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / 'pyg_c2f'
 # From the ground up. A room imports from rooms below its own and from itself.
 FLOORS = (
-    ('typing', 'finite', 'bundle'),
+    ('typing', 'finite', 'packing', 'bundle'),
     ('distributed',),
     ('graph', 'anchors', 'codes'),
     ('spectral',),

@@ -14,7 +14,9 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 from torch_geometric.utils import cumsum
 
-from pyg_c2f.codes import (
+from pyg_c2f.evaluate import Score
+from pyg_c2f.graph import CSR, check_pairs, ranges, unique_pairs
+from pyg_c2f.packing import (
     pack_bits,
     pack_sorted,
     round_weights,
@@ -22,8 +24,6 @@ from pyg_c2f.codes import (
     unpack_sorted,
     weights_of,
 )
-from pyg_c2f.evaluate import Score
-from pyg_c2f.graph import CSR, check_pairs, ranges, unique_pairs
 from pyg_c2f.typing import InputError
 
 Tensors = dict[str, Tensor]

@@ -17,7 +17,7 @@ from pyg_c2f.baselines.base import (
     unpack_pairs,
     without_prefix,
 )
-from pyg_c2f.codes import round_weights, weights_of
+from pyg_c2f.packing import round_weights, weights_of
 from pyg_c2f.typing import InputError
 
 
