@@ -57,12 +57,10 @@ from pyg_c2f.datasets import (
 )
 from pyg_c2f.datasets.registry import build, built_digest
 from pyg_c2f.distributed import (
-    Group,
     is_first_to_end,
     is_lost,
     join,
     leave,
-    one_block_each,
     restarts,
     starts_anew,
 )
@@ -70,6 +68,7 @@ from pyg_c2f.evaluate import evaluate_split, popularity_score, with_sampled_user
 from pyg_c2f.export import write_bundle, write_onnx
 from pyg_c2f.report import results_table, size_table, write_report
 from pyg_c2f.resume import RESUME_FILES, delete_resume, resume_files
+from pyg_c2f.shards import Group, one_block_each
 from pyg_c2f.train import check_run, reuse_freed_memory, train
 from pyg_c2f.typing import ITEM, RATES, SELECTION, USER, InputError, Stage
 
@@ -992,7 +991,7 @@ def write_lists(model: Model, args: argparse.Namespace) -> int:
         raise InputError(f'--out {out}: is the checkpoint itself; name another file')
     # The same blocks whoever has them: last digits depend on who is scored together.
     blocks = torch.arange(model.num_users).split(LIST_USERS)
-    own = group.rows(len(blocks)).own(blocks)
+    own = group.rows(len(blocks)).local(blocks)
     parts = [out.with_name(f'{out.name}.part-{rank}') for rank in range(group.size)]
     show = sys.stderr.isatty() and group.rank == 0
     try:

@@ -24,9 +24,9 @@ from pyg_c2f.checkpoint import write_json, write_text
 from pyg_c2f.codes import KMEANS_ITERATIONS
 from pyg_c2f.config import FastRecipe
 from pyg_c2f.datasets import get_dataset
-from pyg_c2f.distributed import Group
 from pyg_c2f.evaluate import BLOCK_BYTES, evaluate_split, with_sampled_users
 from pyg_c2f.fast import build_fast, share_pairs
+from pyg_c2f.shards import Group
 from pyg_c2f.spectral import (
     FILTER_DEGREE,
     FILTER_ROUNDS,

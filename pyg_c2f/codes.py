@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pyg_c2f.distributed import Group, Rows
+from pyg_c2f.shards import Group, Rows
 from pyg_c2f.typing import Assignment
 
 MAX_LINKS = 255
@@ -74,11 +74,11 @@ def kth_largest(x: Tensor, k: int, group: Group) -> float:
         group (Group): The processes.
     """
     bits = x.contiguous().view(torch.int32).flatten()
-    upper = group.sum_(_counts(bits >> 16, 1 << 15))
+    upper = group.all_reduce(_counts(bits >> 16, 1 << 15))
     k = min(max(k, 1), int(upper.sum()))
     place, above = _find(upper, k)
     lower = bits[(bits >> 16) == place] & 0xFFFF
-    least, _ = _find(group.sum_(_counts(lower, 1 << 16)), k - above)
+    least, _ = _find(group.all_reduce(_counts(lower, 1 << 16)), k - above)
     return torch.tensor([place << 16 | least], dtype=torch.int32).view(x.dtype).item()
 
 
@@ -131,7 +131,7 @@ def kmeans(
         pick = torch.multinomial(
             chances, num_centroids, len(chances) < num_centroids, generator=generator
         )
-        centroids = rows.take(x, pick.to(x.device))
+        centroids = rows.select(x, pick.to(x.device))
         for _ in range(num_iterations):
             label, error = _nearest(x, centroids, rows)
             centroids = _means(x, label, weight, error, num_centroids, rows)
@@ -171,7 +171,7 @@ def _means(
     if empty.numel():
         worst = _largest(weight * error, empty.numel(), rows)
         empty = empty[: len(worst)]
-        total[empty], mass[empty] = rows.take(x, worst), 1.0
+        total[empty], mass[empty] = rows.select(x, worst), 1.0
     return total / mass.clamp(min=1e-30).unsqueeze(1)
 
 

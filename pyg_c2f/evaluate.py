@@ -14,8 +14,8 @@ from torch_geometric.metrics import (
 )
 from torch_geometric.utils import degree
 
-from pyg_c2f.distributed import Rows
 from pyg_c2f.graph import check_pairs, ranges
+from pyg_c2f.shards import Rows
 from pyg_c2f.typing import ITEM, KS, RATES, USER, InputError, Score, Split
 
 logger = logging.getLogger(__name__)
@@ -171,7 +171,7 @@ def evaluate(
         )
     sums = [value * num_users for value in means.values()]
     total = torch.tensor([*sums, num_users], dtype=torch.double, device=label.device)
-    *sums, num_users = users.group.sum_(total).tolist()
+    *sums, num_users = users.group.all_reduce(total).tolist()
     return {name: x / num_users for name, x in zip(means, sums, strict=True)}
 
 

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyg_c2f.distributed import Group, Rows, one_thread_each
 from pyg_c2f.graph import (
     CSR,
     are_rising,
@@ -17,6 +16,7 @@ from pyg_c2f.graph import (
     csr_range,
     interaction_weight,
 )
+from pyg_c2f.shards import Group, Rows, one_thread_each
 
 logger = logging.getLogger(__name__)
 
@@ -269,7 +269,7 @@ def right_vectors(
         done = torch.cat([done, x[:, :new]], dim=1)
         done_value, done_error = value[: done.size(1)], error[: done.size(1)]
         x = _chebyshev(interactions, bound, degree, x[:, new:], product[:, new:])
-        x -= items.times(done, items.product(done, x))
+        x -= items.matmul(done, items.gram(done, x))
     logger.info(
         '%d singular vectors: residual %.1e after %d rounds', rank, residual, num_rounds
     )
@@ -307,13 +307,13 @@ def _norms(x: Tensor, items: Rows) -> Tensor:
 
 def _gram(x: Tensor, y: Tensor, items: Rows) -> Tensor:
     """The symmetric part of X'Y, in double precision."""
-    gram = items.product(x, y).double()
+    gram = items.gram(x, y).double()
     return (gram + gram.T) / 2
 
 
 def _eigh(matrix: Tensor, items: Rows) -> tuple[Tensor, Tensor]:
     (found,) = one_thread_each([partial(torch.linalg.eigh, matrix)])
-    return items.group.same(*found)
+    return items.group.broadcast(*found)
 
 
 def _orthonormal(x: Tensor, items: Rows) -> tuple[Tensor, Tensor]:
@@ -345,7 +345,7 @@ def _ritz(x: Tensor, product: Tensor, items: Rows) -> tuple[Tensor, Tensor, Tens
     _, basis = _orthonormal(x, items)
     value, vector = _eigh(basis.T @ _gram(x, product, items) @ basis, items)
     turn = (basis @ vector).flip(1).to(x)
-    return value.flip(0), items.times(x, turn), items.times(product, turn)
+    return value.flip(0), items.matmul(x, turn), items.matmul(product, turn)
 
 
 def _filter_degree(
@@ -371,7 +371,9 @@ def _start(
     """The own rows of R' times a Gaussian table, each block of it with its own seed."""
     users, weight = interactions.users, interactions.by_user.weight
     seeds = torch.randint(2**62, (users.group.num_blocks,), generator=generator)
-    draws = [torch.Generator().manual_seed(s) for s in users.group.own(seeds).tolist()]
+    draws = [
+        torch.Generator().manual_seed(s) for s in users.group.local(seeds).tolist()
+    ]
 
     def drawn(num_columns: int) -> Tensor:
         sizes = (block.stop - block.start for block in users.blocks)
@@ -426,7 +428,7 @@ def _sum_by_item(interactions: SharedInteractions, x: Tensor) -> Tensor:
         for block in range(1, num_blocks):
             total += sums[:, block]
         out[first:last] = total
-    return items.reduce(out).to(x.dtype)
+    return items.reduce_scatter(out).to(x.dtype)
 
 
 def _chebyshev(
@@ -488,7 +490,7 @@ def varimax(
         pick = torch.randperm(items.num_rows, generator=generator)[:num_rows]
         seen = torch.zeros_like(seen)
         seen[pick] = True
-    seen = items.own(seen).to(rows.device)
+    seen = items.local(seen).to(rows.device)
     parts = []
     for block in items.blocks:
         x = rows[block][seen[block]]
@@ -507,7 +509,7 @@ def varimax(
         cubes = group.sum_of_each([partial(_times_cubes, x, rotation) for x in parts])
         gradient = cubes - turned * mean
         ((u, _, vh),) = one_thread_each([partial(torch.linalg.svd, gradient)])
-        rotation = group.same(u @ vh)
+        rotation = group.broadcast(u @ vh)
     return rotation
 
 

@@ -24,7 +24,6 @@ from pyg_c2f.anchors import (
 )
 from pyg_c2f.checkpoint import UNFIT, Model, phase_file, save
 from pyg_c2f.config import FastRecipe, Recipe, get_recipe
-from pyg_c2f.distributed import Group, Rows
 from pyg_c2f.evaluate import evaluate_split
 from pyg_c2f.fast import check_data, check_fast, train_fast
 from pyg_c2f.finite import NotFiniteError, check_finite, check_step
@@ -38,6 +37,7 @@ from pyg_c2f.resume import (
     write_resume,
 )
 from pyg_c2f.sampler import TripletSampler
+from pyg_c2f.shards import Group, Rows
 from pyg_c2f.typing import ITEM, RATES, SELECTION, USER, InputError, Stage
 
 logger = logging.getLogger(__name__)
@@ -210,7 +210,7 @@ def make_same(model: C2F, group: Group | None) -> None:
     if group is None or group.size == 1:
         return
     tables = [*model.parameters(), *model.buffers()]
-    group.same(*(x.detach() for x in tables if x is not model.edge_index))
+    group.broadcast(*(x.detach() for x in tables if x is not model.edge_index))
 
 
 def share_columns(width: int, group: Group) -> Rows:
@@ -232,7 +232,7 @@ class _SumOfParts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, part: Tensor, group: Group) -> Tensor:
-        return group.sum_(part.clone())
+        return group.all_reduce(part.clone())
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -323,7 +323,7 @@ class SharedLoss:
     def update_assignment(self, h: Tensor) -> None:
         """Re-assigns from what :meth:`backward` returns, in all processes alike."""
         self.model.update_assignment(self.whole(h))
-        self.group.same(*getattr(self.model, self.model.stage).assignment)
+        self.group.broadcast(*getattr(self.model, self.model.stage).assignment)
 
     def whole(self, own: Tensor) -> Tensor:
         """All columns of a table, from everybody's own."""

@@ -11,8 +11,8 @@ PACKAGE = ROOT / 'pyg_c2f'
 # From the ground up. A room imports from rooms below its own and from itself.
 FLOORS = (
     ('typing', 'finite', 'packing', 'bundle'),
-    ('distributed',),
-    ('graph', 'anchors', 'codes'),
+    ('shards',),
+    ('distributed', 'graph', 'anchors', 'codes'),
     ('spectral',),
     ('nn', 'datasets'),
     ('sampler', 'evaluate'),

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyg_c2f.datasets import get_dataset
-from pyg_c2f.distributed import Group
 from pyg_c2f.graph import CSR
+from pyg_c2f.shards import Group
 from pyg_c2f.spectral import (
     SharedInteractions,
     normalized_interactions,
