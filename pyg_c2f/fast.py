@@ -15,17 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
-from torch_geometric.utils import cumsum
 
 from pyg_c2f.codes import kmeans, residual_codes, threshold_assignment
 from pyg_c2f.config import FastRecipe
 from pyg_c2f.evaluate import evaluate_split
 from pyg_c2f.finite import NotFiniteError, check_finite
-from pyg_c2f.graph import are_rising, power, unique_pairs
+from pyg_c2f.graph import power
 from pyg_c2f.nn import LinearC2F
 from pyg_c2f.nn.fused import weighted_sum
 from pyg_c2f.packing import WEIGHT_BITS, round_weights, weights_of
 from pyg_c2f.shards import Group, Rows
+from pyg_c2f.sparse import are_rising, degree, pair_keys, rowptr_of, unique_pairs
 from pyg_c2f.spectral import (
     SharedInteractions,
     pairs_of,
@@ -72,7 +72,7 @@ def build_fast(
     check_fast(data, recipe, group)
     edge_index, users, own = share_pairs(data, group)
     items = group.rows(num_items)
-    deg = group.all_reduce(torch.bincount(own[1], minlength=num_items))
+    deg = group.all_reduce(degree(own[1], num_items))
     norms = recipe.user_norm, recipe.item_norm
     interactions = shared_interactions(own, users, items, *norms, deg)
     x, basis = spectral_features(interactions, deg, recipe, generator)
@@ -143,7 +143,7 @@ def share_pairs(data: HeteroData, group: Group) -> tuple[Tensor, Rows, Tensor]:
             f'{own.size(1):,} train pairs for one process: start more processes, so '
             f'that each has fewer than {2**31:,}'
         )
-    is_wrong = not are_rising(own[0] * num_items + own[1])
+    is_wrong = not are_rising(pair_keys(own, num_items))
     if group.max(is_wrong):
         raise InputError(
             f'data[{RATES}].edge_index is not sorted by user, then item, or holds a '
@@ -356,8 +356,8 @@ def own_scorer(model: LinearC2F, data: HeteroData, users: Rows) -> Score:
     users who live from their items need nothing else of the graph.
     """
     user, item = pairs_of(data[RATES].edge_index, users.start, users.stop)
-    count = torch.bincount(user - users.start, minlength=users.stop - users.start)
-    score = model.history_scorer(cumsum(count), item)
+    rowptr = rowptr_of(user - users.start, users.stop - users.start)
+    score = model.history_scorer(rowptr, item)
     return lambda users_: score(users_ - users.start)
 
 

@@ -27,7 +27,6 @@ from pyg_c2f.config import FastRecipe, Recipe, get_recipe
 from pyg_c2f.evaluate import evaluate_split
 from pyg_c2f.fast import check_data, check_fast, train_fast
 from pyg_c2f.finite import NotFiniteError, check_finite, check_step
-from pyg_c2f.graph import unique_pairs
 from pyg_c2f.nn import C2F, BPRLoss
 from pyg_c2f.resume import (
     Progress,
@@ -38,6 +37,7 @@ from pyg_c2f.resume import (
 )
 from pyg_c2f.sampler import TripletSampler
 from pyg_c2f.shards import Group, Rows
+from pyg_c2f.sparse import degree, unique_pairs
 from pyg_c2f.typing import ITEM, RATES, SELECTION, USER, InputError, Stage
 
 logger = logging.getLogger(__name__)
@@ -263,7 +263,7 @@ def batch_loss(
     h = model.propagate(x)
     items = torch.stack([positives, negatives])
     ids = torch.cat([users, items.flatten() + model.num_users])
-    penalty = criterion.penalty(x[0], torch.bincount(ids, minlength=len(x[0])))
+    penalty = criterion.penalty(x[0], degree(ids, len(x[0])))
     if columns is None:
         scores = model(users, items, h)
     else:

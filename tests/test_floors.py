@@ -11,7 +11,7 @@ PACKAGE = ROOT / 'pyg_c2f'
 # From the ground up. A room imports from rooms below its own and from itself.
 FLOORS = (
     ('typing', 'finite', 'packing', 'bundle'),
-    ('shards',),
+    ('shards', 'sparse'),
     ('distributed', 'graph', 'anchors', 'codes'),
     ('spectral',),
     ('nn', 'datasets'),

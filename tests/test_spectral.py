@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyg_c2f.datasets import get_dataset
-from pyg_c2f.graph import CSR
+from pyg_c2f.graph import normalized_interactions
 from pyg_c2f.shards import Group
+from pyg_c2f.sparse import CSR
 from pyg_c2f.spectral import (
     SharedInteractions,
-    normalized_interactions,
     randomized_svd,
     right_vectors,
     varimax,
@@ -52,7 +52,8 @@ def to_dense(csr, num_cols):
 @pytest.mark.parametrize('share', [0.08, 0.5, 0])
 def test_normalized_interactions(share):
     edges = random_edges(share)
-    by_user, by_item = normalized_interactions(edges, U, V)
+    by_user = normalized_interactions(edges, U, V)
+    by_item = by_user.transpose(V)
     expected = dense(edges).float()
     torch.testing.assert_close(to_dense(by_user, V), expected)
     torch.testing.assert_close(to_dense(by_item, U), expected.T)
@@ -71,7 +72,7 @@ def assert_orthonormal(x, atol=3e-5):
 def test_randomized_svd(rank):
     edges = random_edges()
     left, value, right = randomized_svd(
-        normalized_interactions(edges, U, V), rank, generator()
+        normalized_interactions(edges, U, V), V, rank, generator()
     )
     u, s, vh = torch.linalg.svd(dense(edges))
     assert left.shape == (U, rank) and right.shape == (V, rank)
@@ -98,7 +99,7 @@ def test_the_last_vectors_of_many_are_right():
     rated = torch.rand(num, num, generator=generator()) < 0.05
     edges = rated.nonzero().T
     _, value, right = randomized_svd(
-        normalized_interactions(edges, num, num), 40, generator()
+        normalized_interactions(edges, num, num), num, 40, generator()
     )
     _, s, vh = torch.linalg.svd(dense(edges, num, num))
     # Values fall by half a percent from one to the next.
@@ -116,7 +117,7 @@ def test_full_rank_and_rank_deficient():
     s = torch.linalg.svdvals(matrix)
     for rank in (3, 10, U):
         left, value, right = randomized_svd(
-            normalized_interactions(edges, U, V), rank, generator()
+            normalized_interactions(edges, U, V), V, rank, generator()
         )
         assert all(x.isfinite().all() for x in (left, value, right))
         torch.testing.assert_close(value.double(), s[:rank], atol=1e-3, rtol=0)
@@ -133,7 +134,7 @@ def test_full_rank_and_rank_deficient():
 def test_randomized_svd_is_reproducible():
     interactions = normalized_interactions(random_edges(), U, V)
     ours, again, other = (
-        randomized_svd(interactions, 8, generator(seed)) for seed in (1, 1, 2)
+        randomized_svd(interactions, V, 8, generator(seed)) for seed in (1, 1, 2)
     )
     assert all(x.equal(y) for x, y in zip(ours, again, strict=True))
     assert not ours[0].equal(other[0])
@@ -143,7 +144,7 @@ def test_randomized_svd_is_reproducible():
 def test_randomized_svd_refuses(rank):
     interactions = normalized_interactions(random_edges(), U, V)
     with pytest.raises(ValueError, match=rf'rank from 1 to {U} \(got {rank}\)'):
-        randomized_svd(interactions, rank)
+        randomized_svd(interactions, V, rank)
 
 
 def csr(matrix):
@@ -305,17 +306,16 @@ def test_real_data(name, norms, ranks, data_root):
     interactions = normalized_interactions(
         data[RATES].edge_index, num_users, num_items, *norms
     )
-    matrix = to_dense(interactions.by_user, num_items).double()
+    matrix = to_dense(interactions, num_items).double()
     last = num_items - 1
     value, vector = scipy.linalg.eigh(
         (matrix.T @ matrix).numpy(), subset_by_index=(num_items - max(ranks), last)
     )
     value, vector = (torch.from_numpy(x).flip(-1) for x in (value, vector))
+    both = interactions, interactions.transpose(num_items)
     rows = [Group().rows(size) for size in (num_users, num_items)]
     for rank in ranks:
-        found = right_vectors(
-            SharedInteractions(*interactions, *rows), rank, generator()
-        )
+        found = right_vectors(SharedInteractions(*both, *rows), rank, generator())
         assert found.residual <= 1e-3
         assert captured(found, vector[:, :rank]) >= 0.999
         torch.testing.assert_close(
@@ -409,7 +409,7 @@ def test_rotated_axes_are_communities():
     rated = torch.rand(len(group), len(group), generator=generator()) < chance
     edges = rated.nonzero().T
     interactions = normalized_interactions(edges, len(group), len(group))
-    _, value, right = randomized_svd(interactions, num, generator())
+    _, value, right = randomized_svd(interactions, len(group), num, generator())
     x = right * value.sqrt()
     rotated = x @ varimax(x, torch.ones(len(group)), generator())
     torch.testing.assert_close(

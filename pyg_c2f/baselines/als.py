@@ -17,7 +17,7 @@ from pyg_c2f.baselines.base import (
 from pyg_c2f.baselines.codec import Codec, Plain
 from pyg_c2f.baselines.filters import as_scipy, history_rows
 from pyg_c2f.evaluate import Score
-from pyg_c2f.graph import csr_matmul
+from pyg_c2f.sparse import csr_matmul
 
 
 @dataclass(frozen=True)
