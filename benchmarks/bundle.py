@@ -70,11 +70,11 @@ from tqdm import tqdm
 from pyg_c2f import fast
 from pyg_c2f.bundle import Bundle, BundleError
 from pyg_c2f.checkpoint import write_json
-from pyg_c2f.codes import WEIGHT_BITS
 from pyg_c2f.config import FastRecipe
 from pyg_c2f.evaluate import Score, evaluate, evaluate_split
 from pyg_c2f.export import write_bundle, write_onnx
 from pyg_c2f.nn import LinearC2F
+from pyg_c2f.packing import WEIGHT_BITS
 from pyg_c2f.typing import ITEM, RATES, USER
 
 LENGTH = 20

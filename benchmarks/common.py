@@ -18,11 +18,11 @@ from torch_geometric.utils import degree
 
 from pyg_c2f import fast
 from pyg_c2f.checkpoint import model_bytes, write_json, write_text
-from pyg_c2f.codes import WEIGHT_BITS, num_bits
 from pyg_c2f.config import FastRecipe, get_recipe
 from pyg_c2f.datasets import get_dataset
 from pyg_c2f.evaluate import evaluate_split
 from pyg_c2f.fast import train_fast
+from pyg_c2f.packing import WEIGHT_BITS, num_bits
 from pyg_c2f.train import check_run, reuse_freed_memory
 from pyg_c2f.typing import ITEM, RATES, Stage
 

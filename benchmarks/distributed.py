@@ -63,11 +63,11 @@ from pyg_c2f.checkpoint import read_tensors, write_json, write_text
 from pyg_c2f.cli.torchrun import join, leave
 from pyg_c2f.config import RECIPES, FastRecipe, Recipe, get_recipe
 from pyg_c2f.datasets import get_dataset
-from pyg_c2f.distributed import Group, Rows, one_block_each
 from pyg_c2f.evaluate import evaluate_split
 from pyg_c2f.fast import build_fast, own_scorer, share_pairs
 from pyg_c2f.nn import C2F, BPRLoss
 from pyg_c2f.resume import read_resume
+from pyg_c2f.shards import Group, Rows, one_block_each
 from pyg_c2f.spectral import _ritz, _times_gram, shared_interactions
 from pyg_c2f.train import (
     SharedLoss,
@@ -403,7 +403,7 @@ def fast_cases(job: dict[str, Any], data: HeteroData) -> tuple[Group, list[Case]
     size, num_items = group.size, data[ITEM].num_nodes
     _, users, own = share_pairs(data, group)
     items = group.rows(num_items)
-    deg = group.sum_(torch.bincount(own[1], minlength=num_items))
+    deg = group.all_reduce(torch.bincount(own[1], minlength=num_items))
     norms = recipe.user_norm, recipe.item_norm
     interactions = shared_interactions(own, users, items, *norms, deg)
     rank = min(recipe.embedding_dim, users.num_rows, num_items)

@@ -30,9 +30,9 @@ from torch_geometric.typing import SparseTensor
 from tqdm import tqdm
 
 from pyg_c2f.datasets import get_dataset
-from pyg_c2f.graph import csr_matmul
+from pyg_c2f.graph import normalized_interactions
 from pyg_c2f.nn import AnchorConv
-from pyg_c2f.spectral import normalized_interactions
+from pyg_c2f.sparse import csr_matmul
 from pyg_c2f.typing import ITEM, RATES, USER
 
 EXTENSIONS = ('WITH_TORCH_SCATTER', 'WITH_TORCH_SPARSE')
@@ -58,7 +58,7 @@ def forms(data: torch_geometric.data.HeteroData, width: int) -> dict[str, Callab
     num_users, num_items = data[USER].num_nodes, data[ITEM].num_nodes
     user, item = data[RATES].edge_index
     by_user = normalized_interactions(data[RATES].edge_index, num_users, num_items)
-    weight = by_user.by_user.weight
+    weight = by_user.weight
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(num_items, width, generator=generator, requires_grad=True)
     size, conv = (num_items, num_users), AnchorConv()
@@ -86,7 +86,7 @@ def forms(data: torch_geometric.data.HeteroData, width: int) -> dict[str, Callab
             lambda: conv(pair, sorted_index, weight[order], size)
         ),
         'SparseTensor (torch-sparse)': lambda: conv(pair, sparse),
-        'csr_matmul, the own product': lambda: csr_matmul(by_user.by_user, x),
+        'csr_matmul, the own product': lambda: csr_matmul(by_user, x),
     }
 
 

@@ -30,9 +30,9 @@ from torch_geometric.data import HeteroData
 
 from pyg_c2f.codes import KMEANS_ITERATIONS
 from pyg_c2f.config import FastRecipe
-from pyg_c2f.distributed import Group
 from pyg_c2f.evaluate import BLOCK_BYTES, evaluate_split, with_sampled_users
 from pyg_c2f.fast import build_fast, share_pairs
+from pyg_c2f.shards import Group
 from pyg_c2f.spectral import (
     TABLE_BYTES,
     VARIMAX_ITERATIONS,

@@ -13,6 +13,7 @@ import platform
 import resource
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import cycle
 from statistics import median
 
@@ -31,9 +32,9 @@ from pyg_c2f.config import FastRecipe, Recipe, get_recipe
 from pyg_c2f.datasets import get_dataset
 from pyg_c2f.evaluate import evaluate_split
 from pyg_c2f.fast import build_fast
-from pyg_c2f.graph import csr_matmul
 from pyg_c2f.nn import C2F, BPRLoss
 from pyg_c2f.nn.fused import weighted_sum
+from pyg_c2f.sparse import csr_matmul
 from pyg_c2f.spectral import randomized_svd, varimax
 from pyg_c2f.train import (
     build_model,
@@ -155,10 +156,10 @@ def fast_pieces(data: HeteroData) -> dict[str, Callable[[], object]]:
     assert isinstance(recipe, FastRecipe)
     model = build_fast(data, recipe, torch.Generator().manual_seed(0))
     model.set_stage('fine')
-    interactions = model.interactions()
     rank = model.embedding_dim
+    svd = partial(randomized_svd, model.by_user(), model.num_items, rank)
     importance = degree(model.edge_index[1], model.num_items) ** recipe.popularity
-    _, value, right = randomized_svd(interactions, rank)
+    _, value, right = svd()
     x = right * value**recipe.power
     rotated = x @ varimax(x, importance.sqrt())
     rest = rotated - weighted_sum(model.coarse.assignment, model.coarse.codebook)
@@ -166,7 +167,7 @@ def fast_pieces(data: HeteroData) -> dict[str, Callable[[], object]]:
     h_user, h_item = (x.detach() for x in model.propagate())
     h_item = h_item * model.item_scale().unsqueeze(1)
     return {
-        f'fast: {rank} singular vectors': lambda: randomized_svd(interactions, rank),
+        f'fast: {rank} singular vectors': svd,
         'fast: rotating them (varimax)': lambda: varimax(x, importance.sqrt()),
         'fast: tying items to coarse anchors': lambda: threshold_assignment(
             rotated, recipe.coarse_links, importance

@@ -11,9 +11,10 @@ import torch
 from sklearn.decomposition import SparsePCA
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
-from torch_geometric.utils import cumsum, scatter
+from torch_geometric.utils import scatter
 
 from pyg_c2f.finite import NotFiniteError, check_finite
+from pyg_c2f.sparse import rowptr_of
 from pyg_c2f.typing import Assignment
 
 BLOCK = 16_384  # rows of a dense entities x anchors block: 20 MB with 300 anchors
@@ -57,7 +58,7 @@ def metis_partition(
     pairs = torch.stack([edge_index[0], edge_index[1] + num_users])
     row, col = torch.cat([pairs, pairs.flip(0)], dim=1).cpu()
     col = col[row.argsort(stable=True)]
-    rowptr = cumsum(torch.bincount(row, minlength=num_users + num_items))
+    rowptr = rowptr_of(row, num_users + num_items)
     graph = pymetis.CSRAdjacency(rowptr.int().numpy(), col.int().numpy())
     _, labels = pymetis.part_graph(num_parts, graph)
     return torch.tensor(labels, device=edge_index.device)

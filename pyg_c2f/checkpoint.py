@@ -14,9 +14,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 from torch import Tensor
-from torch_geometric.utils import cumsum
 
-from pyg_c2f.codes import (
+from pyg_c2f.nn import C2F, LinearC2F
+from pyg_c2f.packing import (
     WEIGHT_BITS,
     num_bits,
     pack_bits,
@@ -24,7 +24,7 @@ from pyg_c2f.codes import (
     unpack_bits,
     weights_of,
 )
-from pyg_c2f.nn import C2F, LinearC2F
+from pyg_c2f.sparse import degree, pair_keys, rowptr_of
 from pyg_c2f.typing import Assignment, InputError, Stage, Stored
 
 Model = C2F | LinearC2F
@@ -243,9 +243,9 @@ def model_tensors(model: Model) -> dict[str, Tensor]:
 
 def _graph_tensors(model: Model) -> dict[str, Tensor]:
     edges = model.edge_index.cpu()
-    edges = edges[:, (edges[0] * model.num_items + edges[1]).argsort()]
-    degree = torch.bincount(edges[0], minlength=model.num_users)
-    return {'graph.rowptr': cumsum(degree).int(), 'graph.col': edges[1].int()}
+    edges = edges[:, pair_keys(edges, model.num_items).argsort()]
+    rowptr = rowptr_of(edges[0], model.num_users)
+    return {'graph.rowptr': rowptr.int(), 'graph.col': edges[1].int()}
 
 
 def _fine_tensors(model: Model) -> dict[str, Tensor]:
@@ -253,9 +253,8 @@ def _fine_tensors(model: Model) -> dict[str, Tensor]:
     codebook = model.fine.codebook.detach().cpu()
     alive = model.soft_threshold(codebook) != 0
     row, col = alive.nonzero(as_tuple=True)
-    count = torch.bincount(row, minlength=model.num_fine)
     return {
-        'fine.rowptr': cumsum(count).int(),
+        'fine.rowptr': rowptr_of(row, model.num_fine).int(),
         'fine.col': small_int_below(col, model.embedding_dim),
         'fine.value': codebook[row, col],
     }
@@ -304,7 +303,7 @@ def _linear_tensors(model: LinearC2F) -> dict[str, Tensor]:
 
     Links of weight zero are left out, and the number of links of a row kept instead.
     ``'packed'`` keeps indices in as few bits as number the anchors, and the weights of
-    coarse links as 6-bit codes (:func:`~pyg_c2f.codes.round_weights`). Fine anchors,
+    coarse links as 6-bit codes (:func:`~pyg_c2f.packing.round_weights`). Fine anchors,
     one of each level with weight one, are stored by their number in the level. Axes as
     coarse anchors are no codebook. The scale of an item's scores comes from its degree.
     """
@@ -321,8 +320,8 @@ def _linear_tensors(model: LinearC2F) -> dict[str, Tensor]:
         tensors['coarse.weight'] = pack_bits(codes, WEIGHT_BITS)
     else:
         tensors['coarse.weight'] = weight
-    degree = torch.bincount(model.edge_index[1].cpu(), minlength=model.num_items)
-    tensors['degree'] = small_int_below(degree, int(degree.max()) + 1)
+    deg = degree(model.edge_index[1].cpu(), model.num_items)
+    tensors['degree'] = small_int_below(deg, int(deg.max()) + 1)
     if not is_axes(model.coarse.codebook.detach()):
         tensors['coarse.codebook'] = model.coarse.codebook.detach().to(wide)
     if model.bias.any():

@@ -1,16 +1,14 @@
 r"""Anchors by coding: sparse coordinates, and residual codes of rows."""
 
 from collections.abc import Callable
-from math import ceil, log2
 
 import torch
 from torch import Tensor
 
-from pyg_c2f.distributed import Group, Rows
+from pyg_c2f.shards import Group, Rows
 from pyg_c2f.typing import Assignment
 
 MAX_LINKS = 255
-WEIGHT_BITS = 6
 KMEANS_ITERATIONS = 12
 BLOCK = 8192
 
@@ -76,11 +74,11 @@ def kth_largest(x: Tensor, k: int, group: Group) -> float:
         group (Group): The processes.
     """
     bits = x.contiguous().view(torch.int32).flatten()
-    upper = group.sum_(_counts(bits >> 16, 1 << 15))
+    upper = group.all_reduce(_counts(bits >> 16, 1 << 15))
     k = min(max(k, 1), int(upper.sum()))
     place, above = _find(upper, k)
     lower = bits[(bits >> 16) == place] & 0xFFFF
-    least, _ = _find(group.sum_(_counts(lower, 1 << 16)), k - above)
+    least, _ = _find(group.all_reduce(_counts(lower, 1 << 16)), k - above)
     return torch.tensor([place << 16 | least], dtype=torch.int32).view(x.dtype).item()
 
 
@@ -133,7 +131,7 @@ def kmeans(
         pick = torch.multinomial(
             chances, num_centroids, len(chances) < num_centroids, generator=generator
         )
-        centroids = rows.take(x, pick.to(x.device))
+        centroids = rows.select(x, pick.to(x.device))
         for _ in range(num_iterations):
             label, error = _nearest(x, centroids, rows)
             centroids = _means(x, label, weight, error, num_centroids, rows)
@@ -173,7 +171,7 @@ def _means(
     if empty.numel():
         worst = _largest(weight * error, empty.numel(), rows)
         empty = empty[: len(worst)]
-        total[empty], mass[empty] = rows.take(x, worst), 1.0
+        total[empty], mass[empty] = rows.select(x, worst), 1.0
     return total / mass.clamp(min=1e-30).unsqueeze(1)
 
 
@@ -221,85 +219,3 @@ def residual_codes(
         codebook.append(centroids)
     index = torch.stack(labels, dim=1)
     return Assignment(index, torch.ones_like(index, dtype=x.dtype)), torch.cat(codebook)
-
-
-def round_weights(weight: Tensor, num_bits: int) -> tuple[Tensor, tuple[float, float]]:
-    r"""Codes of weights on a logarithmic grid: a sign, and the other bits for the size.
-
-    The grid runs from the least to the largest size of a link; the relative error is
-    that of half a step, whatever the size.
-
-    Returns:
-        Tuple: The codes of the links ``[num_links]`` in row order, int64, and the ends
-        of the grid. :func:`weights_of` turns them into weights again.
-    """
-    links = weight[weight != 0]
-    if links.numel() == 0:
-        return links.long(), (1.0, 1.0)
-    size = links.abs().double().log()
-    low, high = float(size.min()), float(size.max())
-    steps = 2 ** (num_bits - 1) - 1
-    code = ((size - low) / max(high - low, 1e-12) * steps).round().long()
-    return code * 2 + (links < 0), (low, high)
-
-
-def weights_of(codes: Tensor, num_bits: int, grid: tuple[float, float]) -> Tensor:
-    """The weights that codes of :func:`round_weights` stand for, float32."""
-    low, high = grid
-    steps = 2 ** (num_bits - 1) - 1
-    size = (low + codes.div(2, rounding_mode='floor') / steps * (high - low)).exp()
-    return torch.where(codes % 2 == 1, -size, size).float()
-
-
-def num_bits(num_values: int) -> int:
-    """Bits that tell so many values apart, at least one."""
-    return max(ceil(log2(max(num_values, 2))), 1)
-
-
-def pack_bits(values: Tensor, width: int) -> Tensor:
-    """Whole numbers below ``2**width`` one after the other, lowest bit first."""
-    bits = (values.unsqueeze(1) >> torch.arange(width, device=values.device)) & 1
-    flat = torch.nn.functional.pad(bits.flatten(), (0, -bits.numel() % 8))
-    place = 1 << torch.arange(8, device=values.device)
-    return (flat.view(-1, 8) * place).sum(dim=1).to(torch.uint8)
-
-
-def unpack_bits(packed: Tensor, width: int, num_values: int) -> Tensor:
-    """The numbers that :func:`pack_bits` packed, int64."""
-    bits = (packed.long().unsqueeze(1) >> torch.arange(8, device=packed.device)) & 1
-    flat = bits.flatten()[: num_values * width].view(num_values, width)
-    return (flat << torch.arange(width, device=packed.device)).sum(dim=1)
-
-
-def pack_sorted(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Rising whole numbers in little more room than their entropy (Elias-Fano).
-
-    The low bits of each number are packed as they are, the high ones written in unary:
-    number :math:`n` with high part :math:`h` sets bit :math:`h + n`. With :math:`N`
-    numbers below :math:`M` that takes about :math:`2 + \log_2 (M / N)` bits a number;
-    for pairs of users and items as ``user * num_items + item`` no row pointers are
-    needed. `"Efficient storage and retrieval by content and address of static files"
-    <https://doi.org/10.1145/321812.321820>`_.
-
-    Args:
-        values (Tensor): Distinct numbers from 0 up, rising, int64, ``[N]``, on the CPU.
-
-    Returns:
-        Tuple: The low bits and the high bits, uint8, and how many bits of a number are
-        low, uint8, ``[1]``.
-    """
-    most = int(values[-1]) + 1 if values.numel() else 1
-    width = min(max((most // max(values.numel(), 1)).bit_length() - 1, 0), 31)
-    place = torch.arange(values.numel(), device=values.device)
-    high = torch.zeros((most >> width) + values.numel() + 1, dtype=torch.long)
-    high[(values >> width) + place] = 1
-    low = pack_bits(values & ((1 << width) - 1), width) if width else values[:0].byte()
-    return low, pack_bits(high, 1), torch.tensor([width], dtype=torch.uint8)
-
-
-def unpack_sorted(low: Tensor, high: Tensor, width: Tensor) -> Tensor:
-    """The numbers that :func:`pack_sorted` packed, int64."""
-    bits = unpack_bits(high, 1, 8 * high.numel())
-    values = bits.nonzero().flatten()
-    values = (values - torch.arange(values.numel())) << int(width)
-    return values | unpack_bits(low, int(width), values.numel()) if width else values

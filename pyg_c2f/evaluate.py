@@ -12,10 +12,16 @@ from torch_geometric.metrics import (
     LinkPredNDCG,
     LinkPredRecall,
 )
-from torch_geometric.utils import degree
 
-from pyg_c2f.distributed import Rows
-from pyg_c2f.graph import check_pairs, ranges
+from pyg_c2f.shards import Rows
+from pyg_c2f.sparse import (
+    check_pairs,
+    degree,
+    pair_keys,
+    split_keys,
+    take_rows,
+    top_items,
+)
 from pyg_c2f.typing import ITEM, KS, RATES, USER, InputError, Score, Split
 
 logger = logging.getLogger(__name__)
@@ -25,8 +31,6 @@ logger = logging.getLogger(__name__)
 BLOCK_SIZE = 384
 # Of one of these matrices: of a large catalogue fewer users are ranked at once.
 BLOCK_BYTES = 1 << 28
-# Neighbouring items whose scores are searched through their maximum first.
-TILE_SIZE = 64
 
 
 @torch.no_grad()
@@ -62,22 +66,16 @@ def rank_items(
     k = min(k, num_items)
     if users.numel() == 0:
         return users.new_empty(0, k)
-    # The seen items of a user lie between two places of the pairs sorted by user.
     seen_user, order = exclude[0].sort()
     seen_item = exclude[1][order]
-    start = torch.searchsorted(seen_user, users)
-    count = torch.searchsorted(seen_user, users, right=True) - start
+    everyone = torch.arange(int(users.max()) + 2, device=users.device)
+    rowptr = torch.searchsorted(seen_user, everyone)
 
     block_size = min(block_size, max(BLOCK_BYTES // (4 * num_items), 1))
     # Scores are copied before masking, since they may be the caller's own table. One
     # buffer serves all blocks: fresh memory for each costs as much as the search.
-    width = -(-num_items // TILE_SIZE) * TILE_SIZE
-    buffer = torch.full(
-        (min(block_size, len(users)), width),
-        -torch.inf,
-        dtype=torch.float,
-        device=users.device,
-    )
+    size = (min(block_size, len(users)), num_items)
+    buffer = torch.empty(size, dtype=torch.float, device=users.device)
     rankings = []
     for block in torch.arange(len(users), device=users.device).split(block_size):
         scores = score(users[block])
@@ -87,11 +85,17 @@ def rank_items(
                 f'users and {num_items} items; return [num_users, num_items]'
             )
         masked = buffer[: len(block)]
-        masked[:, :num_items] = scores
+        masked.copy_(scores)
 
-        row, place = ranges(start[block], count[block])
+        taken, place = take_rows(rowptr, users[block])
+        row = torch.repeat_interleave(taken.diff())
         masked[row, seen_item[place]] = -torch.inf
-        rankings.append(_top_items(masked, k))
+        items, top = top_items(masked, k)
+        if top.isnan().any():  # They come first.
+            raise InputError(
+                'rank_items: score gave NaN; check the model and lower its lr'
+            )
+        rankings.append(items)
     return torch.cat(rankings)
 
 
@@ -143,12 +147,12 @@ def evaluate(
     for what, pairs in (('edge_label_index', edge_label_index), ('exclude', exclude)):
         check_pairs(pairs, num_users, num_items, 'evaluate', what)
 
-    label = torch.unique(edge_label_index[0] * num_items + edge_label_index[1])
+    label = torch.unique(pair_keys(edge_label_index, num_items))
     # Of the pairs to leave out, those of users to rank for: they may be few.
     is_ranked = torch.zeros(num_users, dtype=torch.bool, device=label.device)
     is_ranked[label // num_items] = True
     exclude = exclude[:, is_ranked[exclude[0]]]
-    hidden = torch.isin(label, exclude[0] * num_items + exclude[1])
+    hidden = torch.isin(label, pair_keys(exclude, num_items))
     if hidden.any():
         logger.warning(
             '%d of %d held-out pairs are excluded from the ranking and left out',
@@ -171,7 +175,7 @@ def evaluate(
         )
     sums = [value * num_users for value in means.values()]
     total = torch.tensor([*sums, num_users], dtype=torch.double, device=label.device)
-    *sums, num_users = users.group.sum_(total).tolist()
+    *sums, num_users = users.group.all_reduce(total).tolist()
     return {name: x / num_users for name, x in zip(means, sums, strict=True)}
 
 
@@ -188,13 +192,14 @@ def _mean_metrics(
     block_size: int,
 ) -> tuple[dict[str, float], int]:
     """The figures of the users of held-out pairs, as keys, and how many users."""
-    users, row = torch.unique(label // num_items, return_inverse=True)
+    user, item = split_keys(label, num_items)
+    users, row = torch.unique(user, return_inverse=True)
     ranking = rank_items(score, users, num_items, exclude, max(ks), block_size)
     kinds = {'recall': LinkPredRecall, 'ndcg': LinkPredNDCG}
     metrics = LinkPredMetricCollection(
         {f'{name}@{k}': kind(k) for name, kind in kinds.items() for k in ks}
     ).to(ranking.device)
-    metrics.update(ranking, (row, label % num_items))
+    metrics.update(ranking, (row, item))
     # A perfect list and its ideal are summed in another order, and round apart.
     means = {key: min(float(x), 1.0) for key, x in metrics.compute().items()}
     return means, len(users)
@@ -304,7 +309,7 @@ def popularity_score(edge_index: Tensor, num_items: int) -> Score:
     Returns:
         A ``score`` for :func:`rank_items` and :func:`evaluate`.
     """
-    popularity = degree(edge_index[1], num_items)
+    popularity = degree(edge_index[1], num_items).float()
     return lambda users: popularity.expand(len(users), -1)
 
 
@@ -315,34 +320,3 @@ def _held_out(data: HeteroData, split: Split) -> Tensor:
             f'data[{RATES}] has no {name}; set it to pairs [2, num_labels]'
         )
     return data[RATES][name]
-
-
-def _top_items(scores: Tensor, k: int) -> Tensor:
-    """Columns of the ``k`` highest scores of each row, equal scores by lowest column.
-
-    A row is cut into tiles of neighbouring columns. The ``k`` best columns lie in the
-    ``k`` best tiles, a tile being as good as its best column; a tie between tiles goes
-    to the lower one, whose columns are all lower too. Only these tiles are searched.
-    """
-    tiles = scores.unflatten(1, (-1, TILE_SIZE))
-    best = tiles.amax(dim=2)
-    if best.isnan().any():
-        raise InputError('rank_items: score gave NaN; check the model and lower its lr')
-    tile = torch.arange(best.size(1), device=scores.device)
-    keys = _best_first(best, tile)
-    kept = keys.topk(min(k, len(tile)), largest=False).indices
-    column = kept[:, :, None] * TILE_SIZE + torch.arange(
-        TILE_SIZE, device=scores.device
-    )
-    column = column.flatten(1)
-    keys = _best_first(scores.gather(1, column), column)
-    return column.gather(1, keys.topk(k, largest=False).indices)
-
-
-def _best_first(scores: Tensor, column: Tensor) -> Tensor:
-    """Distinct int64 keys: the lowest is the best score, in its lowest column."""
-    # The bits of a float, taken as an integer, sort like the float once the magnitude
-    # of negative numbers is negated; that makes -0 equal to +0 as well.
-    bits = scores.view(torch.int32)
-    bits = torch.where(bits < 0, -(2**31) - bits, bits)
-    return torch.add(column, bits, alpha=-(2**32))

@@ -29,10 +29,10 @@ from pyg_c2f.checkpoint import (
 from pyg_c2f.config import RECIPES, FastRecipe, Recipe
 from pyg_c2f.datasets import get_dataset, with_validation_in_train
 from pyg_c2f.datasets.registry import built_digest
-from pyg_c2f.distributed import Group, one_block_each
 from pyg_c2f.evaluate import evaluate_split, popularity_score, with_sampled_users
 from pyg_c2f.report import write_report
 from pyg_c2f.resume import RESUME_FILES, delete_resume, resume_files
+from pyg_c2f.shards import Group, one_block_each
 from pyg_c2f.train import check_run, train
 from pyg_c2f.typing import ITEM, RATES, SELECTION, USER, InputError, Stage
 

@@ -15,23 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
-from torch_geometric.utils import cumsum
 
-from pyg_c2f.codes import (
-    WEIGHT_BITS,
-    kmeans,
-    residual_codes,
-    round_weights,
-    threshold_assignment,
-    weights_of,
-)
+from pyg_c2f.codes import kmeans, residual_codes, threshold_assignment
 from pyg_c2f.config import FastRecipe
-from pyg_c2f.distributed import Group, Rows
 from pyg_c2f.evaluate import evaluate_split
 from pyg_c2f.finite import NotFiniteError, check_finite
-from pyg_c2f.graph import are_rising, power, unique_pairs
+from pyg_c2f.graph import power
 from pyg_c2f.nn import LinearC2F
 from pyg_c2f.nn.fused import weighted_sum
+from pyg_c2f.packing import WEIGHT_BITS, round_weights, weights_of
+from pyg_c2f.shards import Group, Rows
+from pyg_c2f.sparse import are_rising, degree, pair_keys, rowptr_of, unique_pairs
 from pyg_c2f.spectral import (
     SharedInteractions,
     pairs_of,
@@ -78,18 +72,18 @@ def build_fast(
     check_fast(data, recipe, group)
     edge_index, users, own = share_pairs(data, group)
     items = group.rows(num_items)
-    deg = group.sum_(torch.bincount(own[1], minlength=num_items))
+    deg = group.all_reduce(degree(own[1], num_items))
     norms = recipe.user_norm, recipe.item_norm
     interactions = shared_interactions(own, users, items, *norms, deg)
     x, basis = spectral_features(interactions, deg, recipe, generator)
-    importance = power(items.own(deg), recipe.popularity)
+    importance = power(items.local(deg), recipe.popularity)
     codebook = torch.eye(x.size(1), dtype=x.dtype, device=x.device)
     coarse = threshold_assignment(x, recipe.coarse_links, importance, rows=items)
     coarse = _gather(coarse, items)
     if recipe.dtype == 'packed':
         # What the model computes is what is stored: the fine part sees the rounding.
         coarse = _rounded(coarse)
-    rest = x - weighted_sum(Assignment(*map(items.own, coarse)), codebook)
+    rest = x - weighted_sum(Assignment(*map(items.local, coarse)), codebook)
     threshold, fine, fine_codebook = 0.0, None, None
     if recipe.fine_links:
         threshold, fine, fine_codebook = _fine_anchors(
@@ -149,7 +143,7 @@ def share_pairs(data: HeteroData, group: Group) -> tuple[Tensor, Rows, Tensor]:
             f'{own.size(1):,} train pairs for one process: start more processes, so '
             f'that each has fewer than {2**31:,}'
         )
-    is_wrong = not are_rising(own[0] * num_items + own[1])
+    is_wrong = not are_rising(pair_keys(own, num_items))
     if group.max(is_wrong):
         raise InputError(
             f'data[{RATES}].edge_index is not sorted by user, then item, or holds a '
@@ -231,8 +225,8 @@ def spectral_features(
     rank = min(recipe.embedding_dim, users.num_rows, items.num_rows)
     value, right, residual, rounds = right_vectors(interactions, rank, generator)
     x = right * value**recipe.power
-    weight = power(items.own(item_degree), recipe.popularity).sqrt()
-    x = items.times(x, varimax(x, weight, generator, items=items))
+    weight = power(items.local(item_degree), recipe.popularity).sqrt()
+    x = items.matmul(x, varimax(x, weight, generator, items=items))
     return x, {'residual': residual, 'rounds': rounds}
 
 
@@ -362,8 +356,8 @@ def own_scorer(model: LinearC2F, data: HeteroData, users: Rows) -> Score:
     users who live from their items need nothing else of the graph.
     """
     user, item = pairs_of(data[RATES].edge_index, users.start, users.stop)
-    count = torch.bincount(user - users.start, minlength=users.stop - users.start)
-    score = model.history_scorer(cumsum(count), item)
+    rowptr = rowptr_of(user - users.start, users.stop - users.start)
+    score = model.history_scorer(rowptr, item)
     return lambda users_: score(users_ - users.start)
 
 

@@ -8,13 +8,13 @@ order users, items, coarse anchors, fine anchors (the fused form).
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch_geometric import EdgeIndex
 from torch_geometric.data import HeteroData
 from torch_geometric.typing import Adj, SparseTensor
-from torch_geometric.utils import cumsum, degree, is_sparse
+from torch_geometric.utils import cumsum, is_sparse
 
+from pyg_c2f.sparse import CSR, degree
 from pyg_c2f.typing import (
     COARSE,
     COARSE_FINE,
@@ -30,66 +30,12 @@ from pyg_c2f.typing import (
     USER_COARSE,
     Assignment,
     EdgeType,
-    InputError,
 )
 
 
 def inverse_sqrt(deg: Tensor) -> Tensor:
     r"""Returns :math:`d^{-1/2}`, and 0 where the degree :math:`d` is 0."""
     return torch.where(deg > 0, deg, torch.inf).rsqrt()
-
-
-def check_pairs(
-    pairs: Tensor, num_users: int, num_items: int, where: str, what: str
-) -> None:
-    """Checks that pairs of users and items fit the numbers of both.
-
-    Raises:
-        InputError: If an id is out of range: ``where``, and of which pairs (``what``).
-    """
-    for name, ids, size in zip(
-        ('user', 'item'), pairs, (num_users, num_items), strict=True
-    ):
-        if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= size):
-            raise InputError(
-                f'{where}: {name} ids {int(ids.min())} to {int(ids.max())} of {what} '
-                f'do not fit num_{name}s={size}; number the {name}s from 0'
-            )
-
-
-def unique_pairs(edge_index: Tensor, num_items: int) -> Tensor:
-    """The distinct pairs of users and items, sorted by user, then item.
-
-    Args:
-        edge_index (Tensor): The pairs, users in row 0, items in row 1.
-        num_items (int): The number of items.
-
-    Returns:
-        Tensor: The pairs; the given tensor itself, where they are so already.
-    """
-    key = edge_index[0] * num_items + edge_index[1]
-    if are_rising(key):
-        return edge_index
-    key = torch.unique(key)
-    return torch.stack([key.div(num_items, rounding_mode='floor'), key % num_items])
-
-
-def are_rising(key: Tensor) -> bool:
-    """Whether each number is larger than the one before."""
-    return bool((key[1:] > key[:-1]).all())
-
-
-def ranges(start: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """The numbers from ``start`` up, ``count`` of them, for each of several ranges.
-
-    With the rows' starts and lengths of a CSR matrix, the places of their entries.
-
-    Returns:
-        Tuple: The range that each number belongs to, and the number.
-    """
-    row = torch.repeat_interleave(count)
-    first = start - (count.cumsum(0) - count)
-    return row, torch.arange(row.numel(), device=row.device) + first[row]
 
 
 def interaction_weight(
@@ -194,50 +140,6 @@ def build_hetero_data(
     return data
 
 
-class CSR(NamedTuple):
-    """A sparse matrix in compressed rows."""
-
-    rowptr: Tensor  # [num_rows + 1]
-    col: Tensor  # [num_edges]
-    weight: Tensor  # [num_edges]
-
-
-def csr_of(row: Tensor, col: Tensor, weight: Tensor, num_rows: int) -> CSR:
-    """The matrix of entries sorted by row, with 32-bit indices.
-
-    Of the rows only the counts are looked at: they may be in another order.
-    """
-    return CSR(_rowptr(row, num_rows).int(), col.int(), weight)
-
-
-def csr_range(csr: CSR, first: int, last: int) -> CSR:
-    """The rows from ``first`` to before ``last``; the entries are views."""
-    rowptr = csr.rowptr[first : last + 1]
-    begin, end = int(rowptr[0]), int(rowptr[-1])
-    return CSR(rowptr - begin, csr.col[begin:end], csr.weight[begin:end])
-
-
-def csr_matmul(csr: CSR, x: Tensor) -> Tensor:
-    r"""The product of a CSR matrix with a dense one.
-
-    On the CPU it is an embedding bag, whose kernel prefetches the gathered rows: on
-    real interaction graphs it takes less than half the time of ``torch.sparse``. That
-    kernel is float32 only, and on a GPU ``torch.sparse`` is faster.
-    """
-    rowptr, col, weight = csr
-    if x.is_cuda:
-        size = (rowptr.numel() - 1, x.size(0))
-        return torch.sparse_csr_tensor(rowptr, col, weight, size) @ x
-    return F.embedding_bag(
-        col,
-        x,
-        rowptr.to(col.dtype),
-        mode='sum',
-        per_sample_weights=weight,
-        include_last_offset=True,
-    )
-
-
 class BlockGraph(NamedTuple):
     r"""The fused form: one CSR matrix over all nodes, and the assignments beside it.
 
@@ -254,27 +156,36 @@ class BlockGraph(NamedTuple):
     fine_t: CSR | None  # S2', [num_fine, num_coarse]
 
 
-class EntityCSR(NamedTuple):
+def normalized_interactions(
+    edge_index: Tensor,
+    num_users: int,
+    num_items: int,
+    user_norm: float = 0.5,
+    item_norm: float = 0.5,
+) -> CSR:
+    """The matrix of :func:`interaction_weight`, ``[num_users, num_items]``."""
+    weight = interaction_weight(edge_index, num_users, num_items, user_norm, item_norm)
+    return CSR.from_pairs(edge_index, weight, num_users, num_items)
+
+
+def entity_csr(edge_index: Tensor, num_users: int, num_items: int) -> CSR:
     """The symmetric matrix A over users and items, which no assignment changes."""
-
-    rowptr: Tensor  # [num_entities + 1]
-    row: Tensor  # [2 * num_edges]
-    col: Tensor  # [2 * num_edges]
-    weight: Tensor  # [2 * num_edges]
-
-
-def entity_csr(edge_index: Tensor, num_users: int, num_items: int) -> EntityCSR:
-    """The CSR form of the normalised interactions in both directions."""
     pairs = torch.stack([edge_index[0], edge_index[1] + num_users])
-    row, col = torch.cat([pairs, pairs.flip(0)], dim=1)
     weight = interaction_weight(edge_index, num_users, num_items).repeat(2)
-    perm = (row * (num_users + num_items) + col).argsort()
-    row, col, weight = row[perm], col[perm], weight[perm]
-    return EntityCSR(_rowptr(row, num_users + num_items), row, col, weight)
+    size = num_users + num_items
+    return CSR.from_pairs(torch.cat([pairs, pairs.flip(0)], dim=1), weight, size, size)
+
+
+def assignment_csr(assignment: Assignment) -> CSR:
+    """All links of an assignment, also those of weight zero, ``[num_nodes, ...]``."""
+    index, weight = assignment
+    num_nodes, num_links = index.shape
+    rowptr = torch.arange(num_nodes + 1, device=index.device) * num_links
+    return CSR(rowptr, index.flatten(), weight.flatten())
 
 
 def build_block_graph(
-    entities: EntityCSR,
+    entities: CSR,
     coarse: Assignment,
     num_coarse: int,
     fine: Assignment | None = None,
@@ -296,7 +207,7 @@ def build_block_graph(
     num_entities, t = coarse.index.shape
     device, dtype = coarse.weight.device, coarse.weight.dtype
     links, link_weight = coarse.index + num_entities, coarse.weight
-    coarse_t = _transpose(coarse, num_coarse)
+    coarse_t = assignment_csr(coarse).transpose(num_coarse)
 
     # Entity rows: the neighbours of A, then the t anchors.
     size = entities.col.numel() + links.numel()
@@ -307,13 +218,13 @@ def build_block_graph(
     link_at = link_at + torch.arange(t, device=device)
     col = torch.empty(size, dtype=torch.long, device=device)
     weight = torch.empty(size, dtype=dtype, device=device)
-    col[at], weight[at] = entities.col, entities.weight.to(dtype)
+    col[at], weight[at] = entities.col.long(), entities.weight.to(dtype)
     col[link_at], weight[link_at] = links, link_weight
     rowptr = entities.rowptr + t * torch.arange(num_entities + 1, device=device)
 
     # Coarse rows: the entities tied to the anchor, then its f fine anchors.
     cols, weights, counts = [col], [weight], [rowptr.diff()]
-    fine_t = None if fine is None else _transpose(fine, num_fine)
+    fine_t = None if fine is None else assignment_csr(fine).transpose(num_fine)
     first_fine = num_entities + num_coarse
     if fine is None or fine_t is None:
         cols.append(coarse_t.col)
@@ -346,17 +257,6 @@ def build_block_graph(
     return BlockGraph(
         CSR(rowptr.int(), col.int(), weight), scale, coarse, coarse_t, fine, fine_t
     )
-
-
-def _rowptr(row: Tensor, num_rows: int) -> Tensor:
-    return cumsum(torch.bincount(row, minlength=num_rows))
-
-
-def _transpose(assignment: Assignment, num_anchors: int) -> CSR:
-    anchor, perm = assignment.index.flatten().sort(stable=True)
-    row = perm // assignment.index.size(1)
-    weight = assignment.weight.flatten()[perm]
-    return CSR(_rowptr(anchor, num_anchors), row, weight)
 
 
 def adj_to_edges(adj: Adj, edge_weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from pyg_c2f.graph import check_pairs, unique_pairs
+from pyg_c2f.sparse import check_pairs, degree, pair_keys, unique_pairs
 from pyg_c2f.typing import InputError
 
 
@@ -73,12 +73,12 @@ class TripletSampler:
         self.generator = generator
 
         user, self._items = unique_pairs(edge_index, num_items)
-        self._degree = torch.bincount(user, minlength=num_users)
+        self._degree = degree(user, num_users)
         self._start = self._degree.cumsum(0) - self._degree
         # One sorted list for all users: the number of unrated items before each train
         # item, offset by num_items per user.
         place = torch.arange(len(user), device=user.device) - self._start[user]
-        self._unrated_before = user * num_items + self._items - place
+        self._unrated_before = pair_keys((user, self._items), num_items) - place
 
         num_active = int((self._degree > 0).sum())
         if len(user) * num_active < num_users:
@@ -124,10 +124,10 @@ class TripletSampler:
         users = torch.arange(self.num_users, device=times.device)
         users = users.repeat_interleave(times)
 
-        start, degree = self._start[users], self._degree[users]
-        positives = self._items[start + self._draw_below(degree)]
+        start, deg = self._start[users], self._degree[users]
+        positives = self._items[start + self._draw_below(deg)]
 
-        num_unrated = self.num_items - degree
+        num_unrated = self.num_items - deg
         ranks = users.new_empty(self.num_neg_samples, len(users))
         for j in range(self.num_neg_samples):
             last = num_unrated - self.num_neg_samples + j
@@ -151,7 +151,7 @@ class TripletSampler:
         )
         # Counting the draws of each user sorts them. The triples are shuffled anyway,
         # and the binary search is twice as fast when neighbours share a user.
-        times = torch.bincount(drawn, minlength=self.num_users)
+        times = degree(drawn, self.num_users)
         times[self._degree == 0] = 0
         return times
 

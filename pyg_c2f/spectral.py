@@ -8,15 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyg_c2f.distributed import Group, Rows, one_thread_each
-from pyg_c2f.graph import (
-    CSR,
-    are_rising,
-    csr_matmul,
-    csr_of,
-    csr_range,
-    interaction_weight,
-)
+from pyg_c2f.graph import interaction_weight
+from pyg_c2f.shards import Group, Rows, one_thread_each
+from pyg_c2f.sparse import CSR, csr_matmul, rowptr_of
 
 logger = logging.getLogger(__name__)
 
@@ -34,56 +28,6 @@ TABLE_BYTES = 1 << 30
 ITEMS = 1024
 VARIMAX_ROWS = 12_000
 VARIMAX_ITERATIONS = 15
-
-
-class Interactions(NamedTuple):
-    r"""The degree-normalised interactions and their transpose, as CSR matrices.
-
-    .. math::
-        \tilde{R}_{ui} = d_u^{-a} d_i^{-b} R_{ui}
-    """
-
-    by_user: CSR  # [num_users, num_items]
-    by_item: CSR  # [num_items, num_users]
-
-
-def normalized_interactions(
-    edge_index: Tensor,
-    num_users: int,
-    num_items: int,
-    user_norm: float = 0.5,
-    item_norm: float = 0.5,
-) -> Interactions:
-    """Both CSR forms of the unique train pairs ``[2, num_edges]``, in any order.
-
-    The other arguments are those of :func:`~pyg_c2f.graph.interaction_weight`.
-    """
-    weight = interaction_weight(edge_index, num_users, num_items, user_norm, item_norm)
-    return Interactions(
-        _csr(edge_index, weight, num_users, num_items),
-        _csr(edge_index.flip(0), weight, num_items, num_users),
-    )
-
-
-def interactions_by_user(
-    edge_index: Tensor,
-    num_users: int,
-    num_items: int,
-    user_norm: float = 0.5,
-    item_norm: float = 0.5,
-) -> CSR:
-    """The first of the forms of :func:`normalized_interactions`, alone."""
-    weight = interaction_weight(edge_index, num_users, num_items, user_norm, item_norm)
-    user, item = edge_index
-    if are_rising(user * num_items + item):  # No sort, which is most of the time.
-        return csr_of(user, item, weight, num_users)
-    return _csr(edge_index, weight, num_users, num_items)
-
-
-def _csr(pairs: Tensor, weight: Tensor, num_rows: int, num_cols: int) -> CSR:
-    row, col = pairs
-    perm = (row * num_cols + col).argsort()
-    return csr_of(row, col[perm], weight[perm], num_rows)
 
 
 class SharedInteractions(NamedTuple):
@@ -107,7 +51,7 @@ def shared_interactions(
     item_norm: float,
     item_degree: Tensor,
 ) -> SharedInteractions:
-    """:func:`normalized_interactions` of the users that this process holds.
+    """The interactions of the users that this process holds, normalised.
 
     Args:
         edge_index (Tensor): The pairs of the own users, sorted by user, then item.
@@ -120,15 +64,14 @@ def shared_interactions(
     num_users, num_blocks = users.stop - users.start, len(users.blocks)
     num_items = items.num_rows
     edge_index = edge_index - edge_index.new_tensor([[users.start], [0]])
-    user, item = edge_index[0], edge_index[1].int()
+    user, item = edge_index
     norms = user_norm, item_norm, item_degree
     weight = interaction_weight(edge_index, num_users, num_items, *norms)
-    by_user = csr_of(user, item, weight, num_users)
-    perm = item.argsort(stable=True)
+    by_user = CSR.from_sorted(user, item, weight, num_users)
     ends = user.new_tensor([block.stop for block in users.blocks[:-1]])
-    part = edge_index[1] * num_blocks + torch.bucketize(user, ends, right=True)
-    rows = num_items * num_blocks
-    by_item = csr_of(part, user.int()[perm], weight[perm], rows)
+    part = item * num_blocks + torch.bucketize(user, ends, right=True)
+    rowptr = rowptr_of(part, num_items * num_blocks).int()
+    by_item = by_user.transpose(num_items)._replace(rowptr=rowptr)
     return SharedInteractions(by_user, by_item, users, items)
 
 
@@ -140,14 +83,16 @@ def pairs_of(edge_index: Tensor, first: int, last: int) -> Tensor:
 
 
 def randomized_svd(
-    interactions: Interactions,
+    by_user: CSR,
+    num_items: int,
     rank: int,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""The leading singular triplets of the normalised interactions.
 
     Args:
-        interactions (Interactions): The matrix :math:`\tilde{R}`.
+        by_user (CSR): The matrix :math:`\tilde{R}`.
+        num_items (int): The number of its columns.
         rank (int): The number of triplets.
         generator (torch.Generator, optional): Draws the start, on the CPU.
 
@@ -158,15 +103,15 @@ def randomized_svd(
     Raises:
         ValueError: If the rank is not positive or larger than the matrix.
     """
-    by_user, by_item = interactions
-    num_users, num_items = by_user.rowptr.numel() - 1, by_item.rowptr.numel() - 1
+    num_users = by_user.num_rows
     if not 1 <= rank <= min(num_users, num_items):
         raise ValueError(
             f"'randomized_svd' expected a rank from 1 to {min(num_users, num_items)} "
             f'(got {rank})'
         )
     rows = (Group().rows(size) for size in (num_users, num_items))
-    spectrum = right_vectors(SharedInteractions(*interactions, *rows), rank, generator)
+    shared = SharedInteractions(by_user, by_user.transpose(num_items), *rows)
+    spectrum = right_vectors(shared, rank, generator)
     value, right = spectrum.value, spectrum.right
     scale = torch.where(value > 0, value, torch.inf).reciprocal()
     return csr_matmul(by_user, right) * scale, value, right
@@ -269,7 +214,7 @@ def right_vectors(
         done = torch.cat([done, x[:, :new]], dim=1)
         done_value, done_error = value[: done.size(1)], error[: done.size(1)]
         x = _chebyshev(interactions, bound, degree, x[:, new:], product[:, new:])
-        x -= items.times(done, items.product(done, x))
+        x -= items.matmul(done, items.gram(done, x))
     logger.info(
         '%d singular vectors: residual %.1e after %d rounds', rank, residual, num_rounds
     )
@@ -291,11 +236,8 @@ def right_vectors(
 
 
 def _in_double(interactions: SharedInteractions) -> SharedInteractions:
-    by_user, by_item = (
-        csr._replace(weight=csr.weight.double())
-        for csr in (interactions.by_user, interactions.by_item)
-    )
-    return interactions._replace(by_user=by_user, by_item=by_item)
+    by_user, by_item, *rows = interactions
+    return SharedInteractions(by_user.to(torch.double), by_item.to(torch.double), *rows)
 
 
 def _norms(x: Tensor, items: Rows) -> Tensor:
@@ -307,13 +249,13 @@ def _norms(x: Tensor, items: Rows) -> Tensor:
 
 def _gram(x: Tensor, y: Tensor, items: Rows) -> Tensor:
     """The symmetric part of X'Y, in double precision."""
-    gram = items.product(x, y).double()
+    gram = items.gram(x, y).double()
     return (gram + gram.T) / 2
 
 
 def _eigh(matrix: Tensor, items: Rows) -> tuple[Tensor, Tensor]:
     (found,) = one_thread_each([partial(torch.linalg.eigh, matrix)])
-    return items.group.same(*found)
+    return items.group.broadcast(*found)
 
 
 def _orthonormal(x: Tensor, items: Rows) -> tuple[Tensor, Tensor]:
@@ -345,7 +287,7 @@ def _ritz(x: Tensor, product: Tensor, items: Rows) -> tuple[Tensor, Tensor, Tens
     _, basis = _orthonormal(x, items)
     value, vector = _eigh(basis.T @ _gram(x, product, items) @ basis, items)
     turn = (basis @ vector).flip(1).to(x)
-    return value.flip(0), items.times(x, turn), items.times(product, turn)
+    return value.flip(0), items.matmul(x, turn), items.matmul(product, turn)
 
 
 def _filter_degree(
@@ -371,7 +313,9 @@ def _start(
     """The own rows of R' times a Gaussian table, each block of it with its own seed."""
     users, weight = interactions.users, interactions.by_user.weight
     seeds = torch.randint(2**62, (users.group.num_blocks,), generator=generator)
-    draws = [torch.Generator().manual_seed(s) for s in users.group.own(seeds).tolist()]
+    draws = [
+        torch.Generator().manual_seed(s) for s in users.group.local(seeds).tolist()
+    ]
 
     def drawn(num_columns: int) -> Tensor:
         sizes = (block.stop - block.start for block in users.blocks)
@@ -417,19 +361,19 @@ def _sum_by_item(interactions: SharedInteractions, x: Tensor) -> Tensor:
     num_blocks = len(items.blocks)
     if x.dtype == torch.double and items.group.size > 1:
         sums = csr_matmul(by_item, x).view(num_items, num_blocks, x.size(1))
-        return items.group.sum_in_order(sums.unbind(1), items.reduce)
+        return items.group.sum_in_order(sums.unbind(1), items.reduce_scatter)
     dtype = torch.double if items.group.size > 1 else x.dtype
     out = torch.empty(num_items, x.size(1), dtype=dtype, device=x.device)
     # Some items at a time: what the blocks give for them stays near the cores.
     for first in range(0, num_items, ITEMS):
         last = min(first + ITEMS, num_items)
-        some = csr_range(by_item, first * num_blocks, last * num_blocks)
+        some = by_item.between(first * num_blocks, last * num_blocks)
         sums = csr_matmul(some, x).view(last - first, num_blocks, x.size(1))
         total = sums[:, 0].to(torch.double, copy=True)
         for block in range(1, num_blocks):
             total += sums[:, block]
         out[first:last] = total
-    return items.reduce(out).to(x.dtype)
+    return items.reduce_scatter(out).to(x.dtype)
 
 
 def _chebyshev(
@@ -491,7 +435,7 @@ def varimax(
         pick = torch.randperm(items.num_rows, generator=generator)[:num_rows]
         seen = torch.zeros_like(seen)
         seen[pick] = True
-    seen = items.own(seen).to(rows.device)
+    seen = items.local(seen).to(rows.device)
     parts = []
     for block in items.blocks:
         x = rows[block][seen[block]]
@@ -510,7 +454,7 @@ def varimax(
         cubes = group.sum_of_each([partial(_times_cubes, x, rotation) for x in parts])
         gradient = cubes - turned * mean
         ((u, _, vh),) = one_thread_each([partial(torch.linalg.svd, gradient)])
-        rotation = group.same(u @ vh)
+        rotation = group.broadcast(u @ vh)
     return rotation
 
 

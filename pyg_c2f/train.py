@@ -24,11 +24,9 @@ from pyg_c2f.anchors import (
 )
 from pyg_c2f.checkpoint import UNFIT, Model, phase_file, save
 from pyg_c2f.config import FastRecipe, Recipe, get_recipe
-from pyg_c2f.distributed import Group, Rows
 from pyg_c2f.evaluate import evaluate_split
 from pyg_c2f.fast import check_data, check_fast, train_fast
 from pyg_c2f.finite import NotFiniteError, check_finite, check_step
-from pyg_c2f.graph import unique_pairs
 from pyg_c2f.nn import C2F, BPRLoss
 from pyg_c2f.resume import (
     Progress,
@@ -38,6 +36,8 @@ from pyg_c2f.resume import (
     write_resume,
 )
 from pyg_c2f.sampler import TripletSampler
+from pyg_c2f.shards import Group, Rows
+from pyg_c2f.sparse import degree, unique_pairs
 from pyg_c2f.typing import ITEM, RATES, SELECTION, USER, InputError, Stage
 
 logger = logging.getLogger(__name__)
@@ -210,7 +210,7 @@ def make_same(model: C2F, group: Group | None) -> None:
     if group is None or group.size == 1:
         return
     tables = [*model.parameters(), *model.buffers()]
-    group.same(*(x.detach() for x in tables if x is not model.edge_index))
+    group.broadcast(*(x.detach() for x in tables if x is not model.edge_index))
 
 
 def share_columns(width: int, group: Group) -> Rows:
@@ -232,7 +232,7 @@ class _SumOfParts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, part: Tensor, group: Group) -> Tensor:
-        return group.sum_(part.clone())
+        return group.all_reduce(part.clone())
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -263,7 +263,7 @@ def batch_loss(
     h = model.propagate(x)
     items = torch.stack([positives, negatives])
     ids = torch.cat([users, items.flatten() + model.num_users])
-    penalty = criterion.penalty(x[0], torch.bincount(ids, minlength=len(x[0])))
+    penalty = criterion.penalty(x[0], degree(ids, len(x[0])))
     if columns is None:
         scores = model(users, items, h)
     else:
@@ -323,7 +323,7 @@ class SharedLoss:
     def update_assignment(self, h: Tensor) -> None:
         """Re-assigns from what :meth:`backward` returns, in all processes alike."""
         self.model.update_assignment(self.whole(h))
-        self.group.same(*getattr(self.model, self.model.stage).assignment)
+        self.group.broadcast(*getattr(self.model, self.model.stage).assignment)
 
     def whole(self, own: Tensor) -> Tensor:
         """All columns of a table, from everybody's own."""

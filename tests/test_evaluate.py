@@ -7,7 +7,6 @@ from torch_geometric.data import HeteroData
 
 from pyg_c2f.datasets import SyntheticHierarchy
 from pyg_c2f.evaluate import (
-    TILE_SIZE,
     evaluate,
     evaluate_split,
     exclude_edges,
@@ -15,6 +14,7 @@ from pyg_c2f.evaluate import (
     rank_items,
     with_sampled_users,
 )
+from pyg_c2f.sparse import TILE_SIZE
 from pyg_c2f.typing import RATES, InputError, Protocol, Split
 
 

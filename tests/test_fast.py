@@ -10,9 +10,9 @@ from pyg_c2f import fast as module
 from pyg_c2f.checkpoint import model_tensors
 from pyg_c2f.config import FastRecipe
 from pyg_c2f.datasets import SyntheticHierarchy
-from pyg_c2f.distributed import Group
 from pyg_c2f.evaluate import evaluate_split
 from pyg_c2f.fast import build_fast, check_data, check_fast, train_fast
+from pyg_c2f.shards import Group
 from pyg_c2f.spectral import shared_interactions
 from pyg_c2f.typing import ITEM, RATED_BY, RATES, SELECTION, USER, InputError
 

@@ -13,8 +13,6 @@ from pyg_c2f.graph import (
     interaction_weight,
     inverse_sqrt,
     joint_norm,
-    ranges,
-    unique_pairs,
 )
 from pyg_c2f.typing import Assignment
 
@@ -173,11 +171,3 @@ def test_adj_to_edges():
         )
         with pytest.raises(ValueError, match='leave the edge_weight out'):
             adj_to_edges(form, weight)
-
-
-def test_unique_pairs_and_ranges():
-    pairs = torch.tensor([[2, 0, 2, 0, 2], [1, 3, 0, 3, 1]])
-    assert unique_pairs(pairs, 4).tolist() == [[0, 2, 2], [3, 0, 1]]
-    row, place = ranges(torch.tensor([5, 0, 2]), torch.tensor([2, 0, 3]))
-    assert row.tolist() == [0, 0, 2, 2, 2]
-    assert place.tolist() == [5, 6, 2, 3, 4]

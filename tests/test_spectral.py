@@ -6,11 +6,11 @@ import math
 import pytest
 import torch
 
-from pyg_c2f.distributed import Group
-from pyg_c2f.graph import CSR
+from pyg_c2f.graph import normalized_interactions
+from pyg_c2f.shards import Group
+from pyg_c2f.sparse import CSR
 from pyg_c2f.spectral import (
     SharedInteractions,
-    normalized_interactions,
     randomized_svd,
     right_vectors,
     varimax,
@@ -47,7 +47,8 @@ def to_dense(csr, num_cols):
 @pytest.mark.parametrize('share', [0.08, 0.5, 0])
 def test_normalized_interactions(share):
     edges = random_edges(share)
-    by_user, by_item = normalized_interactions(edges, U, V)
+    by_user = normalized_interactions(edges, U, V)
+    by_item = by_user.transpose(V)
     expected = dense(edges).float()
     torch.testing.assert_close(to_dense(by_user, V), expected)
     torch.testing.assert_close(to_dense(by_item, U), expected.T)
@@ -66,7 +67,7 @@ def assert_orthonormal(x, atol=3e-5):
 def test_randomized_svd(rank):
     edges = random_edges()
     left, value, right = randomized_svd(
-        normalized_interactions(edges, U, V), rank, generator()
+        normalized_interactions(edges, U, V), V, rank, generator()
     )
     u, s, vh = torch.linalg.svd(dense(edges))
     assert left.shape == (U, rank) and right.shape == (V, rank)
@@ -93,7 +94,7 @@ def test_the_last_vectors_of_many_are_right():
     rated = torch.rand(num, num, generator=generator()) < 0.05
     edges = rated.nonzero().T
     _, value, right = randomized_svd(
-        normalized_interactions(edges, num, num), 40, generator()
+        normalized_interactions(edges, num, num), num, 40, generator()
     )
     _, s, vh = torch.linalg.svd(dense(edges, num, num))
     # Values fall by half a percent from one to the next.
@@ -111,7 +112,7 @@ def test_full_rank_and_rank_deficient():
     s = torch.linalg.svdvals(matrix)
     for rank in (3, 10, U):
         left, value, right = randomized_svd(
-            normalized_interactions(edges, U, V), rank, generator()
+            normalized_interactions(edges, U, V), V, rank, generator()
         )
         assert all(x.isfinite().all() for x in (left, value, right))
         torch.testing.assert_close(value.double(), s[:rank], atol=1e-3, rtol=0)
@@ -128,7 +129,7 @@ def test_full_rank_and_rank_deficient():
 def test_randomized_svd_is_reproducible():
     interactions = normalized_interactions(random_edges(), U, V)
     ours, again, other = (
-        randomized_svd(interactions, 8, generator(seed)) for seed in (1, 1, 2)
+        randomized_svd(interactions, V, 8, generator(seed)) for seed in (1, 1, 2)
     )
     assert all(x.equal(y) for x, y in zip(ours, again, strict=True))
     assert not ours[0].equal(other[0])
@@ -138,7 +139,7 @@ def test_randomized_svd_is_reproducible():
 def test_randomized_svd_refuses(rank):
     interactions = normalized_interactions(random_edges(), U, V)
     with pytest.raises(ValueError, match=rf'rank from 1 to {U} \(got {rank}\)'):
-        randomized_svd(interactions, rank)
+        randomized_svd(interactions, V, rank)
 
 
 def csr(matrix):
@@ -346,7 +347,7 @@ def test_rotated_axes_are_communities():
     rated = torch.rand(len(group), len(group), generator=generator()) < chance
     edges = rated.nonzero().T
     interactions = normalized_interactions(edges, len(group), len(group))
-    _, value, right = randomized_svd(interactions, num, generator())
+    _, value, right = randomized_svd(interactions, len(group), num, generator())
     x = right * value.sqrt()
     rotated = x @ varimax(x, torch.ones(len(group)), generator())
     torch.testing.assert_close(

@@ -17,7 +17,7 @@ from methods.base import (
 from methods.codec import Codec, Plain
 from methods.filters import as_scipy, history_rows
 from pyg_c2f.evaluate import Score
-from pyg_c2f.graph import csr_matmul
+from pyg_c2f.sparse import csr_matmul
 
 
 @dataclass(frozen=True)

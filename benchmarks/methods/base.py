@@ -12,9 +12,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from safetensors.torch import save as to_bytes
 from torch import Tensor
-from torch_geometric.utils import cumsum
 
-from pyg_c2f.codes import (
+from pyg_c2f.evaluate import Score
+from pyg_c2f.packing import (
     pack_bits,
     pack_sorted,
     round_weights,
@@ -22,8 +22,15 @@ from pyg_c2f.codes import (
     unpack_sorted,
     weights_of,
 )
-from pyg_c2f.evaluate import Score
-from pyg_c2f.graph import CSR, check_pairs, ranges, unique_pairs
+from pyg_c2f.sparse import (
+    CSR,
+    check_pairs,
+    pair_keys,
+    rowptr_of,
+    split_keys,
+    take_rows,
+    unique_pairs,
+)
 from pyg_c2f.typing import InputError
 
 Tensors = dict[str, Tensor]
@@ -53,10 +60,9 @@ class Histories(NamedTuple):
 
     def rows(self, users: Tensor) -> Tensor:
         """Binary rows of users, ``[B, num_items]``."""
-        start = self.rowptr[users]
-        row, place = ranges(start, self.rowptr[users + 1] - start)
+        taken, place = take_rows(self.rowptr, users)
         out = torch.zeros(len(users), self.num_items)
-        out[row, self.col[place]] = 1
+        out[torch.repeat_interleave(taken.diff()), self.col[place]] = 1
         return out
 
     def matrix(self, weight: Tensor | None = None) -> CSR:
@@ -78,7 +84,7 @@ def histories_of(edge_index: Tensor, num_users: int, num_items: int) -> Historie
         )
     check_pairs(edge_index, num_users, num_items, 'histories_of', 'edge_index')
     user, item = unique_pairs(edge_index, num_items)
-    return Histories(cumsum(torch.bincount(user, minlength=num_users)), item, num_items)
+    return Histories(rowptr_of(user, num_users), item, num_items)
 
 
 class Baseline(ABC):
@@ -144,14 +150,14 @@ def without_prefix(prefix: str, tensors: Tensors) -> Tensors:
 
 def pack_pairs(row: Tensor, col: Tensor, num_cols: int) -> Tensors:
     """The places of a sparse matrix's entries (sorted), by :func:`pack_sorted`."""
-    low, high, width = pack_sorted(row * num_cols + col)
+    low, high, width = pack_sorted(pair_keys((row, col), num_cols))
     return {'low': low, 'high': high, 'width': width}
 
 
 def unpack_pairs(stored: Tensors, num_cols: int) -> tuple[Tensor, Tensor]:
     """Rows and columns that :func:`pack_pairs` packed."""
     key = unpack_sorted(stored['low'], stored['high'], stored['width'])
-    return key.div(num_cols, rounding_mode='floor'), key % num_cols
+    return split_keys(key, num_cols)
 
 
 def pack_graph(histories: Histories) -> Tensors:
@@ -167,7 +173,7 @@ def unpack_graph(stored: Tensors, num_items: int, num_users: int = 0) -> Histori
     matter, say how many users there are.
     """
     user, item = unpack_pairs(stored, num_items)
-    return Histories(cumsum(torch.bincount(user, minlength=num_users)), item, num_items)
+    return Histories(rowptr_of(user, num_users), item, num_items)
 
 
 def pack_matrix(
@@ -217,5 +223,4 @@ def unpack_matrix(stored: Tensors, num_rows: int, num_cols: int) -> CSR:
     codes = unpack_bits(stored['weight'], num_bits, len(row))
     low, high = stored['grid'].tolist()
     weight = weights_of(codes, num_bits, (low, high))
-    rowptr = cumsum(torch.bincount(row, minlength=num_rows))
-    return CSR(rowptr.int(), col.int(), weight)
+    return CSR.from_sorted(row, col, weight, num_rows)

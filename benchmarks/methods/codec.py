@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from methods.base import Tensors, pack_pairs, unpack_pairs
-from pyg_c2f.codes import num_bits, pack_bits, unpack_bits
+from pyg_c2f.packing import num_bits, pack_bits, unpack_bits
 from pyg_c2f.typing import InputError
 
 CLIPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)

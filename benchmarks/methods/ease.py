@@ -18,7 +18,7 @@ from methods.base import (
 from methods.filters import as_scipy, check_dense, history_rows
 from methods.neighbors import sparse_scorer
 from pyg_c2f.evaluate import Score
-from pyg_c2f.graph import csr_matmul
+from pyg_c2f.sparse import csr_matmul
 from pyg_c2f.typing import InputError
 
 MAX_DOUBLE_ITEMS = 8_000

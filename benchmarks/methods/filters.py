@@ -7,7 +7,6 @@ from typing import ClassVar, Literal
 import scipy.sparse
 import torch
 from torch import Tensor
-from torch_geometric.utils import cumsum
 
 from methods.base import (
     Baseline,
@@ -22,10 +21,9 @@ from methods.base import (
 from methods.codec import Codec, Plain
 from pyg_c2f.checkpoint import small_int_below
 from pyg_c2f.evaluate import Score
-from pyg_c2f.graph import CSR, csr_matmul, ranges
+from pyg_c2f.graph import normalized_interactions
+from pyg_c2f.sparse import CSR, csr_matmul, degree, take_rows
 from pyg_c2f.spectral import (
-    Interactions,
-    normalized_interactions,
     randomized_svd,
 )
 from pyg_c2f.typing import InputError
@@ -118,7 +116,8 @@ class LowPass(Baseline):
         watch: Watch | None = None,
     ) -> Tensors:
         train = interactions(histories, self.user_norm, self.item_norm)
-        value, right = _right_vectors(train, self.embedding_dim, generator)
+        sizes = histories.num_items, self.embedding_dim
+        value, right = _right_vectors(train, *sizes, generator)
         x = right * value**self.power
         degree = small_int(item_degree(histories))
         return prefixed('item', self.codec.encode(x, generator)) | {'degree': degree}
@@ -161,7 +160,8 @@ class GFCF(Baseline):
         generator: torch.Generator | None = None,
         watch: Watch | None = None,
     ) -> Tensors:
-        _, right = _right_vectors(interactions(histories), self.rank, generator)
+        train, sizes = interactions(histories), (histories.num_items, self.rank)
+        _, right = _right_vectors(train, *sizes, generator)
         item = prefixed('item', self.codec.encode(right, generator))
         return item | prefixed('graph', pack_graph(histories))
 
@@ -233,7 +233,7 @@ class TurboCF(Baseline):
         train = unpack_graph(stored, histories.num_items)
         hop = item_graph(train, self.alpha, 1 - self.alpha)
         if self.power != 1:
-            by_user, _ = interactions(train, self.alpha, 1 - self.alpha)
+            by_user = interactions(train, self.alpha, 1 - self.alpha)
             matrix = as_scipy(by_user, train.num_items)
             graph = torch.from_numpy((matrix.T @ matrix).toarray()).pow_(self.power)
             hop = graph.matmul
@@ -264,7 +264,7 @@ def small_int(values: Tensor) -> Tensor:
 
 def item_degree(histories: Histories) -> Tensor:
     """The number of users of each item, ``[num_items]``."""
-    return torch.bincount(histories.col, minlength=histories.num_items)
+    return degree(histories.col, histories.num_items)
 
 
 def check_dense(num_items: int, name: str, way_out: str) -> None:
@@ -282,11 +282,8 @@ def check_dense(num_items: int, name: str, way_out: str) -> None:
 
 def history_rows(histories: Histories, users: Tensor) -> CSR:
     """Binary rows of users, sparse, ``[B, num_items]``."""
-    start = histories.rowptr[users]
-    count = histories.rowptr[users + 1] - start
-    _, place = ranges(start, count)
-    col = histories.col[place].int()
-    return CSR(cumsum(count).int(), col, torch.ones(len(col)))
+    rowptr, place = take_rows(histories.rowptr, users)
+    return CSR(rowptr.int(), histories.col[place].int(), torch.ones(len(place)))
 
 
 def as_scipy(matrix: CSR, num_cols: int) -> scipy.sparse.csr_matrix:
@@ -297,8 +294,8 @@ def as_scipy(matrix: CSR, num_cols: int) -> scipy.sparse.csr_matrix:
 
 def interactions(
     histories: Histories, user_norm: float = 0.5, item_norm: float = 0.5
-) -> Interactions:
-    r"""The interactions :math:`D_U^{-a} R D_I^{-b}`, both ways."""
+) -> CSR:
+    r"""The interactions :math:`D_U^{-a} R D_I^{-b}`, ``[num_users, num_items]``."""
     sizes = histories.num_users, histories.num_items
     return normalized_interactions(histories.edge_index, *sizes, user_norm, item_norm)
 
@@ -307,7 +304,8 @@ def item_graph(
     train: Histories, user_norm: float = 0.5, item_norm: float = 0.5
 ) -> Callable[[Tensor], Tensor]:
     r"""The product with :math:`\tilde{R}^{\top} \tilde{R}` of columns."""
-    by_user, by_item = interactions(train, user_norm, item_norm)
+    by_user = interactions(train, user_norm, item_norm)
+    by_item = by_user.transpose(train.num_items)
     return lambda x: csr_matmul(by_item, csr_matmul(by_user, x))
 
 
@@ -317,11 +315,11 @@ def item_columns(histories: Histories, users: Tensor) -> Tensor:
 
 
 def _right_vectors(
-    train: Interactions, rank: int, generator: torch.Generator | None
+    train: CSR, num_items: int, rank: int, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
     """The leading singular values and right vectors of interactions."""
-    most = min(x.rowptr.numel() - 1 for x in train)
-    _, value, right = randomized_svd(train, min(rank, most), generator)
+    rank = min(rank, train.num_rows, num_items)
+    _, value, right = randomized_svd(train, num_items, rank, generator)
     return value, right
 
 

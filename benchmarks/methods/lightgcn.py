@@ -29,9 +29,10 @@ from methods.filters import (
     small_int,
 )
 from pyg_c2f.evaluate import Score
-from pyg_c2f.graph import CSR, csr_matmul, entity_csr
+from pyg_c2f.graph import entity_csr
 from pyg_c2f.nn import BPRLoss, SampledSoftmaxLoss, WholeDataLoss, build_pairs
 from pyg_c2f.sampler import TripletSampler
+from pyg_c2f.sparse import CSR, csr_matmul, degree
 from pyg_c2f.spectral import randomized_svd
 from pyg_c2f.typing import InputError
 
@@ -70,9 +71,7 @@ def adjacency(histories: Histories) -> Tensor:
     num_users, num_items = histories.num_users, histories.num_items
     graph = entity_csr(histories.edge_index, num_users, num_items)
     size = num_users + num_items
-    return torch.sparse_csr_tensor(
-        graph.rowptr.int(), graph.col.int(), graph.weight, (size, size)
-    )
+    return torch.sparse_csr_tensor(graph.rowptr, graph.col, graph.weight, (size, size))
 
 
 def pyg_lightgcn(num_nodes: int, embedding_dim: int, num_layers: int) -> PyGLightGCN:
@@ -223,8 +222,10 @@ class LightGCN(Baseline):
         histories: Histories,
         generator: torch.Generator | None,
     ) -> None:
-        rank = min(self.embedding_dim, histories.num_users, histories.num_items)
-        user, value, item = randomized_svd(interactions(histories), rank, generator)
+        num_items = histories.num_items
+        rank = min(self.embedding_dim, histories.num_users, num_items)
+        train = interactions(histories)
+        user, value, item = randomized_svd(train, num_items, rank, generator)
         deg = item_degree(histories).float().unsqueeze(1)
         x = torch.cat([user, item * deg**0.25]) * value.sqrt()
         weight = model.embedding.weight
@@ -284,7 +285,7 @@ class LightGCN(Baseline):
                     (rows * item[positive]).sum(dim=1),
                     (rows * item[negative]).sum(dim=1),
                     model.embedding.weight,
-                    torch.bincount(nodes, minlength=num_users + num_items),
+                    degree(nodes, num_users + num_items),
                 )
 
         return triples

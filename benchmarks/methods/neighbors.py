@@ -18,7 +18,7 @@ from methods.base import (
 )
 from methods.filters import as_scipy, history_rows, item_degree
 from pyg_c2f.evaluate import Score
-from pyg_c2f.graph import CSR
+from pyg_c2f.sparse import CSR, degree, pair_keys
 from pyg_c2f.typing import InputError
 
 
@@ -109,10 +109,10 @@ class ItemKNN(Baseline):
         # Where it is not, one neighbour is too many.
         order = weight.argsort(descending=True, stable=True)
         order = order[row[order].argsort(stable=True)]
-        count = torch.bincount(row, minlength=histories.num_items)
+        count = degree(row, histories.num_items)
         rank = torch.arange(len(row)) - (count.cumsum(0) - count)[row[order]]
         kept = order[rank < self.num_neighbors]
-        kept = kept[(row[kept] * histories.num_items + col[kept]).argsort()]
+        kept = kept[pair_keys((row[kept], col[kept]), histories.num_items).argsort()]
         return row[kept], col[kept], weight[kept]
 
 

@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 
 from pyg_c2f.cli import torchrun
-from pyg_c2f.distributed import one_block_each
 from pyg_c2f.evaluate import evaluate_split
 from pyg_c2f.experiment import (
     check_data_of,
@@ -14,6 +13,7 @@ from pyg_c2f.experiment import (
     read_config,
     sampled,
 )
+from pyg_c2f.shards import one_block_each
 from pyg_c2f.typing import ITEM, USER, InputError
 
 

@@ -15,8 +15,8 @@ from tqdm import tqdm
 from pyg_c2f.checkpoint import Model, model_file, whole_file
 from pyg_c2f.cli import torchrun
 from pyg_c2f.cli.common import fail
-from pyg_c2f.distributed import one_block_each
 from pyg_c2f.experiment import load_model
+from pyg_c2f.shards import one_block_each
 from pyg_c2f.typing import ITEM, USER, InputError
 
 # Users whose lists are made at once for --all.
@@ -94,7 +94,7 @@ def write_lists(model: Model, args: argparse.Namespace) -> int:
         raise InputError(f'--out {out}: is the checkpoint itself; name another file')
     # The same blocks whoever has them: last digits depend on who is scored together.
     blocks = torch.arange(model.num_users).split(LIST_USERS)
-    own = group.rows(len(blocks)).own(blocks)
+    own = group.rows(len(blocks)).local(blocks)
     parts = [out.with_name(f'{out.name}.part-{rank}') for rank in range(group.size)]
     show = sys.stderr.isatty() and group.rank == 0
     try:

@@ -10,7 +10,7 @@ from uuid import uuid4
 import torch
 import torch.distributed as dist
 
-from pyg_c2f.distributed import one_block_each
+from pyg_c2f.shards import one_block_each
 
 # Of one exchange, with whatever the slowest process still computes before it.
 TIMEOUT = timedelta(minutes=30)

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pyg_c2f.sparse import pair_keys
 from pyg_c2f.typing import InputError
 
 logger = logging.getLogger(__name__)
@@ -193,7 +194,7 @@ def _read_text_source(paths: list[Path]) -> Source:
     num_users = 1 + max(int(user_ids.max()) for user_ids, _, _ in pairs.values())
     num_items = 1 + max(int(item.max()) for _, _, item in pairs.values())
     parts = {
-        plain_name(path): _unique(user * num_items + item, path)
+        plain_name(path): _unique(pair_keys((user, item), num_items), path)
         for path, (_, user, item) in pairs.items()
     }
     return Source(parts, num_users, num_items)

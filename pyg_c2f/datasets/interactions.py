@@ -13,7 +13,7 @@ from torch_geometric.data import Data, HeteroData, InMemoryDataset
 from pyg_c2f.datasets.built import Built, encode_texts, find_built, read_built
 from pyg_c2f.datasets.files import Source, data_folder, read_source
 from pyg_c2f.datasets.splits import Splits, hold_out, make_generator, split
-from pyg_c2f.graph import unique_pairs
+from pyg_c2f.sparse import unique_pairs
 from pyg_c2f.typing import ITEM, RATED_BY, RATES, USER, Protocol
 
 _HELD_OUT = ('val_edge_label_index', 'test_edge_label_index')

@@ -21,6 +21,7 @@ from pyg_c2f.datasets.files import (
 )
 from pyg_c2f.datasets.interactions import InteractionDataset
 from pyg_c2f.datasets.splits import make_generator
+from pyg_c2f.sparse import pair_keys
 from pyg_c2f.typing import InputError, Protocol
 
 _LIGHTGCN = (
@@ -47,7 +48,8 @@ def pairs_digest(users: np.ndarray, items: np.ndarray) -> str:
     """
     num_items = items.max() + 1
     pairs = np.stack(
-        np.divmod(sorted_unique(users * num_items + items), num_items), axis=1
+        np.divmod(sorted_unique(pair_keys((users, items), num_items)), num_items),
+        axis=1,
     )
     return hashlib.sha256(pairs.astype('<i8').tobytes()).hexdigest()
 

@@ -12,6 +12,7 @@ from torch_geometric.data import HeteroData, InMemoryDataset
 
 from pyg_c2f.datasets.interactions import build_data
 from pyg_c2f.datasets.splits import hold_out, make_generator, split
+from pyg_c2f.sparse import pair_keys
 from pyg_c2f.typing import ITEM, USER, InputError, Protocol
 
 _MIN_ACTIVITY = 5  # interactions of a user
@@ -189,7 +190,7 @@ def _draw(
         k = int(activity[user].max())
         items = torch.from_numpy(score).topk(k, dim=1).indices.numpy()
         drawn = np.arange(k) < activity[user, None]
-        keys.append((user[:, None] * num_items + items)[drawn])
+        keys.append(pair_keys((user[:, None], items), num_items)[drawn])
     return np.sort(np.concatenate(keys))
 
 
@@ -345,7 +346,7 @@ def _draw_distinct(
             drawn = items.draw(community[user], rng)
         else:
             drawn = rng.integers(items.num_items, size=len(user))
-        keys = np.concatenate([keys, user * items.num_items + drawn])
+        keys = np.concatenate([keys, pair_keys((user, drawn), items.num_items)])
         _, first = np.unique(keys, return_index=True)
         first.sort()
         keys = keys[first]

@@ -11,10 +11,10 @@ from torch_geometric.utils import coalesce
 
 from pyg_c2f.bundle import HEADER, MAGIC, VERSION, Bundle, BundleError
 from pyg_c2f.checkpoint import Model, are_codes, is_axes, whole_file
-from pyg_c2f.codes import num_bits, pack_bits, pack_sorted
 from pyg_c2f.graph import assignment_to_edges
 from pyg_c2f.nn import LinearC2F
 from pyg_c2f.nn.recommend import Recommender
+from pyg_c2f.packing import num_bits, pack_bits, pack_sorted
 from pyg_c2f.typing import InputError
 
 # With these 99.7 % of the items of Gowalla's lists stay (benchmarks/bundle.py, bits).

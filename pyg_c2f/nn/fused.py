@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyg_c2f.graph import CSR, BlockGraph, csr_matmul
+from pyg_c2f.graph import BlockGraph
+from pyg_c2f.sparse import CSR, csr_matmul
 from pyg_c2f.typing import Assignment
 
 # Of a block of columns: what stays near the cores, with the hot rows nearest.

@@ -6,26 +6,15 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from pyg_c2f.graph import (
-    CSR,
     assignment_to_edges,
-    csr_matmul,
-    csr_of,
     interaction_weight,
+    normalized_interactions,
     power,
 )
 from pyg_c2f.nn.embedding import MetaEmbedding, SoftThreshold
 from pyg_c2f.nn.fused import weighted_sum
-from pyg_c2f.nn.recommend import (
-    InnerProducts,
-    Recommender,
-    check_edges,
-    take_rows,
-)
-from pyg_c2f.spectral import (
-    Interactions,
-    interactions_by_user,
-    normalized_interactions,
-)
+from pyg_c2f.nn.recommend import InnerProducts, Recommender, check_edges
+from pyg_c2f.sparse import CSR, csr_matmul
 from pyg_c2f.typing import (
     COARSE,
     COARSE_ITEM,
@@ -142,7 +131,7 @@ class LinearC2F(Recommender):
         self.basis: dict[str, float] = {}
         self._item_degree = item_degree
         self._by_user: CSR | None = None
-        self._interactions: Interactions | None = None
+        self._by_item: CSR | None = None
         self.set_stage('coarse')
 
     @classmethod
@@ -218,25 +207,17 @@ class LinearC2F(Recommender):
             ValueError: If the model does not hold the train pairs.
         """
         self.check_pairs()
-        if self._interactions is not None:
-            return self._interactions.by_user
         if self._by_user is None:
             sizes, norms = (self.num_users, self.num_items), self._norms()
-            rows = interactions_by_user(self.edge_index, *sizes, *norms)
-            self._by_user = rows._replace(weight=rows.weight.to(self.bias.dtype))
+            rows = normalized_interactions(self.edge_index, *sizes, *norms)
+            self._by_user = rows.to(self.bias.dtype)
         return self._by_user
 
-    def interactions(self) -> Interactions:
-        """The normalised train interactions, both ways round (built once)."""
-        self.check_pairs()
-        if self._interactions is None:
-            self._by_user = None
-            sizes, norms = (self.num_users, self.num_items), self._norms()
-            both = normalized_interactions(self.edge_index, *sizes, *norms)
-            self._interactions = Interactions(
-                *(csr._replace(weight=csr.weight.to(self.bias.dtype)) for csr in both)
-            )
-        return self._interactions
+    def by_item(self) -> CSR:
+        """The transpose of :meth:`by_user` (built once)."""
+        if self._by_item is None:
+            self._by_item = self.by_user().transpose(self.num_items)
+        return self._by_item
 
     def codebook(self) -> Tensor:
         """The features of all anchors: coarse, then fine ones in the fine stage."""
@@ -260,7 +241,7 @@ class LinearC2F(Recommender):
     def propagate(self) -> tuple[Tensor, Tensor]:
         """The propagated features of users and items."""
         item = self.ego() / 2
-        return _Histories.apply(item, self.interactions()), item
+        return _Histories.apply(item, self.by_user(), self.by_item()), item
 
     def item_scale(self) -> Tensor:
         r"""The scale :math:`d_i^p` of the items' scores, ``[num_items]``."""
@@ -271,7 +252,7 @@ class LinearC2F(Recommender):
         h_user, h_item = self.propagate()
         out = (h_user[users] * h_item[items]).sum(dim=-1)
         if self.diffusion:
-            rows = _take(self.interactions().by_user, users)
+            rows = self.by_user().select(users)
             block = self._diffuse(_columns(rows, self.num_items))
             out = out + self.diffusion * block[items, torch.arange(len(items))]
         return out * self.item_scale()[items] + self.bias[items]
@@ -325,7 +306,7 @@ class LinearC2F(Recommender):
             for block in people.split(SCORE_BLOCK):
                 part = csr_matmul(mix, codebook @ features(block).T)
                 if self.diffusion:
-                    dense = _columns(_take(rows, block), self.num_items)
+                    dense = _columns(rows.select(block), self.num_items)
                     part.add_(self._diffuse(dense), alpha=self.diffusion)
                 parts.append(part)
             out = torch.cat(parts, dim=1)
@@ -358,7 +339,7 @@ class LinearC2F(Recommender):
         place = (is_there.cumsum(0) - 1)[col].to(rows.col.dtype)
         x = (self._sent() if sent is None else sent)(is_there.nonzero().flatten())
         rows = rows._replace(col=place)
-        return lambda block: csr_matmul(_take(rows, block), x)
+        return lambda block: csr_matmul(rows.select(block), x)
 
     def _sent(self) -> Callable[[Tensor], Tensor]:
         """From item ids to what these items send to a person, before the weight."""
@@ -393,20 +374,19 @@ class LinearC2F(Recommender):
         items = self.item_features() * self.item_scale().unsqueeze(1)
 
         def new(rows: CSR) -> Tensor:
-            block = torch.arange(rows.rowptr.numel() - 1, device=rows.rowptr.device)
+            block = torch.arange(rows.num_rows, device=rows.rowptr.device)
             return self._new_features(rows, sent)(block)
 
         return InnerProducts(
             torch.cat([items, self.bias.unsqueeze(1)], dim=1),
             items.new_zeros(self.num_users),
-            lambda users: new(_take(by_user, users)),
+            lambda users: new(by_user.select(users)),
             lambda rowptr, col: new(self._history_rows(rowptr, col)),
         )
 
     def _diffuse(self, rows: Tensor) -> Tensor:
         """Two more steps from users' rows, both as columns: items to users to items."""
-        by_user, by_item = self.interactions()
-        return csr_matmul(by_item, csr_matmul(by_user, rows))
+        return csr_matmul(self.by_item(), csr_matmul(self.by_user(), rows))
 
     def anchors_in_use(self) -> int:
         """The number of anchors that any row is tied to."""
@@ -435,7 +415,7 @@ class LinearC2F(Recommender):
         return data
 
     def _forget(self) -> None:
-        self._by_user = self._interactions = None
+        self._by_user = self._by_item = None
 
     def extra_repr(self) -> str:
         return f'{self.num_users}, {self.num_items}'
@@ -445,31 +425,23 @@ class _Histories(torch.autograd.Function):
     """What users get from the items of their histories."""
 
     @staticmethod
-    def forward(ctx, item, interactions):  # type: ignore[no-untyped-def]
-        ctx.by_item = interactions.by_item
-        return csr_matmul(interactions.by_user, item)
+    def forward(ctx, item, by_user, by_item):  # type: ignore[no-untyped-def]
+        ctx.by_item = by_item
+        return csr_matmul(by_user, item)
 
     @staticmethod
     def backward(ctx, *grads):  # type: ignore[no-untyped-def]
-        return csr_matmul(ctx.by_item, grads[0].contiguous()), None
-
-
-def _take(csr: CSR, rows: Tensor) -> CSR:
-    """Some rows of a matrix."""
-    rowptr, at = take_rows(csr.rowptr, rows)
-    return CSR(rowptr, csr.col[at], csr.weight[at])
+        return csr_matmul(ctx.by_item, grads[0].contiguous()), None, None
 
 
 def _columns(csr: CSR, num_cols: int) -> Tensor:
     """The rows of a matrix, dense, as columns."""
-    rowptr, col, weight = csr
-    out = weight.new_zeros(num_cols, rowptr.numel() - 1)
-    out[col.long(), torch.repeat_interleave(rowptr.diff())] = weight
+    out = csr.weight.new_zeros(num_cols, csr.num_rows)
+    out[csr.col.long(), csr.row] = csr.weight
     return out
 
 
 def _links(assignment: Assignment, num_items: int) -> CSR:
     """The items' links as CSR, those of weight zero left out."""
-    index, weight = assignment
-    row, slot = weight.nonzero(as_tuple=True)
-    return csr_of(row, index[row, slot], weight[row, slot], num_items)
+    (row, col), weight = assignment_to_edges(assignment)
+    return CSR.from_sorted(row, col, weight, num_items)

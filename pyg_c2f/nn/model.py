@@ -6,24 +6,17 @@ from torch_geometric.data import HeteroData
 
 from pyg_c2f.anchors import bridge_scores, pinv_assignment, softmax_assignment
 from pyg_c2f.graph import (
-    CSR,
     BlockGraph,
-    EntityCSR,
     build_block_graph,
     build_hetero_data,
-    csr_matmul,
     entity_csr,
     joint_norm,
 )
 from pyg_c2f.nn.conv import C2FConv
 from pyg_c2f.nn.embedding import MetaEmbedding, SoftThreshold
 from pyg_c2f.nn.fused import fused_ego, fused_propagation, weighted_sum
-from pyg_c2f.nn.recommend import (
-    InnerProducts,
-    Recommender,
-    check_edges,
-    take_rows,
-)
+from pyg_c2f.nn.recommend import InnerProducts, Recommender, check_edges
+from pyg_c2f.sparse import CSR, csr_matmul, take_rows
 from pyg_c2f.typing import COARSE, FINE, ITEM, USER, Assignment, Score, Stage
 
 
@@ -116,7 +109,7 @@ class C2F(Recommender):
         self.convs = torch.nn.ModuleList(C2FConv(gate) for _ in range(num_layers))
         # A copy: loading a state writes into it.
         self.register_buffer('edge_index', edge_index.clone())
-        self._entities: EntityCSR | None = None
+        self._entities: CSR | None = None
         self._graph: BlockGraph | None = None
         self.reset_parameters()
 
@@ -418,9 +411,8 @@ class C2F(Recommender):
         return features
 
     def train_items(self) -> tuple[Tensor, Tensor]:
-        graph = self._train_csr()
-        rowptr = graph.rowptr[: self.num_users + 1]
-        return rowptr, graph.col[: int(rowptr[-1])] - self.num_users
+        users = self._train_csr().between(0, self.num_users)
+        return users.rowptr, users.col - self.num_users
 
     def item_features(self) -> Tensor:
         return self._entity_features()[1]
@@ -444,7 +436,7 @@ class C2F(Recommender):
         b_item = self.bias.detach()[self.num_users :]
         return b_item + self.global_bias.detach()
 
-    def _train_csr(self) -> EntityCSR:
+    def _train_csr(self) -> CSR:
         if self._entities is None:
             self._entities = entity_csr(self.edge_index, self.num_users, self.num_items)
         return self._entities

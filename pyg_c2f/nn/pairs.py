@@ -4,9 +4,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch_geometric.utils import cumsum
 
-from pyg_c2f.graph import CSR, check_pairs, csr_matmul
+from pyg_c2f.sparse import CSR, check_pairs, csr_matmul, pair_keys, rowptr_of
 from pyg_c2f.typing import InputError
 
 # Of the columns taken at once: a block of a table then stays near the cores.
@@ -61,13 +60,12 @@ def build_pairs(edge_index: Tensor, num_users: int, num_items: int) -> Pairs:
         ([1, 2, 0], [1, 0, 2])
     """
     check_pairs(edge_index, num_users, num_items, "'build_pairs'", "'edge_index'")
-    key, perm = (edge_index[0] * num_items + edge_index[1]).sort()
+    key, perm = pair_keys(edge_index, num_items).sort()
     if not key.diff().all():
         raise InputError("'build_pairs': 'edge_index' holds a pair more than once")
     row, col = edge_index[:, perm]
     perm_t = col.argsort(stable=True)
-    rowptr = cumsum(torch.bincount(row, minlength=num_users))
-    colptr = cumsum(torch.bincount(col, minlength=num_items))
+    rowptr, colptr = rowptr_of(row, num_users), rowptr_of(col, num_items)
     fields = (rowptr, row, col, perm, colptr, row[perm_t], perm_t)
     return Pairs(*(field.int() for field in fields))
 

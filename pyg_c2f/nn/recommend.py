@@ -9,10 +9,16 @@ from typing import Any, NamedTuple, overload
 import torch
 from torch import Tensor
 from torch_geometric.nn import KNNIndex
-from torch_geometric.utils import cumsum, degree
 
-from pyg_c2f.graph import ranges
 from pyg_c2f.nn.stage import Staged
+from pyg_c2f.sparse import (
+    degree,
+    pair_keys,
+    rowptr_of,
+    take_rows,
+    top_items,
+    unique_pairs,
+)
 from pyg_c2f.typing import ITEM, USER, InputError, Score
 
 # Scores alive at once, 64 MB: people are served in blocks of rows of these.
@@ -47,34 +53,6 @@ def check_edges(name: str, edge_index: Tensor, num_users: int, num_items: int) -
             f"'{name}' expected users below {num_users} and items below {num_items} "
             f'in edge_index (got up to {edge_index.max(dim=1).values.tolist()})'
         )
-
-
-def take_rows(rowptr: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Some rows of a CSR matrix: their ``rowptr``, and the places of their entries."""
-    count = rowptr[rows + 1] - rowptr[rows]
-    return cumsum(count), ranges(rowptr[rows], count)[1]
-
-
-def top_items(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Columns and values of the ``k`` highest scores of each row, best first.
-
-    Equal scores are ordered by column, lowest first.
-
-    Args:
-        scores (Tensor): The scores, ``[num_rows, num_columns]``.
-        k (int): The number of columns, at most ``num_columns``.
-    """
-    # Of equal scores 'topk' takes any. One place more tells the rows where that may
-    # have left out a lower column; they are few, and sorted whole.
-    top, ids = scores.topk(min(k + 1, scores.size(1)))
-    if top.size(1) > k > 0:
-        cut = (top[:, k - 1] == top[:, k]) & (top[:, k] > -torch.inf)
-        if bool(cut.any()):
-            whole = scores[cut].sort(dim=1, descending=True, stable=True).indices
-            ids[cut] = whole[:, : k + 1]
-    ids = ids[:, :k].sort(dim=1).values
-    top, order = scores.gather(1, ids).sort(dim=1, descending=True, stable=True)
-    return ids.gather(1, order), top
 
 
 class InnerProducts(NamedTuple):
@@ -236,8 +214,7 @@ class Recommender(Staged):
 
     def item_degree(self) -> Tensor:
         """The items' numbers of train users, at least one, ``[num_items]``."""
-        # Counted in single precision: half of it ends at 2048, bfloat16 at 256.
-        deg = degree(self.edge_index[1], self.num_items, torch.float)
+        deg = degree(self.edge_index[1], self.num_items)
         return deg.clamp(min=1).to(self.bias.dtype)
 
     # Ids ------------------------------------------------------------------------------
@@ -487,11 +464,9 @@ class Recommender(Staged):
             )
         items = self.numbers(flat, ITEM)
         row = torch.repeat_interleave(count.to(items.device))
-        # Sorted, and each item of a person once.
-        key = torch.unique(row * self.num_items + items)
-        row = key.div(self.num_items, rounding_mode='floor')
-        rowptr = cumsum(torch.bincount(row, minlength=len(count)))
-        return _People(rowptr, key % self.num_items, None, single, _are_names(flat))
+        row, col = unique_pairs(torch.stack([row, items]), self.num_items)
+        rowptr = rowptr_of(row, len(count))
+        return _People(rowptr, col, None, single, _are_names(flat))
 
     def _candidates(self, candidates: Any, named: bool) -> Tensor:
         if isinstance(candidates, str | int):
@@ -518,7 +493,8 @@ class Recommender(Staged):
         for rows in _blocks(len(rowptr) - 1, self.num_items, rowptr.device):
             scores = score(rows).contiguous()
             if exclude_seen:
-                row, at = ranges(rowptr[rows], rowptr[rows + 1] - rowptr[rows])
+                taken, at = take_rows(rowptr, rows)
+                row = torch.repeat_interleave(taken.diff())
                 scores[row, col[at].long()] = -torch.inf
             ids, top = top_items(scores if choice is None else scores[:, choice], k)
             if top.isnan().any():  # They come first.
@@ -559,8 +535,8 @@ class Recommender(Staged):
             if exclude_seen:
                 row = torch.arange(len(rows), device=rows.device)
                 seen = torch.repeat_interleave(row, start.diff())
-                key = row.unsqueeze(1) * self.num_items + ids
-                lost |= torch.isin(key, seen * self.num_items + col[at])
+                key = pair_keys((row.unsqueeze(1), ids), self.num_items)
+                lost |= torch.isin(key, pair_keys((seen, col[at]), self.num_items))
             ids, scores = (
                 ids.masked_fill(lost, -1),
                 scores.masked_fill(lost, -torch.inf),

@@ -434,8 +434,9 @@ def ego_gradients():
 
 
 def history_gradients():
-    interactions = make_linear('fine').double().interactions()
-    return lambda item: _Histories.apply(item, interactions), [draw(V, 3)]
+    model = make_linear('fine').double()
+    both = model.by_user(), model.by_item()
+    return lambda item: _Histories.apply(item, *both), [draw(V, 3)]
 
 
 def whole_gradients(weighted):

@@ -166,18 +166,19 @@ def test_only_diffusion_needs_the_graph(toy):
 
 
 def test_gradient_of_histories(toy):
-    interactions = make_model(toy).interactions()
+    model = make_model(toy)
+    both = model.by_user(), model.by_item()
     a = torch.from_numpy(adjacency(toy)).float()[:6, 6:]
     x, pull = torch.randn(toy.num_items, 4), torch.randn(toy.num_users, 4)
     grads = []
-    for product in (lambda x: _Histories.apply(x, interactions), lambda x: a @ x):
+    for product in (lambda x: _Histories.apply(x, *both), lambda x: a @ x):
         leaf = x.clone().requires_grad_()
         (product(leaf) * pull).sum().backward()
         grads.append(leaf.grad)
     torch.testing.assert_close(*grads)
     # A plain sum: its gradient is one number, expanded.
     leaf = x.clone().requires_grad_()
-    _Histories.apply(leaf, interactions).sum().backward()
+    _Histories.apply(leaf, *both).sum().backward()
     torch.testing.assert_close(leaf.grad, a.sum(dim=0).unsqueeze(1).expand(-1, 4))
 
 

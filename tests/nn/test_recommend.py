@@ -11,7 +11,6 @@ from torch_geometric.testing import withPackage
 from pyg_c2f.config import FastRecipe, get_recipe
 from pyg_c2f.datasets import SyntheticHierarchy
 from pyg_c2f.nn import LinearC2F
-from pyg_c2f.nn.recommend import top_items
 from pyg_c2f.train import fit, train
 from pyg_c2f.typing import Assignment, InputError
 
@@ -72,22 +71,6 @@ def assert_list(ours, expected):
 
 
 # What is chosen -----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize('num_values', [1, 2, 5, 1000])
-@pytest.mark.parametrize('k', [1, 3, 29, 30])
-def test_top_items(num_values, k):
-    generator = torch.Generator().manual_seed(k)
-    scores = torch.randint(num_values, (40, 30), generator=generator).float()
-    scores[torch.rand(40, 30, generator=generator) < 0.3] = -torch.inf
-    scores[scores == 0] *= torch.tensor([1.0, -1.0]).repeat(600)[: (scores == 0).sum()]
-    ids, top = top_items(scores, k)
-    for row, ours, values in zip(scores.tolist(), ids, top, strict=True):
-        order = sorted(range(30), key=lambda i: (-row[i], i))[:k]
-        assert values.tolist() == [row[i] for i in order]
-        # Where nothing is left, which column that is does not matter.
-        num_left = sum(row[i] > -np.inf for i in order)
-        assert ours[:num_left].tolist() == order[:num_left]
 
 
 @every_model

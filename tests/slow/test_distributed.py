@@ -20,9 +20,9 @@ from pyg_c2f.cli.torchrun import agree
 from pyg_c2f.codes import kth_largest
 from pyg_c2f.config import FastRecipe
 from pyg_c2f.datasets import get_dataset
-from pyg_c2f.distributed import Group, Rows, one_thread_each
 from pyg_c2f.fast import check_fast
 from pyg_c2f.resume import read_resume
+from pyg_c2f.shards import Group, Rows, one_thread_each
 from pyg_c2f.typing import InputError
 from tests.slow.test_distributed_paper import Processes
 from tests.tiny import settings, write_text_data
@@ -326,7 +326,7 @@ def tables(_, num_blocks, num_rows, skew):
     bounds = [round(num_rows * share) for share in shares]
     one, rows = Rows(alone, bounds), Rows(many, bounds)
     x, y, matrix = draw(num_rows, 5), draw(num_rows, 3), draw(5, 2)
-    own_x, own_y = rows.own(x), rows.own(y)
+    own_x, own_y = rows.local(x), rows.local(y)
     index = torch.arange(2 * num_rows).flip(0) % max(num_rows, 1)
     whole = draw(num_rows, 2, 3).double()
 
@@ -339,10 +339,13 @@ def tables(_, num_blocks, num_rows, skew):
     pairs = {
         'gather': (rows.gather(own_x), x),
         'gather a vector': (rows.gather(own_x[:, 0]), x[:, 0]),
-        'gather integers': (rows.gather(rows.own(index)), index[:num_rows]),
-        'reduce': (rows.reduce((many.rank + 1) * whole), rows.own(6 * whole)),
-        'take': (rows.take(own_x, index), x[index]),
-        'take a vector': (rows.take(own_x[:, 0], index), x[index, 0]),
+        'gather integers': (rows.gather(rows.local(index)), index[:num_rows]),
+        'reduce_scatter': (
+            rows.reduce_scatter((many.rank + 1) * whole),
+            rows.local(6 * whole),
+        ),
+        'select': (rows.select(own_x, index), x[index]),
+        'select a vector': (rows.select(own_x[:, 0], index), x[index, 0]),
         'sum': (many.sum(squares(own_x, rows)), alone.sum(squares(x, one))),
         'sum in double precision': (
             # Digits that the order of the sums would change.
@@ -353,14 +356,14 @@ def tables(_, num_blocks, num_rows, skew):
             many.sum_of_each(product(own_x, own_y, rows)),
             alone.sum_of_each(product(x, y, one)),
         ),
-        'product': (rows.product(own_x, own_y), one.product(x, y)),
-        'times': (rows.times(own_x, matrix), rows.own(one.times(x, matrix))),
+        'gram': (rows.gram(own_x, own_y), one.gram(x, y)),
+        'matmul': (rows.matmul(own_x, matrix), rows.local(one.matmul(x, matrix))),
         'max': (torch.tensor(many.max(-many.rank)), torch.tensor(0.0)),
-        'same': (many.same(draw(3) + many.rank), draw(3)),
+        'broadcast': (many.broadcast(draw(3) + many.rank), draw(3)),
         'bounds': (torch.tensor(rows.bounds), torch.tensor(one.bounds)),
         'blocks': (
             torch.tensor(len(rows.blocks)),
-            torch.tensor(len(many.own(range(num_blocks)))),
+            torch.tensor(len(many.local(range(num_blocks)))),
         ),
     }
     return [
@@ -424,7 +427,7 @@ def test_kth_largest_of_all_processes(processes):
 
 def kth_of_all(_, x):
     group = Group(4, is_distributed=True)
-    own = group.rows(len(x)).own(x)
+    own = group.rows(len(x)).local(x)
     return [kth_largest(own, k, group) for k in (1, 100, 420, 1000)]
 
 

@@ -14,9 +14,9 @@ import pyg_c2f
 from pyg_c2f import train as module
 from pyg_c2f.config import Recipe
 from pyg_c2f.datasets import get_dataset
-from pyg_c2f.distributed import Group
 from pyg_c2f.nn import BPRLoss, fused
 from pyg_c2f.resume import read_resume, resume_files
+from pyg_c2f.shards import Group
 from pyg_c2f.train import (
     SharedLoss,
     batch_loss,
@@ -291,7 +291,7 @@ def one_step(group, root, stage, width, num_layers, num_triples):
     }
     for name, parameter in model.named_parameters():
         grad = parameter.grad  # Each process has its part, others zeros or none.
-        grad = group.sum_(torch.zeros_like(parameter) if grad is None else grad)
+        grad = group.all_reduce(torch.zeros_like(parameter) if grad is None else grad)
         if name in whole:
             error = (grad - whole[name]).abs().max()
             found[name] = float(error / whole[name].abs().max().clamp(min=1e-9))

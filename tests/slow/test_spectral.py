@@ -7,12 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyg_c2f.datasets import get_dataset
-from pyg_c2f.distributed import Group
-from pyg_c2f.spectral import (
-    SharedInteractions,
-    normalized_interactions,
-    right_vectors,
-)
+from pyg_c2f.graph import normalized_interactions
+from pyg_c2f.shards import Group
+from pyg_c2f.spectral import SharedInteractions, right_vectors
 from pyg_c2f.typing import ITEM, RATES, USER
 from tests.test_spectral import (
     assert_orthonormal,
@@ -63,7 +60,7 @@ def test_real_data(name, norms, ranks, data_root):
     interactions = normalized_interactions(
         data[RATES].edge_index, num_users, num_items, *norms
     )
-    matrix = to_dense(interactions.by_user, num_items).double()
+    matrix = to_dense(interactions, num_items).double()
     # The eigenvectors of the smaller Gram matrix, taken over to the items.
     is_wide = num_items > num_users
     gram = matrix @ matrix.T if is_wide else matrix.T @ matrix
@@ -72,11 +69,10 @@ def test_real_data(name, norms, ranks, data_root):
     value, vector = (torch.from_numpy(x).flip(-1) for x in (value, vector))
     if is_wide:
         vector = matrix.T @ vector / value.sqrt()
+    both = interactions, interactions.transpose(num_items)
     rows = [Group().rows(size) for size in (num_users, num_items)]
     for rank in ranks:
-        found = right_vectors(
-            SharedInteractions(*interactions, *rows), rank, generator()
-        )
+        found = right_vectors(SharedInteractions(*both, *rows), rank, generator())
         assert found.residual <= 1e-3
         assert captured(found, vector[:, :rank]) >= 0.999
         torch.testing.assert_close(

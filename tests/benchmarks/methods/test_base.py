@@ -17,7 +17,7 @@ from methods.base import (
 )
 from safetensors.torch import load, load_file, save_file
 
-from pyg_c2f.codes import round_weights, weights_of
+from pyg_c2f.packing import round_weights, weights_of
 from pyg_c2f.typing import InputError
 
 

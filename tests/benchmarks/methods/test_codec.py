@@ -16,7 +16,7 @@ from methods.codec import (
 )
 from safetensors.torch import load
 
-from pyg_c2f.codes import unpack_bits
+from pyg_c2f.packing import unpack_bits
 from pyg_c2f.typing import InputError
 
 DIRECT = 'donot_use_mm_for_euclid_dist'

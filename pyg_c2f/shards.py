@@ -1,8 +1,8 @@
-r"""Several processes share one run: who holds which rows, and what they exchange.
+r"""The rows of a table that several processes share, and what they exchange.
 
-``torchrun`` starts the processes and :mod:`torch.distributed` moves the bytes (gloo on
-CPUs, NCCL on GPUs). Nothing here is global: functions that can work on a part of the
-rows take the :class:`Rows` that say which part it is.
+:mod:`torch.distributed` moves the bytes (gloo on CPUs, NCCL on GPUs). Nothing here is
+global: functions that can work on a part of the rows take the :class:`Rows` that say
+which part it is.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -74,7 +74,7 @@ class Group:
             )
         self.firsts = [num_blocks * r // self.size for r in range(self.size + 1)]
 
-    def own(self, blocks: Any) -> Any:
+    def local(self, blocks: Any) -> Any:
         """Of a sequence with an entry for each block, those of this process."""
         return blocks[self.firsts[self.rank] : self.firsts[self.rank + 1]]
 
@@ -90,11 +90,11 @@ class Group:
         if self.num_blocks == 1:
             return first
         if first.dtype == torch.double and self.size > 1:
-            return self.sum_in_order([first, *blocks], self.sum_)
+            return self.sum_in_order([first, *blocks], self.all_reduce)
         total = first.to(torch.double, copy=True)
         for part in blocks:
             total += part
-        return self.sum_(total).to(first.dtype)
+        return self.all_reduce(total).to(first.dtype)
 
     def sum_in_order(
         self, parts: Sequence[Tensor], exchange: Callable[[Tensor], Tensor]
@@ -116,7 +116,7 @@ class Group:
         """The sum of what a function gives for each block, each on one thread."""
         return self.sum(one_thread_each(functions))
 
-    def sum_(self, x: Tensor) -> Tensor:
+    def all_reduce(self, x: Tensor) -> Tensor:
         """Adds up one tensor of each process, in place."""
         if self.size > 1:
             dist.all_reduce(x)
@@ -130,7 +130,7 @@ class Group:
         dist.all_reduce(x, dist.ReduceOp.MAX)
         return x.item()
 
-    def same(self, *tensors: Tensor) -> Any:
+    def broadcast(self, *tensors: Tensor) -> Any:
         """What the first process has, in place of what each has computed.
 
         Decompositions of small matrices are computed by all of them, but machines of
@@ -176,7 +176,7 @@ class Rows:
         """The number of rows of all processes."""
         return self.bounds[-1]
 
-    def own(self, x: Any) -> Any:
+    def local(self, x: Any) -> Any:
         """The own rows of a whole table."""
         return x[self.start : self.stop]
 
@@ -185,7 +185,7 @@ class Rows:
         if self.group.size == 1:
             return x
         out = x.new_empty(self.num_rows, *x.shape[1:])
-        self.own(out).copy_(x)
+        self.local(out).copy_(x)
         # gloo gathers parts of one size only; these are not, and need no copy so.
         sent = [
             dist.broadcast(out[start:stop], rank, async_op=True)
@@ -200,7 +200,7 @@ class Rows:
         """How many rows each process holds."""
         return [end - start for start, end in pairwise(self.cuts)]
 
-    def reduce(self, table: Tensor) -> Tensor:
+    def reduce_scatter(self, table: Tensor) -> Tensor:
         """The own rows of the sum of one whole table of each process.
 
         Each process sends every other one the rows that are the other's.
@@ -216,24 +216,24 @@ class Rows:
         received = received.view(size, self.stop - self.start, *table.shape[1:])
         return received.sum(dim=0)
 
-    def product(self, x: Tensor, y: Tensor) -> Tensor:
+    def gram(self, x: Tensor, y: Tensor) -> Tensor:
         """The product of two tables over all rows, ``x.T @ y``."""
         return self.group.sum_of_each(
             [partial(torch.mm, x[block].T, y[block]) for block in self.blocks]
         )
 
-    def times(self, x: Tensor, matrix: Tensor) -> Tensor:
+    def matmul(self, x: Tensor, matrix: Tensor) -> Tensor:
         """The own rows times a small matrix, block by block."""
         out = x.new_empty(len(x), matrix.size(1))
         for block in self.blocks:
             torch.mm(x[block], matrix, out=out[block])
         return out
 
-    def take(self, x: Tensor, index: Tensor) -> Tensor:
+    def select(self, x: Tensor, index: Tensor) -> Tensor:
         """Rows of the whole table by their numbers, whoever holds them."""
         if self.group.size == 1:
             return x[index]
         out = x.new_zeros(len(index), *x.shape[1:])
         is_own = (index >= self.start) & (index < self.stop)
         out[is_own] = x[index[is_own] - self.start]
-        return self.group.sum_(out)
+        return self.group.all_reduce(out)
