@@ -8,7 +8,8 @@ import torch
 
 from pyg_c2f import spectral
 from pyg_c2f.config import FastRecipe
-from pyg_c2f.spectral import normalized_interactions, randomized_svd
+from pyg_c2f.graph import normalized_interactions
+from pyg_c2f.spectral import randomized_svd
 
 
 @pytest.fixture(scope='module')
@@ -50,7 +51,7 @@ def test_columns_are_counted(import_benchmark):
     interactions = normalized_interactions(edge_index, 20, 20)
     function = spectral._times_gram
     with formulas.counted_columns() as columns:
-        randomized_svd(interactions, 1, torch.Generator().manual_seed(0))
+        randomized_svd(interactions, 20, 1, torch.Generator().manual_seed(0))
     # Of rank one, so in double precision.
     assert columns == {8: formulas.basis_width(1, 20, 20)}
     assert spectral._times_gram is function
