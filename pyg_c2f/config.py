@@ -165,7 +165,7 @@ def _check(name: str, value: Any, kind: Any, ranges: dict[str, Any]) -> None:
 RECIPES: dict[str, Recipe | FastRecipe] = {'fast': FastRecipe(), 'paper': Recipe()}
 
 DATASET_SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
-    # Chosen on validation items of protocol standard by benchmarks/frontier.py, rounded.
+    # Chosen on validation items (standard) by benchmarks/frontier.py, rounded.
     ('fast', 'lastfm'): {
         'embedding_dim': 256,
         'coarse_links': 5.0,
