@@ -155,6 +155,7 @@ def _check(name: str, value: Any, kind: Any, ranges: dict[str, Any]) -> None:
     what, least = _KINDS[kind]
     least, most = ranges.get(name, (least, _MOST))
     fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
+    fits = fits and not isinstance(value, bool)
     # Written so that NaN is refused too.
     if not fits or not least <= value <= most:
         raise InputError(

@@ -118,7 +118,8 @@ class CSR(NamedTuple):
         """
         row, col = pairs
         keys = pair_keys(pairs, num_cols)
-        if not are_rising(keys):  # The sort is most of the time.
+        # The sort is most of the time. A compiler cannot follow what the keys decide.
+        if torch.compiler.is_compiling() or not are_rising(keys):
             perm = keys.argsort()
             col, weight = col[perm], weight[perm]
         return cls.from_sorted(row, col, weight, num_rows)

@@ -87,7 +87,7 @@ def test_no_number_can_be_absurd(name):
 
 @pytest.mark.parametrize('name', WHOLE)
 def test_python_callers_are_checked_too(name):
-    for value in (2.5, '8', None):
+    for value in (2.5, '8', None, True):
         with pytest.raises(InputError, match='a whole number'):
             Recipe(**{name: value})
 
