@@ -104,10 +104,10 @@ def vectors_bytes(num_items: int, vectors: Vectors, size: int) -> int:
 
 
 def varimax_bytes(rank: int, size: int) -> int:
-    """The rotation: a Gram matrix, then a gradient and a rotation each iteration."""
+    """The rotation: lengths, then means, a gradient and a rotation each iteration."""
     square = rank**2
-    each = summed(8 * square, size) + moved(4 * square, size)
-    return summed(8 * (square + rank), size) + VARIMAX_ITERATIONS * each
+    each = summed(8 * (square + rank), size) + moved(4 * square, size)
+    return summed(8 * rank, size) + VARIMAX_ITERATIONS * each
 
 
 def threshold_bytes(size: int) -> int:

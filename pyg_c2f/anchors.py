@@ -17,7 +17,7 @@ from pyg_c2f.finite import NotFiniteError, check_finite
 from pyg_c2f.sparse import rowptr_of
 from pyg_c2f.typing import Assignment
 
-BLOCK = 16_384  # rows of a dense entities x anchors block: 20 MB with 300 anchors
+BLOCK = 16_384  # rows of a dense entities x anchors block: 40 MB with 300 anchors
 
 
 def import_pymetis() -> ModuleType:
@@ -130,7 +130,8 @@ def pinv_assignment(h_nodes: Tensor, h_anchors: Tensor, num_links: int) -> Assig
 
     Each row keeps its :math:`t` largest entries as they are, without renormalisation.
     Where fewer than :math:`t` are positive the rest are set to zero, that is no link:
-    the published program stops there, since its graph refuses negative weights.
+    the published program stops there, since its graph refuses negative weights. In
+    float64: anchors that are nearly dependent have large inverses, which cancel.
 
     Args:
         h_nodes (Tensor): The propagated nodes' features, ``[num_nodes, channels]``.
@@ -142,16 +143,18 @@ def pinv_assignment(h_nodes: Tensor, h_anchors: Tensor, num_links: int) -> Assig
         NotFiniteError: If features or weights are no numbers.
     """
     pinv = _pinv('anchors', h_anchors)
-    tops = [(block @ pinv).topk(num_links) for block in h_nodes.split(BLOCK)]
-    weight = torch.cat([top.values for top in tops]).clamp_(min=0)
+    tops = [(b.double() @ pinv).topk(num_links) for b in h_nodes.split(BLOCK)]
+    weight = torch.cat([top.values for top in tops]).clamp_(min=0).to(h_nodes)
     check_finite([('the new assignment', weight)])
     return Assignment(torch.cat([top.indices for top in tops]), weight)
 
 
 def _pinv(what: str, h: Tensor) -> Tensor:
+    """The pseudo-inverse in double precision, of what the features' own can tell."""
     check_finite([(f'the features of the {what}', h)])
+    rounding = max(h.shape) * torch.finfo(h.dtype).eps
     try:
-        pinv = torch.linalg.pinv(h)
+        pinv = torch.linalg.pinv(h.double(), rtol=rounding)
     except torch.linalg.LinAlgError as error:
         raise NotFiniteError(f'the pseudo-inverse of the {what}: {error}') from None
     check_finite([(f'the pseudo-inverse of the {what}', pinv)])
@@ -166,8 +169,8 @@ def bridge_scores(h_nodes: Tensor, h_coarse: Tensor, h_fine: Tensor) -> Tensor:
         = (\mathbf{H}_c^{+})^{\top} (\mathbf{H}_N^{\top} \mathbf{H}_N) \mathbf{H}_f^{+}
 
     The entities enter through one Gram matrix of width times width, so neither dense
-    product of entities times anchors is formed. The matrix is summed in float64, which
-    costs little beside a propagation and keeps the sums over all entities exact.
+    product of entities times anchors is formed. All of it is in float64, which costs
+    little beside a propagation.
 
     Args:
         h_nodes (Tensor): The propagated entities' features, ``[num_nodes, channels]``.
@@ -181,8 +184,8 @@ def bridge_scores(h_nodes: Tensor, h_coarse: Tensor, h_fine: Tensor) -> Tensor:
         NotFiniteError: If features or scores are no numbers.
     """
     gram = torch.stack([b.double().T @ b.double() for b in h_nodes.split(BLOCK)])
-    pinv_c = _pinv('coarse anchors', h_coarse).double()
-    pinv_f = _pinv('fine anchors', h_fine).double()
+    pinv_c = _pinv('coarse anchors', h_coarse)
+    pinv_f = _pinv('fine anchors', h_fine)
     scores = (pinv_c.T @ gram.sum(dim=0) @ pinv_f).to(h_nodes.dtype)
     check_finite([('the bridge from coarse to fine anchors', scores)])
     return scores

@@ -1,16 +1,18 @@
 r"""Anchors by coding: sparse coordinates, and residual codes of rows."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from pyg_c2f.shards import Group, Rows
+from pyg_c2f.shards import Group, Rows, one_thread_each
 from pyg_c2f.typing import Assignment
 
 MAX_LINKS = 255
 KMEANS_ITERATIONS = 12
-BLOCK = 8192
+# Rows at a time: what is formed of them stays near a core.
+BLOCK = 2048
 
 
 def threshold_assignment(
@@ -125,54 +127,84 @@ def kmeans(
     """
     best: tuple[Tensor, Tensor, Tensor] | None = None
     rows = rows or Group().rows(len(x))
-    weight = importance.clamp(min=1e-12)
-    chances = rows.gather(weight).double().cpu()
+    every = rows.gather(importance)
+    largest = every.max().clamp(min=torch.finfo(every.dtype).tiny)
+    weight, chances = ((w / largest).clamp(min=1e-12) for w in (importance, every))
+    chances = chances.double().cpu()
     for _ in range(num_restarts):
         pick = torch.multinomial(
             chances, num_centroids, len(chances) < num_centroids, generator=generator
         )
         centroids = rows.select(x, pick.to(x.device))
         for _ in range(num_iterations):
-            label, error = _nearest(x, centroids, rows)
-            centroids = _means(x, label, weight, error, num_centroids, rows)
-        label, error = _nearest(x, centroids, rows)
-        total = rows.group.sum((weight[b] * error[b]).sum() for b in rows.blocks)
+            label = _nearest(x, centroids, rows)
+            centroids = _means(x, label, weight, centroids, rows)
+        label = _nearest(x, centroids, rows)
+        error = weight * _errors(x, centroids, label)
+        total = rows.group.sum(error[block].sum() for block in rows.blocks)
         if best is None or total < best[2]:
             best = centroids, label, total
     assert best is not None
     return best[:2]
 
 
-def _nearest(x: Tensor, centroids: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
-    half = centroids.square().sum(dim=1) / 2
+def _nearest(x: Tensor, centroids: Tensor, rows: Rows) -> Tensor:
+    """The nearest centroid of each row, in double precision where it takes that."""
+    half = centroids.double().square().sum(dim=1) / 2
     parts = [part for block in rows.blocks for part in x[block].split(BLOCK)]
-    tops = [torch.addmm(-half, part, centroids.T).max(dim=1) for part in parts]
-    gain = torch.cat([top.values for top in tops])
-    error = (x.square().sum(dim=1) - 2 * gain).clamp(min=0)
-    return torch.cat([top.indices for top in tops]), error
+    return torch.cat(
+        one_thread_each([partial(_nearest_of, part, centroids, half) for part in parts])
+    )
+
+
+def _nearest_of(x: Tensor, centroids: Tensor, half: Tensor) -> Tensor:
+    gain = torch.addmm(-half.to(x), x, centroids.T)
+    best, label = gain.max(dim=1)
+    # Twice the most that rounding changes. Rows far from the origin, or half way from
+    # one centroid to another, have a second one within it; elsewhere one in 200 has.
+    longest = (2 * half.max()).sqrt().to(x)
+    length = (x.size(1) + 2) * torch.linalg.vector_norm(x, dim=1) + 2 * longest
+    slack = torch.finfo(x.dtype).eps * longest * length
+    second = gain.scatter_(1, label.unsqueeze(1), -torch.inf).amax(dim=1)
+    unsure = (best - second <= slack).nonzero().flatten()
+    if unsure.numel():
+        gain = torch.addmm(-half, x[unsure].double(), centroids.double().T)
+        label[unsure] = gain.argmax(dim=1)
+    return label
+
+
+def _errors(x: Tensor, centroids: Tensor, label: Tensor) -> Tensor:
+    """The squared distance of each row from its centroid."""
+    parts = zip(x.split(BLOCK), label.split(BLOCK), strict=True)
+    return torch.cat([(part - centroids[at]).square().sum(dim=1) for part, at in parts])
 
 
 def _means(
-    x: Tensor,
-    label: Tensor,
-    weight: Tensor,
-    error: Tensor,
-    num_centroids: int,
-    rows: Rows,
+    x: Tensor, label: Tensor, weight: Tensor, centroids: Tensor, rows: Rows
 ) -> Tensor:
-    def sums(table: Tensor) -> Tensor:
-        zeros = table.new_zeros(num_centroids, *table.shape[1:])
-        return rows.group.sum(
-            zeros.index_add(0, label[block], table[block]) for block in rows.blocks
-        )
-
-    mass, total = sums(weight), sums(x * weight.unsqueeze(1))
-    empty = (mass == 0).nonzero().flatten()
+    own = ([table[block] for table in (x, label, weight)] for block in rows.blocks)
+    sums = rows.group.sum_of_each(
+        [partial(_sums, len(centroids), *part) for part in own]
+    )
+    total, mass = sums[:, :-1], sums[:, -1:]
+    empty = (mass == 0).nonzero()[:, 0]
     if empty.numel():
-        worst = _largest(weight * error, empty.numel(), rows)
+        error = weight * _errors(x, centroids, label)
+        worst = _largest(error, empty.numel(), rows)
         empty = empty[: len(worst)]
         total[empty], mass[empty] = rows.select(x, worst), 1.0
-    return total / mass.clamp(min=1e-30).unsqueeze(1)
+    return total / mass.clamp(min=1e-30)
+
+
+def _sums(num_centroids: int, x: Tensor, label: Tensor, weight: Tensor) -> Tensor:
+    """The weighted sums of the rows of each centroid, their weights' behind them."""
+    out = x.new_zeros(num_centroids, x.size(1) + 1, dtype=torch.double)
+    parts = zip(x.split(BLOCK), label.split(BLOCK), weight.split(BLOCK), strict=True)
+    for part, at, w in parts:
+        w = w.double().unsqueeze(1)
+        out.index_add_(0, at, torch.cat([part * w, w], dim=1))
+    # Rounded, so that the sum over blocks is exact: it has no order.
+    return out.to(x)
 
 
 def _largest(value: Tensor, k: int, rows: Rows) -> Tensor:
@@ -213,7 +245,7 @@ def residual_codes(
     for level in range(num_levels):
         centroids, _ = kmeans(rest, num_centroids, importance, generator, rows=rows)
         kept = shrink(centroids)
-        label, _ = _nearest(rest, kept, rows)
+        label = _nearest(rest, kept, rows)
         rest -= kept[label]
         labels.append(label + level * num_centroids)
         codebook.append(centroids)

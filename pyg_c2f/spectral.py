@@ -439,25 +439,24 @@ def varimax(
     parts = []
     for block in items.blocks:
         x = rows[block][seen[block]]
-        norm = torch.linalg.vector_norm(x, dim=1).clamp(min=1e-30)
-        parts.append(x * (weight[block][seen[block]] / norm).unsqueeze(1))
+        norm = torch.linalg.vector_norm(x, dim=1, dtype=torch.double).clamp(min=1e-30)
+        parts.append((x * (weight[block][seen[block]] / norm).unsqueeze(1)).to(x))
     num_seen = min(items.num_rows, num_rows)
     square = group.sum(x.square().sum(dim=0) for x in parts)
     scale = (square.sum() / (num_seen * len(square))).sqrt().clamp(min=1e-30)
     parts = [x / scale for x in parts]
-    gram = group.sum_of_each([partial(torch.mm, x.T, x) for x in parts])
     rotation = torch.eye(rows.size(1), dtype=rows.dtype, device=rows.device)
     for _ in range(num_iterations):
-        # The gradient X' (z^3 - z mean(z^2)), with X' z = X'X Q.
-        turned = gram @ rotation
-        mean = (rotation * turned).sum(dim=0) / num_seen
-        cubes = group.sum_of_each([partial(_times_cubes, x, rotation) for x in parts])
-        gradient = cubes - turned * mean
+        turned = one_thread_each([partial(torch.mm, x, rotation) for x in parts])
+        mean = group.sum(z.square().sum(dim=0) for z in turned) / num_seen
+        both = zip(parts, turned, strict=True)
+        gradient = group.sum_of_each([partial(_gradient, x, z, mean) for x, z in both])
         ((u, _, vh),) = one_thread_each([partial(torch.linalg.svd, gradient)])
         rotation = group.broadcast(u @ vh)
     return rotation
 
 
-def _times_cubes(x: Tensor, rotation: Tensor) -> Tensor:
-    z = x @ rotation
-    return x.T @ (z * z.square())
+def _gradient(x: Tensor, z: Tensor, mean: Tensor) -> Tensor:
+    # The mean is taken off before the sum over rows: where all rows point one way,
+    # X' z^3 and X' z mean(z^2) differ in their last digits only.
+    return x.T @ (z * (z.square() - mean))

@@ -17,6 +17,7 @@ from pyg_c2f.anchors import (
     sparse_pca_codebook,
     sparse_pca_codes,
 )
+from tests.hard import tables
 
 
 def seeded(seed=0):
@@ -134,6 +135,50 @@ def test_pinv_assignment_of_dependent_anchors(features):
     np.testing.assert_allclose(weight, theirs.clip(min=0), atol=1e-5)
     at_index = np.take_along_axis(product, index.numpy(), axis=1).clip(min=0)
     np.testing.assert_allclose(weight, at_index, atol=1e-5)
+
+
+HARD = {
+    f'{num} anchors, {name}': anchors
+    for num in (48, 12)
+    for name, anchors in tables(num, 12).items()
+}
+
+
+def hard_nodes(h_anchors):
+    """Nodes that are mixtures of anchors, and a little of their own; in float32."""
+    mixed = torch.rand(300, len(h_anchors), generator=seeded(1)) @ h_anchors
+    own = torch.randn(300, h_anchors.size(1), generator=seeded(2))
+    return mixed + 1e-3 * mixed.square().mean().sqrt() * own
+
+
+def exact_product(nodes, other):
+    """As far as the features' own rounding says which of them are dependent."""
+    rounding = max(other.shape) * torch.finfo(other.dtype).eps
+    other = other.double().numpy()
+    return nodes.double().numpy() @ np.linalg.pinv(other, rcond=rounding)
+
+
+@pytest.mark.parametrize('h_anchors', HARD.values(), ids=HARD)
+def test_pinv_assignment_of_hard_anchors(h_anchors):
+    nodes = hard_nodes(h_anchors)
+    product = exact_product(nodes, h_anchors)
+    index, weight = pinv_assignment(nodes, h_anchors, 3)
+    assert weight.dtype == torch.float
+    # Of anchors alike any may be it.
+    size = np.abs(product).max()
+    largest = np.sort(product, axis=1)[:, :-4:-1].clip(min=0)
+    at_index = np.take_along_axis(product, index.numpy(), axis=1).clip(min=0)
+    for theirs in (largest, at_index):
+        np.testing.assert_allclose(weight, theirs, rtol=1e-6, atol=1e-7 * size)
+
+
+@pytest.mark.parametrize('h_coarse', HARD.values(), ids=HARD)
+def test_bridge_scores_of_hard_anchors(h_coarse):
+    nodes, h_fine = hard_nodes(h_coarse), h_coarse[::2] + h_coarse[1::2]
+    theirs = exact_product(nodes, h_coarse).T @ exact_product(nodes, h_fine)
+    ours = bridge_scores(nodes, h_coarse, h_fine)
+    size = np.abs(theirs).max()
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-7 * size)
 
 
 def test_negative_entries_become_no_link():

@@ -6,6 +6,7 @@ import torch
 from pyg_c2f.codes import kmeans, residual_codes, threshold_assignment
 from pyg_c2f.nn.fused import weighted_sum
 from pyg_c2f.typing import Assignment
+from tests.hard import HARD, weights
 
 
 def generator(seed=0):
@@ -58,6 +59,22 @@ def test_threshold_assignment_of_zeros_and_few_links():
     assert nothing.index.shape == (5, 1) and not nothing.weight.any()
 
 
+@pytest.mark.parametrize('ratio', [1.0, 1e6])
+@pytest.mark.parametrize('x', HARD.values(), ids=HARD)
+def test_threshold_assignment_of_hard_rows(x, ratio, dense):
+    importance = weights(len(x), ratio)
+    links = threshold_assignment(x, 3, importance)
+    # Of those as large as the last one all are in.
+    size, num = x.abs() * importance.sqrt().unsqueeze(1), int((links.weight != 0).sum())
+    last = size.flatten().sort(descending=True).values[3 * len(x) - 1]
+    assert num == int((size >= last).sum())
+    size = x.double().square() * importance.double().unsqueeze(1)
+    least = size.flatten().sort().values[: x.numel() - num].sum()
+    left = x.double() - torch.from_numpy(dense(links, 16))
+    error = (left.square() * importance.double().unsqueeze(1)).sum()
+    torch.testing.assert_close(error, least, rtol=1e-6, atol=0)
+
+
 def kmeans_error(x, centroids, label, importance):
     return float((importance * (x - centroids[label]).square().sum(dim=1)).sum())
 
@@ -91,6 +108,55 @@ def test_kmeans_restarts_help():
         ]
 
     assert max(errors(10)) < 0.5 * max(errors(1))
+
+
+@pytest.mark.parametrize('ratio', [1.0, 1e6])
+@pytest.mark.parametrize('x', HARD.values(), ids=HARD)
+def test_kmeans_of_hard_rows(x, ratio):
+    importance = weights(len(x), ratio)
+    centroids, label = kmeans(x, 12, importance, generator(), num_iterations=60)
+    exact, largest = x.double(), float(x.abs().max())
+    # The nearest ones, as double precision knows them.
+    rest = exact.unsqueeze(1) - centroids.double()
+    distance = rest.square().sum(dim=2)
+    least = distance.min(dim=1).values
+    own = distance.gather(1, label.unsqueeze(1)).squeeze(1)
+    torch.testing.assert_close(own, least, rtol=1e-6, atol=1e-13 * largest**2)
+    # Their means.
+    weight = importance.double().unsqueeze(1)
+    for c in label.unique():
+        mine = label == c
+        mean = (weight * exact)[mine].sum(dim=0) / weight[mine].sum()
+        torch.testing.assert_close(
+            centroids[c].double(), mean, rtol=3e-7, atol=3e-7 * largest
+        )
+    # As good an end as in double precision, but for the centroids' own rounding.
+    other = kmeans(exact, 12, weight.squeeze(1), generator(), num_iterations=60)
+    best = kmeans_error(exact, *other, weight.squeeze(1))
+    rounding = float(weight.sum()) * 16 * (1e-7 * largest) ** 2
+    error = kmeans_error(exact, centroids.double(), label, weight.squeeze(1))
+    assert error <= 1.001 * best + rounding
+
+
+def test_kmeans_of_many_rows():
+    x = 1e3 + torch.rand(300_000, 2, generator=generator())
+    importance = weights(len(x), 1e3)
+    (centroid,), _ = kmeans(x, 1, importance, generator(), num_iterations=1)
+    weight = importance.double().unsqueeze(1)
+    mean = (weight * x.double()).sum(dim=0) / weight.sum()
+    torch.testing.assert_close(centroid.double(), mean, rtol=3e-7, atol=0)
+
+
+@pytest.mark.parametrize('scale', [2.0**-50, 2.0**50])
+def test_scales_of_rows_and_weights_change_nothing(scale):
+    x, importance = rows(), importances()
+    centroids, label = kmeans(x, 7, importance, generator(), 2)
+    more, same = kmeans(scale * x, 7, scale * importance, generator(), 2)
+    assert same.equal(label) and more.equal(scale * centroids)
+    links = threshold_assignment(x, 3, importance)
+    scaled = threshold_assignment(scale * x, 3, scale * importance)
+    assert scaled.index.equal(links.index)
+    assert scaled.weight.equal(scale * links.weight)
 
 
 def test_centroids_are_weighted_means():

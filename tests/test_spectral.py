@@ -15,6 +15,7 @@ from pyg_c2f.spectral import (
     right_vectors,
     varimax,
 )
+from tests.hard import HARD, weights
 
 U, V = 60, 80
 
@@ -318,6 +319,44 @@ def test_varimax_ends_at_its_own_criterion():
                 turn[one, one] = turn[other, other] = math.cos(angle)
                 turn[one, other], turn[other, one] = math.sin(angle), -math.sin(angle)
                 assert criterion(rows, weight, rotation @ turn) < best
+
+
+@pytest.mark.parametrize('ratio', [1.0, 1e6])
+@pytest.mark.parametrize('rows', HARD.values(), ids=HARD)
+def test_varimax_of_hard_rows(rows, ratio):
+    weight = weights(len(rows), ratio)
+    exact = rows.double(), weight.double()
+    ours, theirs = varimax(rows, weight), varimax(*exact)
+    assert_orthonormal(ours, atol=1e-5)
+    # The criterion is a difference of fourth powers and of squares of squares: where
+    # all rows point one way nothing is left of it, in any rotation.
+    length = torch.linalg.vector_norm(exact[0], dim=1, keepdim=True)
+    z = exact[1].unsqueeze(1) * exact[0] / length @ theirs
+    fourth = float(z.pow(4).mean(dim=0).sum())
+    reached, best = (criterion(*exact, x.double()) for x in (ours, theirs))
+    assert reached >= best - 1e-5 * fourth
+
+
+def test_varimax_of_rows_that_point_one_way():
+    # A thousandth of a row is its own: some digits of the criterion are left.
+    lost = []
+    for seed in range(4):
+        centre = torch.randn(12, 16, generator=generator(seed))
+        near = torch.randn(600, 16, generator=generator(seed + 4)) / 10
+        exact = (centre[torch.arange(600) % 12] + near + 1000).double(), torch.ones(600)
+        ours, theirs = varimax(exact[0].float(), exact[1]), varimax(*exact)
+        reached, best = (criterion(*exact, x.double()) for x in (ours, theirs))
+        lost.append(1 - reached / best)
+    assert sum(lost) / 4 < 0.02
+
+
+@pytest.mark.parametrize('scale', [2.0**-50, 2.0**50])
+def test_varimax_does_not_see_scales(scale):
+    rows = HARD['clusters']
+    weight = weights(len(rows), 1e3)
+    rotation = varimax(rows, weight)
+    assert varimax(scale * rows, weight).equal(rotation)
+    assert varimax(rows, scale * weight).equal(rotation)
 
 
 def test_varimax_looks_at_some_rows_only():

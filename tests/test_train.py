@@ -550,8 +550,10 @@ def test_features_and_weights_that_are_no_numbers(phase, data, monkeypatch):
     """Of the anchors, before and after the pseudo-inverse."""
     pinv = torch.linalg.pinv
     what = {1: 'the pseudo-inverse of the anchors', 2: 'the new assignment'}[phase]
-    wrong = {1: NAN, 2: 3e38}[phase]
-    monkeypatch.setattr(torch.linalg, 'pinv', lambda x: pinv(x).fill_(wrong))
+    wrong = {1: NAN, 2: 1e300}[phase]
+    monkeypatch.setattr(
+        torch.linalg, 'pinv', lambda *x, **y: pinv(*x, **y).fill_(wrong)
+    )
     val = {'ndcg@5': 0.1, 'recall@20': 0.1}
     monkeypatch.setattr(module, 'evaluate_split', lambda *_: val)
     with pytest.raises(InputError, match=f'{what} holds (nan|inf) in step 1 of epoch'):

@@ -15,9 +15,8 @@ from methods.base import (
     without_prefix,
 )
 from methods.codec import Codec, Plain
-from methods.filters import as_scipy, history_rows
+from methods.filters import as_scipy
 from pyg_c2f.evaluate import Score
-from pyg_c2f.sparse import csr_matmul
 
 
 @dataclass(frozen=True)
@@ -78,15 +77,17 @@ class IALS(Baseline):
 
     def scorer(self, stored: Tensors, histories: Histories) -> Score:
         item = self.codec.decode(without_prefix('item', stored))
-        dim = item.size(1)
-        fixed = item.T @ item + self.lambda_reg * torch.eye(dim)
+        # Of items that lie close together the sums below leave few digits to a user.
+        y, dim = item.double(), item.size(1)
+        fixed = y.T @ y + self.lambda_reg * torch.eye(dim, dtype=y.dtype)
+        rowptr, col = histories.rowptr.tolist(), histories.col
 
         def score(users: Tensor) -> Tensor:
-            rows = history_rows(histories, users)
-            # One column of all users' Gram matrices at a time: no table of d^2.
-            gram = [csr_matmul(rows, item * item[:, k : k + 1]) for k in range(dim)]
-            left = fixed + (self.alpha - 1) * torch.stack(gram, dim=1)
-            right = self.alpha * csr_matmul(rows, item)
-            return torch.linalg.solve(left, right) @ item.T
+            x = y.new_empty(len(users), dim)
+            for row, user in zip(x, users.tolist(), strict=True):
+                seen = y[col[rowptr[user] : rowptr[user + 1]]]
+                left = torch.addmm(fixed, seen.T, seen, alpha=self.alpha - 1)
+                row.copy_(torch.linalg.solve(left, self.alpha * seen.sum(dim=0)))
+            return (x @ y.T).to(item)
 
         return score

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from pyg_c2f.nn import BPRLoss, SampledSoftmaxLoss, WholeDataLoss, build_pairs
+from tests.hard import tables
 
 
 def naive(positive, negative, ego, count, lambda_reg):
@@ -65,6 +66,29 @@ def test_bpr_loss_of_far_apart_scores():
 
 def test_bpr_loss_str():
     assert str(BPRLoss(0.1)) == 'BPRLoss(lambda_reg=0.1)'
+
+
+# Squares of what is as large as 1e15 are no numbers in single precision.
+HARD = {name: table for name, table in tables(300, 8).items() if '1e+15' not in name}
+
+
+@pytest.mark.parametrize('lambda_reg', [0.0, 0.1])
+@pytest.mark.parametrize('name', HARD)
+def test_whole_data_loss_of_hard_tables(name, lambda_reg):
+    user, item = HARD[name], HARD[name].flip(0)[:200]
+    positive = torch.rand(300, 200, generator=torch.Generator().manual_seed(0)) < 0.05
+    pairs = build_pairs(positive.nonzero().t(), 300, 200)
+    criterion = WholeDataLoss(0.1, lambda_reg)
+
+    def found(dtype):
+        x = [table.to(dtype, copy=True).requires_grad_() for table in (user, item)]
+        loss = criterion(*x, pairs)
+        loss.backward()
+        return [loss.detach().double(), *(table.grad.double() for table in x)]
+
+    for ours, theirs in zip(found(torch.float), found(torch.double), strict=True):
+        size = float(theirs.abs().max())
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * size)
 
 
 U, V, D = 6, 8, 4

@@ -17,13 +17,15 @@ import torch.distributed as dist
 
 from pyg_c2f.checkpoint import read_tensors
 from pyg_c2f.cli.torchrun import agree
-from pyg_c2f.codes import kth_largest
+from pyg_c2f.codes import kmeans, kth_largest
 from pyg_c2f.config import FastRecipe
 from pyg_c2f.datasets import get_dataset
 from pyg_c2f.fast import check_fast
 from pyg_c2f.resume import read_resume
 from pyg_c2f.shards import Group, Rows, one_thread_each
+from pyg_c2f.spectral import varimax
 from pyg_c2f.typing import InputError
+from tests.hard import HARD, weights
 from tests.slow.test_distributed_paper import Processes
 from tests.tiny import settings, write_text_data
 
@@ -429,6 +431,31 @@ def kth_of_all(_, x):
     group = Group(4, is_distributed=True)
     own = group.rows(len(x)).local(x)
     return [kth_largest(own, k, group) for k in (1, 100, 420, 1000)]
+
+
+# What is found of rows ----------------------------------------------------------------
+
+
+def of_rows(x, group):
+    """What the anchors of recipe fast are made of, whoever holds the rows."""
+    rows = group.rows(len(x))
+    own, weight = rows.local(x), rows.local(weights(len(x), 1e3))
+    rotation = varimax(own, weight, items=rows)
+    start = torch.Generator().manual_seed(0)
+    centroids, label = kmeans(own, 12, weight, start, rows=rows)
+    return [rotation, centroids, rows.gather(label)]
+
+
+def of_all_rows(_, x):
+    return of_rows(x, Group(4, is_distributed=True))
+
+
+@pytest.mark.parametrize('x', HARD.values(), ids=HARD)
+def test_several_processes_and_threads_find_the_same(processes, x):
+    expected = of_rows(x, Group(4))
+    with threads(2):
+        found = [of_rows(x, Group(4)), *processes(of_all_rows, x)]
+    assert all(all(map(torch.equal, one, expected)) for one in found)
 
 
 # Threads ------------------------------------------------------------------------------

@@ -679,9 +679,6 @@ def test_reassignment_from_singular_codebooks(model, data):
         table.codebook.data.copy_(book.clamp(-1e6, 1e6))
     for _ in range(3):
         h = model.propagate()
-        # The inverse of what is smaller is larger than single precision holds.
-        sizes = [float(x.abs().max()) for x in model.split(h.detach())[1:]]
-        assume(all(size == 0 or size > 1e-30 for size in sizes))
         found = model.update_assignment(h)
         check_links(*model.coarse.assignment, model.num_coarse)
         check_links(*model.fine.assignment, model.num_fine)

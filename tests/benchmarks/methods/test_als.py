@@ -8,6 +8,8 @@ from methods import IALS, Half, file_bytes
 from methods.filters import as_scipy
 from safetensors.torch import load
 
+from tests.hard import tables
+
 als = pytest.importorskip('implicit.cpu.als')
 
 SMALL = {'embedding_dim': 5, 'epochs': 4}
@@ -49,17 +51,40 @@ def test_scores_are_those_of_implicit(alpha, lambda_reg, small, others):
         )
 
 
+def dense_scores(method, item, histories):
+    """The scores of all users by the formula, float64."""
+    y, want = item.double(), []
+    penalty = method.lambda_reg * torch.eye(y.size(1)).double()
+    for rated in histories.rows(torch.arange(histories.num_users)).double():
+        confidence = 1 + (method.alpha - 1) * rated
+        left = y.T @ (confidence[:, None] * y) + penalty
+        want.append(y @ torch.linalg.solve(left, y.T @ (confidence * rated)))
+    return torch.stack(want)
+
+
 def test_scores_are_those_of_the_dense_formula(small, others):
     method = IALS(alpha=3.0, lambda_reg=0.5, **SMALL)
     stored = method.fit(small, generator())
-    y, users = stored['item.table'].double(), torch.arange(others.num_users)
-    want = []
-    for rated in others.rows(users).double():
-        confidence = 1 + 2 * rated
-        left = y.T @ (confidence[:, None] * y) + 0.5 * torch.eye(5).double()
-        want.append(y @ torch.linalg.solve(left, y.T @ (confidence * rated)))
-    got = method.scorer(stored, others)(users)
-    assert torch.allclose(got.double(), torch.stack(want), atol=1e-5)
+    want = dense_scores(method, stored['item.table'], others)
+    got = method.scorer(stored, others)(torch.arange(others.num_users))
+    assert torch.allclose(got.double(), want, atol=1e-5)
+
+
+@pytest.mark.parametrize('lambda_reg', [1e-3, 10.0])
+@pytest.mark.parametrize('name', tables(1, 1))
+def test_scores_of_hard_items(name, lambda_reg, small):
+    item = tables(small.num_items, 8)[name]
+    method = IALS(embedding_dim=8, lambda_reg=lambda_reg)
+    want = dense_scores(method, item, small)
+    got = method.scorer({'item.table': item}, small)(torch.arange(small.num_users))
+    size = want.abs().amax(dim=1, keepdim=True).clamp(min=1e-30)
+    assert float(((got - want) / size).abs().max()) < 1e-4
+
+
+def test_no_users_have_no_scores(small):
+    method = IALS(**SMALL)
+    score = method.scorer(method.fit(small, generator()), small)
+    assert score(torch.arange(0)).shape == (0, small.num_items)
 
 
 def test_more_rounds_fit_better(small):

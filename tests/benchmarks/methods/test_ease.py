@@ -27,6 +27,30 @@ def test_weights_are_the_closed_form(most, small, monkeypatch):
     assert torch.allclose(got.double(), want, atol=1e-5)
 
 
+def hard_histories(name):
+    """Ratings whose Gram matrix has no full rank, and one value above all others."""
+    draw = torch.rand(60, 80, generator=torch.Generator().manual_seed(0))
+    share = {
+        'twins': draw.repeat(1, 2),
+        'popular items': draw * torch.linspace(1, 9, 80),
+    }
+    rated = share.get(name, draw) < (0.95 if name == 'nearly all' else 0.5)
+    rowptr = torch.nn.functional.pad(rated.sum(dim=1).cumsum(0), (1, 0))
+    return Histories(rowptr, rated.nonzero()[:, 1], rated.size(1))
+
+
+@pytest.mark.parametrize('l2', [1.0, 100.0])
+@pytest.mark.parametrize('name', ['few users', 'twins', 'popular items', 'nearly all'])
+@pytest.mark.parametrize('most', [8_000, 0], ids=['double', 'single'])
+def test_weights_of_hard_ratings(most, name, l2, monkeypatch):
+    monkeypatch.setattr(ease, 'MAX_DOUBLE_ITEMS', most)
+    histories = hard_histories(name)
+    want = closed_form(all_rows(histories), l2)
+    error = (ease_weights(histories, l2) - want).abs().max() / want.abs().max()
+    # Single precision keeps what is stored, in float16.
+    assert error < (1e-6 if most else 5e-4)
+
+
 def test_weights_solve_the_least_squares_of_each_item(small):
     rated, weight = all_rows(small), ease_weights(small, 3.0).double()
     others = torch.arange(1, small.num_items)
