@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any
@@ -16,25 +16,17 @@ import torch
 from torch_geometric import seed_everything
 from torch_geometric.data import HeteroData
 
-from pyg_c2f.checkpoint import (
-    Model,
-    load,
-    model_bytes,
-    phase_file,
-    save,
-    whole_file,
-    write_json,
-    write_text,
-)
-from pyg_c2f.config import RECIPES, FastRecipe, Recipe
+from pyg_c2f.checkpoint import load, model_bytes, phase_file, save
 from pyg_c2f.datasets import get_dataset, with_validation_in_train
 from pyg_c2f.datasets.registry import built_digest
 from pyg_c2f.evaluate import evaluate_split, popularity_score, with_sampled_users
+from pyg_c2f.files import whole_file, write_json, write_text
+from pyg_c2f.recipes import RECIPES, Recipe, TrainingOptions, check_run, train
+from pyg_c2f.recipes.resume import RESUME_FILES, delete_resume, resume_files
 from pyg_c2f.report import write_report
-from pyg_c2f.resume import RESUME_FILES, delete_resume, resume_files
-from pyg_c2f.shards import Group, one_block_each
-from pyg_c2f.train import check_run, train
+from pyg_c2f.shards import Group
 from pyg_c2f.typing import ITEM, RATES, SELECTION, USER, InputError, Stage
+from pyg_c2f.vocabulary import NamedModel
 
 logger = logging.getLogger(__name__)
 
@@ -79,10 +71,9 @@ class Experiment:
         out (Path): The run's folder.
         config (Dict): The content of its ``config.json``.
         data (HeteroData): The data set, with the users to rank for.
-        init (Module, optional): The coarse model that a fine stage starts from.
-        group (Group): The processes that share the run.
-        resume (bool): Whether the run goes on from what is in the folder.
-        history (History): The evaluations so far.
+        recipe (Recipe): The settings.
+        options (TrainingOptions): What else training gets.
+        log (TrainingLog): The evaluations so far.
         seconds (Dict): The seconds so far, by step.
         started (float): When the run started, by :func:`time.perf_counter`.
     """
@@ -90,10 +81,9 @@ class Experiment:
     out: Path
     config: dict[str, Any]
     data: HeteroData
-    init: Model | None
-    group: Group
-    resume: bool
-    history: 'History'
+    recipe: Recipe
+    options: TrainingOptions
+    log: 'TrainingLog'
     seconds: dict[str, float]
     started: float
 
@@ -103,25 +93,15 @@ class Experiment:
         Processes other than the first one return an empty dictionary.
         """
         out, config, group = self.out, self.config, self.group
+        options = replace(self.options, progress=progress)
         try:
-            run = train(
-                self.data,
-                read_recipe(config),
-                config['seed'],
-                STAGES[config['stage']],
-                self.init,
-                out,
-                resume=self.resume,
-                on_evaluation=self.history.add,
-                progress=progress,
-                group=group,
-            )
+            run = train(self.data, self.recipe, options)
         except (KeyboardInterrupt, InputError):
             with suppress(OSError):  # What has stopped the run is what to say.
-                if group.rank == 0:
-                    leave_best(out, self.history.lines)
+                if group.is_main:
+                    leave_best(out, self.log.lines)
             raise
-        if group.rank == 0:
+        if group.is_main:
             save(run.model, out)
         seconds = self.seconds | run.seconds
         phases = run.phases
@@ -131,13 +111,13 @@ class Experiment:
         seconds['evaluate'] += time.perf_counter() - start
         if config['refit']:
             start = time.perf_counter()
-            model = self.refit(phases, progress)
+            model = self.refit(phases, options)
             seconds['train'] += time.perf_counter() - start
-            if group.rank == 0:
+            if group.is_main:
                 save(model, out)
             group.wait()
             metrics['test'] = self.test(out)
-        if group.rank > 0:
+        if not group.is_main:
             return {}
         metrics['bytes'] = model_bytes(load(out))
         # Of a resumed run the earlier sessions count too.
@@ -146,10 +126,15 @@ class Experiment:
         )
         metrics['seconds'] = {key: round(value, 3) for key, value in seconds.items()}
         metrics['versions'] = config['versions']
-        write_report(out, metrics | {'command': config['call']}, self.history.lines)
+        write_report(out, metrics | {'command': config['call']}, self.log.lines)
         write_json(out / 'metrics.json', metrics)  # Last: it says that all is there.
         delete_resume(out)
         return metrics
+
+    @property
+    def group(self) -> Group:
+        """The processes that share the run."""
+        return self.options.group or Group()
 
     def describe(
         self, stages: dict[Stage, dict[int, dict[str, Any]]]
@@ -186,23 +171,19 @@ class Experiment:
         return evaluate_split(model.scorer(), self.data, 'test', users=users)
 
     def refit(
-        self, phases: dict[Stage, dict[int, dict[str, Any]]], progress: bool
-    ) -> Model:
+        self,
+        phases: dict[Stage, dict[int, dict[str, Any]]],
+        options: TrainingOptions,
+    ) -> NamedModel:
         """Trains again on train and validation items, for the epochs that were best."""
         epochs = {
             stage: (result[1]['last_epoch'], result[max(result)]['best_epoch'])
             for stage, result in phases.items()
         }
-        return train(
-            with_validation_in_train(self.data),
-            read_recipe(self.config),
-            self.config['seed'],
-            STAGES[self.config['stage']],
-            self.init,
-            progress=progress,
-            fixed_epochs=epochs,
-            group=self.group,
-        ).model
+        options = replace(
+            options, out=None, resume=False, on_evaluation=None, fixed_epochs=epochs
+        )
+        return train(with_validation_in_train(self.data), self.recipe, options).model
 
 
 def begin(
@@ -230,7 +211,7 @@ def begin(
     """
     started = time.perf_counter() if started is None else started
     recipe = read_recipe(config)
-    group = make_group(recipe, is_distributed)
+    group = recipe.make_group(is_distributed)
     init = None if config['init'] is None else load_init(config)
     device = pick_device(config['device'])
 
@@ -245,20 +226,30 @@ def begin(
         check_data_of(folder, read_config(folder), digest)
     data = sampled(data, config)
     seconds = {'load': time.perf_counter() - start}
-    check_run(data, recipe, init, group)
+    log = TrainingLog(out)
+    options = TrainingOptions(
+        seed=config['seed'],
+        stages=STAGES[config['stage']],
+        init=init,
+        out=out,
+        resume=resume,
+        on_evaluation=log.add,
+        group=group,
+    )
+    check_run(data, recipe, options)
     group.wait()  # Nobody looks for an earlier run any more.
-    if not resume and group.rank == 0:
+    if not resume and group.is_main:
         clear(out)
         write_json(out / 'config.json', config)
     group.wait()
     if not (out / 'config.json').exists():
         raise InputError(
             f'--out {out}: process {group.rank} does not see what the first one writes '
-            'there; name a folder that all machines share'
+            'there; name a directory that all machines share'
         )
     seed_everything(config['seed'])
-    history = History(out, writes=group.rank == 0)
-    return Experiment(out, config, data, init, group, resume, history, seconds, started)
+    log.open(writes=group.is_main)
+    return Experiment(out, config, data, recipe, options, log, seconds, started)
 
 
 def data_arguments(config: dict[str, Any]) -> tuple[Any, ...]:
@@ -312,13 +303,6 @@ def check_data_of(folder: Path, config: dict[str, Any], digest: str) -> None:
         )
 
 
-def make_group(recipe: Recipe | FastRecipe, is_distributed: bool) -> Group:
-    """The processes of a run, and the blocks that they share."""
-    if isinstance(recipe, FastRecipe):
-        return Group(recipe.partitions, is_distributed)
-    return one_block_each(is_distributed)
-
-
 def pick_device(name: str) -> torch.device:
     """The device of an option, checked."""
     if name == 'cuda' and not torch.cuda.is_available():
@@ -367,12 +351,16 @@ def leave_best(out: Path, history: list[dict[str, Any]]) -> None:
             shutil.copyfile(phase_file(out, best['stage'], best['phase']), part)
 
 
-class History:
+class TrainingLog:
     """The lines of history.jsonl, one per evaluation; a resumed run goes on in it."""
 
-    def __init__(self, out: Path, writes: bool = True) -> None:
+    def __init__(self, out: Path) -> None:
         self.path = out / 'history.jsonl'
         self.lines: list[dict[str, Any]] = []
+        self.writer = None
+
+    def open(self, writes: bool) -> None:
+        """Reads what is there and, in the process that writes, opens TensorBoard."""
         if self.path.exists():
             self.lines = read_json(self.path, lines=True)
             try:
@@ -381,14 +369,13 @@ class History:
                 raise InputError(
                     f'{self.path}: damaged ({error!r}); restore it, or train again'
                 ) from None
-        self.writer = None
         if not writes:
             return
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             return
-        self.writer = SummaryWriter(str(out / 'tensorboard'))
+        self.writer = SummaryWriter(str(self.path.with_name('tensorboard')))
 
     def add(self, line: dict[str, Any]) -> None:
         # A run that goes on from the end of an epoch evaluates once more.
@@ -435,7 +422,6 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
     config = read_json(path)
     if isinstance(config, dict):
-        config.setdefault('eval_users', None)  # older runs do not have it
     kinds = KEPT | FOUND
     try:
         wrong = {
@@ -451,12 +437,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def read_recipe(config: dict[str, Any]) -> Recipe | FastRecipe:
+def read_recipe(config: dict[str, Any]) -> Recipe:
     """The recipe of a configuration."""
-    return type(RECIPES[config['recipe']])(**config['settings'])
+    return RECIPES[config['recipe']](**config['settings'])
 
 
-def load_init(config: dict[str, Any]) -> Model:
+def load_init(config: dict[str, Any]) -> NamedModel:
     """The coarse model that a fine stage starts from."""
     folder = Path(config['init'])
     theirs = read_config(folder)
@@ -476,16 +462,5 @@ def load_init(config: dict[str, Any]) -> Model:
     if model.stage != 'coarse':
         raise InputError(
             f'{folder}: holds a fine stage only; name the run of its coarse stage'
-        )
-    return model
-
-
-def load_model(path: str | Path) -> Model:
-    """The model of a run or a file, with the ids that it was trained with."""
-    model = load(path)
-    if model.item_ids is None and (Path(path) / 'ids.json').exists():
-        raise InputError(
-            f'{path}: a run of an older version, whose ids are in ids.json and not in '
-            'the model; train again'
         )
     return model

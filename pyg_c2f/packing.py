@@ -88,3 +88,9 @@ def unpack_sorted(low: Tensor, high: Tensor, width: Tensor) -> Tensor:
     values = bits.nonzero().flatten()
     values = (values - torch.arange(values.numel())) << int(width)
     return values | unpack_bits(low, int(width), values.numel()) if width else values
+
+
+def small_int_below(index: Tensor, num: int) -> Tensor:
+    """Whole numbers from 0 up, all below ``num``, in the smallest type for these."""
+    fits = (t for t in (torch.uint8, torch.int16) if num - 1 <= torch.iinfo(t).max)
+    return index.to(next(fits, torch.int32))

@@ -66,11 +66,13 @@ class Group:
         self.rank = dist.get_rank() if is_distributed else 0
         self.size = dist.get_world_size() if is_distributed else 1
         self.num_blocks = num_blocks
+        self.is_main = self.rank == 0
+        """Whether this process writes and shows what all have computed."""
         if self.size > num_blocks:
             raise InputError(
-                f'{self.size} processes, but --set partitions={num_blocks}: start '
-                f'{num_blocks} at the most, or set partitions={self.size}, which gives '
-                'other figures, as another seed does'
+                f'{self.size} processes, but num_shards={num_blocks}: start '
+                f'{num_blocks} at most, or set num_shards={self.size}, which gives '
+                'slightly different figures, as another seed does'
             )
         self.firsts = [num_blocks * r // self.size for r in range(self.size + 1)]
 

@@ -66,6 +66,13 @@ def unique_pairs(edge_index: Tensor, num_items: int) -> Tensor:
     return torch.stack(split_keys(torch.unique(keys), num_items))
 
 
+def pairs_of(edge_index: Tensor, first: int, last: int) -> Tensor:
+    """The pairs of the users from ``first`` to before ``last``, of pairs by user."""
+    ends = edge_index.new_tensor([first, last])
+    begin, end = torch.searchsorted(edge_index[0].contiguous(), ends).tolist()
+    return edge_index[:, begin:end]
+
+
 def degree(index: Tensor, num_nodes: int) -> Tensor:
     """How often each of the numbers below ``num_nodes`` occurs, int64."""
     return torch.bincount(index, minlength=num_nodes)

@@ -75,13 +75,6 @@ def shared_interactions(
     return SharedInteractions(by_user, by_item, users, items)
 
 
-def pairs_of(edge_index: Tensor, first: int, last: int) -> Tensor:
-    """The pairs of the users from ``first`` to before ``last``, of pairs by user."""
-    ends = edge_index.new_tensor([first, last])
-    begin, end = torch.searchsorted(edge_index[0].contiguous(), ends).tolist()
-    return edge_index[:, begin:end]
-
-
 def randomized_svd(
     by_user: CSR,
     num_items: int,

@@ -1,9 +1,9 @@
+from pyg_c2f.nn.c2f import C2F
 from pyg_c2f.nn.conv import AnchorConv, C2FConv
 from pyg_c2f.nn.embedding import MetaEmbedding, SoftThreshold
 from pyg_c2f.nn.linear import LinearC2F
 from pyg_c2f.nn.loss import BPRLoss, SampledSoftmaxLoss, WholeDataLoss
-from pyg_c2f.nn.model import C2F
-from pyg_c2f.nn.pairs import Pairs, build_pairs, sampled_dot
+from pyg_c2f.nn.sampled import Pairs, build_pairs, sampled_dot
 
 __all__ = [
     'AnchorConv',

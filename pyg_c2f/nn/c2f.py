@@ -1,10 +1,11 @@
 from collections.abc import Callable
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
-from pyg_c2f.anchors import bridge_scores, pinv_assignment, softmax_assignment
+from pyg_c2f.anchors.paper import bridge_scores, pinv_assignment, softmax_assignment
 from pyg_c2f.graph import (
     BlockGraph,
     build_block_graph,
@@ -15,9 +16,34 @@ from pyg_c2f.graph import (
 from pyg_c2f.nn.conv import C2FConv
 from pyg_c2f.nn.embedding import MetaEmbedding, SoftThreshold
 from pyg_c2f.nn.fused import fused_ego, fused_propagation, weighted_sum
-from pyg_c2f.nn.recommend import InnerProducts, Recommender, check_edges
+from pyg_c2f.nn.recommender import InnerProducts, Recommender, check_edges
+from pyg_c2f.nn.stored import (
+    check_settings,
+    check_sizes,
+    dense_codebook,
+    graph_tensors,
+    sparse_codebook,
+    stored_edges,
+)
+from pyg_c2f.packing import small_int_below
 from pyg_c2f.sparse import CSR, csr_matmul, take_rows
 from pyg_c2f.typing import COARSE, FINE, ITEM, USER, Assignment, Score, Stage
+
+MAX_LAYERS = 1000
+# What the constructor takes, of what a file holds; and which of these are real numbers.
+SETTINGS = (
+    'num_users',
+    'num_items',
+    'num_coarse',
+    'num_fine',
+    'embedding_dim',
+    'num_layers',
+    'anchors_per_entity',
+    'fine_per_coarse',
+    'gate',
+    'threshold',
+)
+REAL = ('gate', 'threshold')
 
 
 class C2F(Recommender):
@@ -443,6 +469,68 @@ class C2F(Recommender):
 
     def _forget(self) -> None:
         self._entities = self._graph = None
+
+    def settings(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in SETTINGS}
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """The tensors that stand for the model in a file.
+
+        Assignments have the smallest integers that number the anchors; the fine
+        codebook keeps only the entries that the soft threshold lets through (as CSR);
+        the train graph is one CSR of users with 32-bit items. A coarse model has no
+        fine parts.
+        """
+        tensors = {
+            'coarse.codebook': self.coarse.codebook.detach(),
+            'coarse.index': small_int_below(self.coarse.index, self.num_coarse),
+            'coarse.weight': self.coarse.assignment_weight,
+            'bias': self.bias.detach(),
+            'global_bias': self.global_bias.detach(),
+        } | graph_tensors(self.edge_index, self.num_users, self.num_items)
+        if self.stage == 'fine':
+            codebook = self.fine.codebook.detach().cpu()
+            is_zero = self.soft_threshold(codebook) == 0
+            tensors |= sparse_codebook(codebook.masked_fill(is_zero, 0)) | {
+                'fine.index': small_int_below(self.fine.index, self.num_fine),
+                'fine.weight': self.fine.assignment_weight,
+            }
+        return tensors
+
+    @classmethod
+    def from_tensors(
+        cls, tensors: dict[str, Tensor], settings: dict[str, Any], stage: Stage
+    ) -> Self:
+        sizes = check_settings(settings, SETTINGS, REAL)
+        num_entities = sizes['num_users'] + sizes['num_items']
+        anchors = max(sizes['num_coarse'], sizes['num_fine'])
+        check_sizes(
+            tensors,
+            sizes['num_users'],
+            (num_entities, len(tensors['bias'])),
+            [
+                num_entities * sizes['anchors_per_entity'],
+                sizes['num_coarse'] * sizes['fine_per_coarse'],
+                anchors * sizes['embedding_dim'],
+            ],
+        )
+        if sizes['num_layers'] > MAX_LAYERS:
+            raise ValueError(f'there are more than {MAX_LAYERS} layers')
+        model = cls(stored_edges(tensors), **sizes)
+        model.set_stage(stage)
+        coarse = tensors['coarse.index'].long(), tensors['coarse.weight']
+        model.set_assignment(Assignment(*coarse))
+        with torch.no_grad():
+            for name in ('bias', 'global_bias'):
+                getattr(model, name).copy_(tensors[name])
+            model.coarse.codebook.copy_(tensors['coarse.codebook'])
+            if stage == 'fine':
+                size = sizes['num_fine'], sizes['embedding_dim']
+                model.fine.codebook.copy_(dense_codebook(tensors, *size))
+        if stage == 'fine':
+            fine = tensors['fine.index'].long(), tensors['fine.weight']
+            model.set_assignment(fine=Assignment(*fine))
+        return model
 
     def extra_repr(self) -> str:
         return f'{self.num_users}, {self.num_items}, stage={self.stage!r}'

@@ -2,7 +2,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyg_c2f.anchors import random_assignment
+from pyg_c2f.anchors.paper import random_assignment
 from pyg_c2f.nn.fused import weighted_sum
 from pyg_c2f.typing import Assignment
 

@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self, get_args
 
 import torch
 from torch import Tensor
@@ -13,8 +13,25 @@ from pyg_c2f.graph import (
 )
 from pyg_c2f.nn.embedding import MetaEmbedding, SoftThreshold
 from pyg_c2f.nn.fused import weighted_sum
-from pyg_c2f.nn.recommend import InnerProducts, Recommender, check_edges
-from pyg_c2f.sparse import CSR, csr_matmul
+from pyg_c2f.nn.recommender import InnerProducts, Recommender, check_edges
+from pyg_c2f.nn.stored import (
+    check_settings,
+    check_sizes,
+    dense_codebook,
+    graph_tensors,
+    sparse_codebook,
+    stored_edges,
+)
+from pyg_c2f.packing import (
+    WEIGHT_BITS,
+    num_bits,
+    pack_bits,
+    round_weights,
+    small_int_below,
+    unpack_bits,
+    weights_of,
+)
+from pyg_c2f.sparse import CSR, csr_matmul, degree
 from pyg_c2f.typing import (
     COARSE,
     COARSE_ITEM,
@@ -27,12 +44,30 @@ from pyg_c2f.typing import (
     RATES,
     USER,
     Assignment,
+    InputError,
     Score,
+    Stage,
     Stored,
 )
 
 # Users whose anchor scores, one column each, stay in a core's cache.
 SCORE_BLOCK = 128
+# What the constructor takes, of what a file holds; and which of these are real numbers.
+SETTINGS = (
+    'num_users',
+    'num_items',
+    'num_coarse',
+    'num_fine',
+    'embedding_dim',
+    'max_coarse_per_item',
+    'fine_per_item',
+    'threshold',
+    'score_power',
+    'diffusion',
+    'user_norm',
+    'item_norm',
+)
+REAL = ('threshold', 'score_power', 'diffusion', 'user_norm', 'item_norm')
 
 
 class LinearC2F(Recommender):
@@ -69,10 +104,10 @@ class LinearC2F(Recommender):
         num_coarse (int): The number of coarse anchors.
         num_fine (int): The number of fine anchors, of all levels together.
         embedding_dim (int): The width of the codebooks.
-        coarse_links (int, optional): The most coarse anchors of a row. (default: ``8``)
-        fine_links (int, optional): Fine anchors of a row. (default: ``2``)
+        max_coarse_per_item (int, optional): The most coarse anchors of a row. (default: ``8``)
+        fine_per_item (int, optional): Fine anchors of a row. (default: ``2``)
         threshold (float, optional): The soft threshold of the fine codebook.
-        item_power (float, optional): The exponent :math:`p`. (default: ``0.5``)
+        score_power (float, optional): The exponent :math:`p`. (default: ``0.5``)
         diffusion (float, optional): The weight :math:`\beta`. (default: ``0.0``)
         user_norm (float, optional): The exponent :math:`a`. (default: ``0.5``)
         item_norm (float, optional): The exponent :math:`b`. (default: ``0.5``)
@@ -87,7 +122,7 @@ class LinearC2F(Recommender):
     Example:
         >>> edge_index = torch.tensor([[0, 0, 1, 2], [0, 1, 1, 2]])
         >>> model = LinearC2F(edge_index, 3, 4, num_coarse=4, num_fine=2,
-        ...                   embedding_dim=4, coarse_links=2, fine_links=1)
+        ...                   embedding_dim=4, max_coarse_per_item=2, fine_per_item=1)
         >>> items, scores = model.recommend(history=[0, 2], k=2)
         >>> items.shape
         torch.Size([2])
@@ -101,10 +136,10 @@ class LinearC2F(Recommender):
         num_coarse: int,
         num_fine: int,
         embedding_dim: int,
-        coarse_links: int = 8,
-        fine_links: int = 2,
+        max_coarse_per_item: int = 8,
+        fine_per_item: int = 2,
         threshold: float = 0.0,
-        item_power: float = 0.5,
+        score_power: float = 0.5,
         diffusion: float = 0.0,
         user_norm: float = 0.5,
         item_norm: float = 0.5,
@@ -116,19 +151,22 @@ class LinearC2F(Recommender):
         self.num_users, self.num_items = int(num_users), int(num_items)
         self.num_coarse, self.num_fine = int(num_coarse), int(num_fine)
         self.embedding_dim = int(embedding_dim)
-        self.coarse_links, self.fine_links = int(coarse_links), int(fine_links)
+        self.max_coarse_per_item, self.fine_per_item = (
+            int(max_coarse_per_item),
+            int(fine_per_item),
+        )
         self.threshold = float(threshold)
-        self.item_power, self.diffusion = float(item_power), float(diffusion)
+        self.score_power, self.diffusion = float(score_power), float(diffusion)
         self.user_norm, self.item_norm = float(user_norm), float(item_norm)
         self.dtype: Stored = dtype
 
-        self.coarse = MetaEmbedding(num_items, num_coarse, embedding_dim, coarse_links)
-        self.fine = MetaEmbedding(num_items, num_fine, embedding_dim, fine_links)
+        self.coarse = MetaEmbedding(
+            num_items, num_coarse, embedding_dim, max_coarse_per_item
+        )
+        self.fine = MetaEmbedding(num_items, num_fine, embedding_dim, fine_per_item)
         self.soft_threshold = SoftThreshold(threshold)
         self.bias = torch.nn.Parameter(torch.zeros(num_items))
         self.register_buffer('edge_index', edge_index.clone())
-        # How exact the singular vectors are that it was made from, where it was.
-        self.basis: dict[str, float] = {}
         self._item_degree = item_degree
         self._by_user: CSR | None = None
         self._by_item: CSR | None = None
@@ -245,7 +283,7 @@ class LinearC2F(Recommender):
 
     def item_scale(self) -> Tensor:
         r"""The scale :math:`d_i^p` of the items' scores, ``[num_items]``."""
-        return self.item_degree() ** self.item_power
+        return self.item_degree() ** self.score_power
 
     def forward(self, users: Tensor, items: Tensor) -> Tensor:
         """The scores of pairs of user and item ids, ``[batch_size]`` each."""
@@ -389,7 +427,7 @@ class LinearC2F(Recommender):
         return csr_matmul(self.by_item(), csr_matmul(self.by_user(), rows))
 
     def anchors_in_use(self) -> int:
-        """The number of anchors that any row is tied to."""
+        """The number of anchors that any item is assigned to."""
         index, weight = self.assignment()
         return index[weight != 0].unique().numel()
 
@@ -404,11 +442,11 @@ class LinearC2F(Recommender):
         data[RATED_BY].edge_index = self.edge_index.flip(0)
         data[RATED_BY].edge_weight = weight
         data[COARSE].x = self.coarse.codebook.detach()
-        ties = [(self.coarse, ITEM_COARSE, COARSE_ITEM)]
+        relations = [(self.coarse, ITEM_COARSE, COARSE_ITEM)]
         if self.stage == 'fine':
             data[FINE].x = self.soft_threshold(self.fine.codebook).detach()
-            ties.append((self.fine, ITEM_FINE, FINE_ITEM))
-        for table, there, back in ties:
+            relations.append((self.fine, ITEM_FINE, FINE_ITEM))
+        for table, there, back in relations:
             pairs, value = assignment_to_edges(table.assignment)
             data[there].edge_index, data[there].edge_weight = pairs, value
             data[back].edge_index, data[back].edge_weight = pairs.flip(0), value
@@ -417,8 +455,147 @@ class LinearC2F(Recommender):
     def _forget(self) -> None:
         self._by_user = self._by_item = None
 
+    def settings(self) -> dict[str, Any]:
+        _, grid = round_weights(self.coarse.assignment_weight, WEIGHT_BITS)
+        names = (*SETTINGS, 'dtype')
+        return {name: getattr(self, name) for name in names} | {'weight_grid': grid}
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """The tensors that stand for the model in a file, in the form of its ``dtype``.
+
+        Links of weight zero are left out, and the number of links of a row kept
+        instead. ``'packed'`` keeps indices in as few bits as number the anchors, and
+        the weights of coarse links as 6-bit codes
+        (:func:`~pyg_c2f.packing.round_weights`). Fine anchors, one of each level with
+        weight one, are stored by their number in the level. Axes as coarse anchors are
+        no codebook. The scale of an item's scores comes from its degree.
+
+        Raises:
+            InputError: If an item has other fine anchors than one of each level with
+                weight one.
+            ValueError: If the model does not hold the train pairs.
+        """
+        self.check_pairs()
+        is_packed = self.dtype == 'packed'
+        wide = torch.float16 if is_packed else torch.float32
+        weight = self.coarse.assignment_weight.cpu()
+        is_link = weight != 0
+        index = self.coarse.index.cpu()[is_link]
+        codes, _ = round_weights(weight, WEIGHT_BITS)
+        deg = degree(self.edge_index[1].cpu(), self.num_items)
+        tensors = graph_tensors(self.edge_index, self.num_users, self.num_items) | {
+            'coarse.index': self._pack(index, self.num_coarse),
+            'coarse.count': small_int_below(
+                is_link.sum(dim=1), self.max_coarse_per_item + 1
+            ),
+            'coarse.weight': (
+                pack_bits(codes, WEIGHT_BITS) if is_packed else weight[is_link]
+            ),
+            'degree': small_int_below(deg, int(deg.max()) + 1),
+        }
+        if not is_axes(self.coarse.codebook.detach()):
+            tensors['coarse.codebook'] = self.coarse.codebook.detach().to(wide)
+        if self.bias.any():
+            tensors['bias'] = self.bias.detach().to(wide)
+        if self.stage == 'fine':
+            if not are_codes(self.fine.assignment, self.num_fine):
+                raise InputError(
+                    'a checkpoint of LinearC2F has one fine anchor of each level for '
+                    'each item, with weight one; this model has others: set the codes '
+                    'of pyg_c2f.anchors.codes.residual_codes'
+                )
+            per_level = self.num_fine // self.fine_per_item
+            codebook = self.fine.codebook.detach().cpu()
+            is_zero = self.soft_threshold(codebook) == 0
+            tensors |= sparse_codebook(codebook.masked_fill(is_zero, 0))
+            tensors['fine.value'] = tensors['fine.value'].to(wide)
+            local = self.fine.index.cpu() % per_level
+            tensors['fine.index'] = self._pack(local.flatten(), per_level)
+        return tensors
+
+    @classmethod
+    def from_tensors(
+        cls, tensors: dict[str, Tensor], settings: dict[str, Any], stage: Stage
+    ) -> Self:
+        sizes = check_settings(settings, SETTINGS, REAL)
+        if settings['dtype'] not in get_args(Stored):
+            raise ValueError(f'dtype is {settings["dtype"]!r}')
+        num_items = sizes['num_items']
+        anchors = max(sizes['num_coarse'], sizes['num_fine'])
+        check_sizes(
+            tensors,
+            sizes['num_users'],
+            (num_items, len(tensors['degree'])),
+            [
+                num_items * max(sizes['max_coarse_per_item'], sizes['fine_per_item']),
+                anchors * sizes['embedding_dim'],
+            ],
+        )
+        model = cls.blank(stored_edges(tensors), **sizes, dtype=settings['dtype'])
+        model.set_stage(stage)
+        count, weight = tensors['coarse.count'].long(), tensors['coarse.weight']
+        num_links = int(count.sum())
+        if model.dtype == 'packed':
+            low, high = settings['weight_grid']
+            codes = unpack_bits(weight, WEIGHT_BITS, num_links)
+            weight = weights_of(codes, WEIGHT_BITS, (low, high))
+        place = torch.arange(model.max_coarse_per_item) < count.unsqueeze(1)
+        links = Assignment(
+            torch.zeros(place.shape, dtype=torch.long), torch.zeros(place.shape)
+        )
+        links.index[place] = model._unpack(
+            tensors['coarse.index'], model.num_coarse, num_links
+        )
+        links.weight[place] = weight.float()
+        model.set_assignment(links)
+        with torch.no_grad():
+            axes = torch.eye(model.num_coarse, model.embedding_dim)
+            model.coarse.codebook.copy_(tensors.get('coarse.codebook', axes))
+            if 'bias' in tensors:
+                model.bias.copy_(tensors['bias'])
+            if stage == 'fine':
+                size = model.num_fine, model.embedding_dim
+                model.fine.codebook.copy_(dense_codebook(tensors, *size))
+                model.set_assignment(fine=model._levels(tensors['fine.index']))
+        return model
+
+    def _pack(self, index: Tensor, num: int) -> Tensor:
+        if self.dtype == 'packed':
+            return pack_bits(index, num_bits(num))
+        return small_int_below(index, num)
+
+    def _unpack(self, index: Tensor, num: int, num_values: int) -> Tensor:
+        if self.dtype == 'packed':
+            return unpack_bits(index, num_bits(num), num_values)
+        return index.long()
+
+    def _levels(self, local: Tensor) -> Assignment:
+        """The assignment of codes, one anchor of each level with weight one."""
+        num_levels = self.fine_per_item
+        per_level, rows = self.num_fine // num_levels, self.num_items
+        index = self._unpack(local, per_level, rows * num_levels).view(rows, num_levels)
+        index = index + per_level * torch.arange(num_levels)
+        return Assignment(index, torch.ones(index.shape))
+
     def extra_repr(self) -> str:
         return f'{self.num_users}, {self.num_items}'
+
+
+def is_axes(codebook: Tensor) -> bool:
+    """Whether anchors are the columns themselves, so that no codebook is needed."""
+    size = codebook.size(0)
+    return codebook.shape == (size, size) and bool(
+        (codebook == torch.eye(size, device=codebook.device)).all()
+    )
+
+
+def are_codes(assignment: Assignment, num_anchors: int) -> bool:
+    """Whether every row has one anchor of each level, in order, with weight one."""
+    index, weight = assignment
+    num_levels = index.size(1)
+    level = index.div(num_anchors // num_levels, rounding_mode='floor')
+    in_order = level == torch.arange(num_levels, device=index.device)
+    return bool((weight == 1).all() and in_order.all())
 
 
 class _Histories(torch.autograd.Function):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
-from pyg_c2f.nn.pairs import Pairs, sampled_dot
+from pyg_c2f.nn.sampled import Pairs, sampled_dot
 
 
 class BPRLoss(_Loss):

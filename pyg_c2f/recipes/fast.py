@@ -1,50 +1,173 @@
 r"""Recipe ``fast``: anchors in closed form, and no training.
 
 Coarse stage: the singular vectors of the degree-normalised train interactions, rotated
-(:func:`~pyg_c2f.spectral.varimax`) until each item lies near few axes. These axes are
-the coarse anchors, and an item is tied to those on which it has large coordinates.
-Fine stage: what the links leave over is coded by residual k-means; the centroids are
-the fine anchors, sparse through the soft threshold.
+(:func:`~pyg_c2f.anchors.spectral.varimax`) until each item lies near few axes. These
+axes are the coarse anchors, and an item is assigned to those on which it has large
+coordinates. Fine stage: what that leaves over is coded by residual k-means; the
+centroids are the fine anchors, sparse through the soft threshold.
 """
 
-import time
-from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
-from pyg_c2f.codes import kmeans, residual_codes, threshold_assignment
-from pyg_c2f.config import FastRecipe
-from pyg_c2f.evaluate import evaluate_split
-from pyg_c2f.finite import NotFiniteError, check_finite
-from pyg_c2f.graph import power
-from pyg_c2f.nn import LinearC2F
-from pyg_c2f.nn.fused import weighted_sum
-from pyg_c2f.packing import WEIGHT_BITS, round_weights, weights_of
-from pyg_c2f.shards import Group, Rows
-from pyg_c2f.sparse import are_rising, degree, pair_keys, rowptr_of, unique_pairs
-from pyg_c2f.spectral import (
+from pyg_c2f.anchors.codes import kmeans, residual_codes, threshold_assignment
+from pyg_c2f.anchors.spectral import (
     SharedInteractions,
-    pairs_of,
     right_vectors,
     shared_interactions,
     varimax,
 )
+from pyg_c2f.finite import NotFiniteError, check_finite
+from pyg_c2f.graph import power
+from pyg_c2f.nn import LinearC2F
+from pyg_c2f.nn.fused import weighted_sum
+from pyg_c2f.nn.recommender import Recommender
+from pyg_c2f.packing import WEIGHT_BITS, round_weights, weights_of
+from pyg_c2f.recipes.base import Recipe, TrainingOptions
+from pyg_c2f.shards import Group, Rows
+from pyg_c2f.sparse import are_rising, degree, pair_keys, pairs_of, unique_pairs
 from pyg_c2f.typing import (
     ITEM,
     RATES,
     USER,
     Assignment,
     InputError,
-    Score,
     Stage,
+    Stored,
 )
 
 # The share of the fine codebook that the soft threshold lets through.
 DENSITY = 0.125
+
+
+@dataclass(frozen=True)
+class FastRecipe(Recipe):
+    """Anchors in closed form from the spectrum of the interactions.
+
+    It differs from the published schedule in everything but the graph: spectral anchors
+    instead of METIS, users represented by the items they interacted with, no sampled
+    training. That takes seconds instead of hours, and gives better lists (README). The
+    values were chosen on Gowalla's validation items of protocol c2f;
+    ``benchmarks/tune.py`` finds those of other data sets.
+    """
+
+    ranges: ClassVar[dict[str, tuple[float, float]]] = {
+        'num_fine': (2, 2**31 - 1),
+        'coarse_per_item': (1, 512),
+        'fine_per_item': (0, 64),
+        'importance_power': (0, 4),
+        'user_norm': (0, 2),
+        'item_norm': (0, 2),
+        'spectral_power': (0, 4),
+        'score_power': (0, 4),
+    }
+
+    embedding_dim: int = 512
+    """width: the number of singular vectors (at most as many as there are)"""
+    num_fine: int = 512
+    """fine anchors, of all levels together"""
+    coarse_per_item: float = 8.0
+    """coarse anchors of an item, on average"""
+    fine_per_item: int = 2
+    """fine anchors of an item: levels of codes for the residual; 0 for none"""
+    user_norm: float = 0.4
+    """exponent of a user's degree in the normalisation of the interactions"""
+    item_norm: float = 0.4
+    """exponent of an item's degree in it, and in the vector of a history"""
+    spectral_power: float = 0.25
+    """exponent of the singular values in the items' features"""
+    importance_power: float = 0.75
+    """exponent of an item's degree in its importance to the anchors"""
+    score_power: float = 0.5
+    """exponent of an item's degree in its scores"""
+    diffusion: float = 0.0
+    """weight of the diffusion channel, which needs the train graph"""
+    dtype: Stored = 'packed'
+    """stored form: packed bits with 6-bit weights, or plain numbers"""
+    num_shards: int = 4
+    """blocks of rows that sums are formed over: the most processes of a run"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.fine_per_item and self.num_fine % self.fine_per_item:
+            raise InputError(
+                f'num_fine={self.num_fine} cannot be divided into fine_per_item='
+                f'{self.fine_per_item} levels: set a multiple'
+            )
+
+    def make_group(self, is_distributed: bool = False) -> Group:
+        """The processes of a run, with ``num_shards`` blocks whatever their number."""
+        return Group(self.num_shards, is_distributed)
+
+    def stages(self, options: TrainingOptions) -> tuple[Stage, ...]:
+        if self.fine_per_item:
+            return options.stages
+        return tuple(stage for stage in options.stages if stage == 'coarse')
+
+    def check(self, data: HeteroData, options: TrainingOptions) -> None:
+        """Checks the settings against the data, and the processes.
+
+        Raises:
+            InputError: If there are no train pairs, no fine stage where one is asked
+                for, fewer items than processes, or settings that need the pairs of all
+                users in each of several processes.
+        """
+        num_items, group = data[ITEM].num_nodes, options.group
+        if group is not None and group.size > 1:
+            cuts = group.rows(num_items).cuts
+            if min(end - start for start, end in pairwise(cuts)) == 0:
+                raise InputError(
+                    f'{group.size} processes, but only {num_items} items: start fewer'
+                )
+            if self.diffusion:
+                raise InputError(
+                    f'diffusion={self.diffusion}: {group.size} processes can share '
+                    'diffusion=0 only; set that, or run in one process'
+                )
+        if not data[RATES].edge_index.numel():
+            raise InputError('there are no train pairs')
+        if not self.stages(options):
+            raise InputError(
+                f'fine_per_item={self.fine_per_item}: there is no fine stage; raise it'
+            )
+
+    def start(
+        self,
+        data: HeteroData,
+        stage: Stage,
+        before: Recommender | None,
+        options: TrainingOptions,
+    ) -> LinearC2F:
+        """The model, whole: its fine anchors are made with the coarse ones.
+
+        Raises:
+            InputError: If there are no train pairs, ``options.init`` has other anchors
+                than these settings and this seed give, or numbers overflow.
+        """
+        if before is not None and before is not options.init:
+            before.set_stage(stage)
+            return cast(LinearC2F, before)
+        group = options.group or self.make_group()
+        model = build_fast(data, self, options.generator('coarse'), group)
+        if before is not None and not _same_anchors(model, before):
+            raise InputError(
+                'the coarse model has other anchors than these settings and this seed '
+                'give: repeat its seed and settings, or train both stages'
+            )
+        try:
+            check_finite(model.named_parameters())
+        except NotFiniteError as error:
+            raise InputError(
+                f'{error}, too large for dtype={self.dtype}: lower spectral_power='
+                f'{self.spectral_power}, or set dtype=float32'
+            ) from None
+        model.set_stage(stage)
+        return model
 
 
 def build_fast(
@@ -61,31 +184,31 @@ def build_fast(
         generator (torch.Generator): Draws the starts of SVD, rotation and k-means, the
             same in all processes.
         group (Group, optional): The processes that share the work, with one block for
-            each of ``recipe.partitions``. The first one's model is whole; the others'
+            each of ``recipe.num_shards``. The first one's model is whole; the others'
             lack the train pairs. (default: this process alone)
 
     Raises:
         InputError: If there are no train pairs, or several processes cannot share them.
     """
-    group = group or Group(recipe.partitions)
+    group = group or recipe.make_group()
     num_users, num_items = data[USER].num_nodes, data[ITEM].num_nodes
-    check_fast(data, recipe, group)
+    recipe.check(data, TrainingOptions(group=group))
     edge_index, users, own = share_pairs(data, group)
     items = group.rows(num_items)
     deg = group.all_reduce(degree(own[1], num_items))
     norms = recipe.user_norm, recipe.item_norm
     interactions = shared_interactions(own, users, items, *norms, deg)
     x, basis = spectral_features(interactions, deg, recipe, generator)
-    importance = power(items.local(deg), recipe.popularity)
+    importance = power(items.local(deg), recipe.importance_power)
     codebook = torch.eye(x.size(1), dtype=x.dtype, device=x.device)
-    coarse = threshold_assignment(x, recipe.coarse_links, importance, rows=items)
+    coarse = threshold_assignment(x, recipe.coarse_per_item, importance, rows=items)
     coarse = _gather(coarse, items)
     if recipe.dtype == 'packed':
         # What the model computes is what is stored: the fine part sees the rounding.
         coarse = _rounded(coarse)
     rest = x - weighted_sum(Assignment(*map(items.local, coarse)), codebook)
     threshold, fine, fine_codebook = 0.0, None, None
-    if recipe.fine_links:
+    if recipe.fine_per_item:
         threshold, fine, fine_codebook = _fine_anchors(
             rest, items, importance, recipe, generator
         )
@@ -98,10 +221,10 @@ def build_fast(
         num_coarse=len(codebook),
         num_fine=recipe.num_fine if fine_codebook is None else len(fine_codebook),
         embedding_dim=x.size(1),
-        coarse_links=coarse.index.size(1),
-        fine_links=max(recipe.fine_links, 1),
+        max_coarse_per_item=coarse.index.size(1),
+        fine_per_item=max(recipe.fine_per_item, 1),
         threshold=threshold,
-        item_power=recipe.item_power,
+        score_power=recipe.score_power,
         diffusion=recipe.diffusion,
         user_norm=recipe.user_norm,
         item_norm=recipe.item_norm,
@@ -114,7 +237,7 @@ def build_fast(
         if fine_codebook is not None:
             model.fine.codebook.copy_(fine_codebook)
     model.round_()
-    model.basis = basis
+    model.diagnostics['basis'] = basis
     return model
 
 
@@ -158,51 +281,6 @@ def _gather(own: Assignment, rows: Rows) -> Assignment:
     return Assignment(index.long(), rows.gather(own.weight))
 
 
-def check_data(data: HeteroData) -> None:
-    """Checks what every recipe needs of a data set.
-
-    Raises:
-        InputError: If the data have no numbers of users and items, or no int64 pairs.
-    """
-    num_users, num_items = data[USER].num_nodes, data[ITEM].num_nodes
-    if num_users is None or num_items is None:
-        raise InputError(
-            'the data do not say how many users and items there are: set '
-            "data['user'].num_nodes and data['item'].num_nodes"
-        )
-    if data[RATES].edge_index.dtype != torch.long:
-        raise InputError(
-            f'data[{RATES}].edge_index is {data[RATES].edge_index.dtype}: convert the '
-            'pairs to int64 with .long()'
-        )
-
-
-def check_fast(
-    data: HeteroData, recipe: FastRecipe, group: Group | None = None
-) -> None:
-    """Checks a recipe against a data set, and the processes that are to share it.
-
-    Raises:
-        InputError: If there are no train pairs, fewer items than processes, or settings
-            that need the pairs of all users in each of several processes.
-    """
-    num_items = data[ITEM].num_nodes
-    if group is not None and group.size > 1:
-        cuts = group.rows(num_items).cuts
-        if min(end - start for start, end in pairwise(cuts)) == 0:
-            raise InputError(
-                f'{group.size} processes have no part each in {num_items} items: start '
-                'fewer of them'
-            )
-        if recipe.diffusion:
-            raise InputError(
-                f'--set diffusion={recipe.diffusion}: {group.size} processes can share '
-                'diffusion=0 only; set that, or run without torchrun'
-            )
-    if not data[RATES].edge_index.numel():
-        raise InputError('there are no train pairs')
-
-
 def spectral_features(
     interactions: SharedInteractions,
     item_degree: Tensor,
@@ -224,8 +302,8 @@ def spectral_features(
     users, items = interactions.users, interactions.items
     rank = min(recipe.embedding_dim, users.num_rows, items.num_rows)
     value, right, residual, rounds = right_vectors(interactions, rank, generator)
-    x = right * value**recipe.power
-    weight = power(items.local(item_degree), recipe.popularity).sqrt()
+    x = right * value**recipe.spectral_power
+    weight = power(items.local(item_degree), recipe.importance_power).sqrt()
     x = items.matmul(x, varimax(x, weight, generator, items=items))
     return x, {'residual': residual, 'rounds': rounds}
 
@@ -238,7 +316,7 @@ def _fine_anchors(
     generator: torch.Generator,
 ) -> tuple[float, Assignment, Tensor]:
     """Threshold, links and codebook of the levels behind the coarse anchors."""
-    per_level = min(recipe.num_fine // recipe.fine_links, rows.num_rows)
+    per_level = min(recipe.num_fine // recipe.fine_per_item, rows.num_rows)
     # One threshold for all levels, from a first look at the centroids.
     look, _ = kmeans(
         rest, per_level, importance, generator, num_iterations=4, rows=rows
@@ -247,7 +325,7 @@ def _fine_anchors(
     threshold = float(size[min(int(DENSITY * size.numel()), len(size) - 1)])
     return threshold, *residual_codes(
         rest,
-        recipe.fine_links,
+        recipe.fine_per_item,
         per_level,
         importance,
         generator,
@@ -263,107 +341,7 @@ def _rounded(links: Assignment) -> Assignment:
     return Assignment(links.index, weight)
 
 
-def train_fast(
-    data: HeteroData,
-    recipe: FastRecipe,
-    seed: int,
-    stages: tuple[Stage, ...],
-    init: torch.nn.Module | None = None,
-    on_evaluation: Callable[[dict[str, Any]], None] | None = None,
-    keep: Callable[[LinearC2F, Stage], None] | None = None,
-    is_refit: bool = False,
-    group: Group | None = None,
-) -> tuple[LinearC2F, dict[Stage, dict[int, dict[str, Any]]], dict[str, float]]:
-    """Builds the anchors and evaluates each stage on the validation items.
-
-    Args:
-        data (HeteroData): The data set, on the device to work on.
-        recipe (FastRecipe): The settings.
-        seed (int): The seed.
-        stages (Tuple): The stages; the last one is the result.
-        init (LinearC2F, optional): The coarse model whose fine stage this is. Its
-            anchors are made again, and must be the same.
-        on_evaluation (Callable, optional): Called with each line of the history, in the
-            first process.
-        keep (Callable, optional): Called with the model of each stage, in the first
-            process.
-        is_refit (bool, optional): Whether the data hold the validation items, so that
-            there is nothing to evaluate. (default: ``False``)
-        group (Group, optional): The processes that share the work, as for
-            :func:`build_fast`.
-
-    Returns:
-        Tuple: The model, for each stage its phase with ``best_epoch``, ``last_epoch``
-        and ``val``, and the seconds spent.
-    """
-    clock = {'anchors': 0.0, 'train': 0.0, 'evaluate': 0.0}
-    start = time.perf_counter()
-    group = group or Group(recipe.partitions)
-    generator = torch.Generator().manual_seed(2 * seed)
-    model = build_fast(data, recipe, generator, group)
-    clock['anchors'] = time.perf_counter() - start
-    if init is not None and not _same_anchors(model, init):
-        raise InputError(
-            'the coarse model has other anchors than these settings and this seed '
-            'give: repeat its --seed and --set, or use --stage both'
-        )
-    try:
-        check_finite(model.named_parameters())
-    except NotFiniteError as error:
-        raise InputError(
-            f'{error}, too large for dtype={recipe.dtype}: lower --set '
-            f'power={recipe.power}, or set dtype=float32'
-        ) from None
-    results: dict[Stage, dict[int, dict[str, Any]]] = {}
-
-    def evaluate(stage: Stage) -> None:
-        start = time.perf_counter()
-        users = group.rows(model.num_users)
-        score = model.scorer() if group.size == 1 else own_scorer(model, data, users)
-        val = evaluate_split(score, data, 'val', users=users)
-        clock['evaluate'] += time.perf_counter() - start
-        if on_evaluation is not None and group.rank == 0:
-            on_evaluation(
-                {
-                    'stage': stage,
-                    'phase': 1,
-                    'epoch': 0,
-                    'loss': None,
-                    'val': val,
-                    'seconds': round(clock['anchors'], 3),
-                    'anchors_in_use': model.anchors_in_use(),
-                }
-            )
-        result = {'best_epoch': 0, 'last_epoch': 0, 'val': val, 'basis': model.basis}
-        results[stage] = {1: result}
-
-    if not recipe.fine_links:
-        stages = tuple(stage for stage in stages if stage == 'coarse')
-    for stage in stages:
-        model.set_stage(stage)
-        if not is_refit:
-            evaluate(stage)
-        if keep is not None and group.rank == 0:
-            keep(model, stage)
-        group.wait()
-    return model, results, clock
-
-
-def own_scorer(model: LinearC2F, data: HeteroData, users: Rows) -> Score:
-    """The scores of users of this process, by their histories in the data set.
-
-    A model of several processes knows the train pairs in the first of them only, and
-    users who live from their items need nothing else of the graph.
-    """
-    user, item = pairs_of(data[RATES].edge_index, users.start, users.stop)
-    rowptr = rowptr_of(user - users.start, users.stop - users.start)
-    score = model.history_scorer(rowptr, item)
-    return lambda users_: score(users_ - users.start)
-
-
-def _same_anchors(model: LinearC2F, init: torch.nn.Module) -> bool:
-    if not isinstance(init, LinearC2F):
-        return False
+def _same_anchors(model: LinearC2F, init: Any) -> bool:
     ours, theirs = model.coarse.assignment, init.coarse.assignment
     return all(
         a.shape == b.shape and torch.allclose(a.to(b), b, rtol=1e-3)

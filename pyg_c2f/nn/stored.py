@@ -1,0 +1,113 @@
+r"""What the models' files have in common: tensors of graphs and codebooks, and limits."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyg_c2f.packing import small_int_below
+from pyg_c2f.sparse import pair_keys, rowptr_of
+
+# So many entries has a table at the most, or so many times those of the whole file: no
+# small file takes all memory.
+MAX_ENTRIES, MAX_TIMES = 1 << 28, 64
+
+
+def graph_tensors(edge_index: Tensor, num_users: int, num_items: int) -> dict[str, Any]:
+    """The train graph as one CSR of users with 32-bit items."""
+    edges = edge_index.cpu()
+    edges = edges[:, pair_keys(edges, num_items).argsort()]
+    rowptr = rowptr_of(edges[0], num_users)
+    return {'graph.rowptr': rowptr.int(), 'graph.col': edges[1].int()}
+
+
+def stored_edges(tensors: dict[str, Tensor]) -> Tensor:
+    """The edges of :func:`graph_tensors`.
+
+    Raises:
+        ValueError: If they are not in order.
+    """
+    rowptr, col = tensors['graph.rowptr'], tensors['graph.col']
+    return torch.stack([_row(rowptr, col), col.long()])
+
+
+def sparse_codebook(codebook: Tensor) -> dict[str, Tensor]:
+    """The entries of a fine codebook that are not zero, as CSR.
+
+    Args:
+        codebook (Tensor): The codebook, with zeros where the soft threshold makes them.
+    """
+    is_stored = codebook != 0
+    row, col = is_stored.nonzero(as_tuple=True)
+    return {
+        'fine.rowptr': rowptr_of(row, len(codebook)).int(),
+        'fine.col': small_int_below(col, codebook.size(1)),
+        'fine.value': codebook[row, col],
+    }
+
+
+def dense_codebook(tensors: dict[str, Tensor], num_fine: int, width: int) -> Tensor:
+    """The codebook of :func:`sparse_codebook`.
+
+    Raises:
+        IndexError or ValueError: If the entries do not fit the sizes.
+    """
+    fine = torch.zeros(num_fine, width)
+    col = tensors['fine.col'].long()
+    if (col < 0).any():  # It would count from the end.
+        raise ValueError('a column of the fine codebook is below zero')
+    fine[_row(tensors['fine.rowptr'], col), col] = tensors['fine.value'].float()
+    return fine
+
+
+def _row(rowptr: Tensor, col: Tensor) -> Tensor:
+    """The row of each entry of a CSR matrix."""
+    count = rowptr.long().diff()
+    if rowptr[0] != 0 or rowptr[-1] != len(col) or (count < 0).any():
+        raise ValueError('the rows of a sparse matrix are not in order')
+    return torch.repeat_interleave(count)
+
+
+def check_settings(
+    settings: dict[str, Any], names: tuple[str, ...], real: tuple[str, ...]
+) -> dict[str, Any]:
+    """The settings of these names: whole numbers from 0 on, or real ones.
+
+    Raises:
+        KeyError or ValueError: If one is missing, or of another kind.
+    """
+    out = {name: settings[name] for name in names}
+    for name, value in out.items():
+        if name in real:
+            fits = type(value) in (int, float) and math.isfinite(value)
+        else:
+            fits = type(value) is int and 0 <= value < 2**31
+        if not fits:
+            raise ValueError(f'{name} is {value!r}')
+    return out
+
+
+def check_sizes(
+    tensors: dict[str, Tensor],
+    num_users: int,
+    num_entities: tuple[int, int],
+    tables: list[int],
+) -> None:
+    """Checks the sizes of a model against its tensors, before tables are made.
+
+    Args:
+        tensors (Dict): The tensors of the file.
+        num_users (int): The number of users, which the graph has rows for.
+        num_entities (Tuple): What has a scalar each: as it should be, and in the file.
+        tables (List): The entries of each table to make.
+
+    Raises:
+        KeyError or ValueError: If they do not fit, or a table is too large for the
+            file.
+    """
+    if num_users + 1 != len(tensors['graph.rowptr']) or len({*num_entities}) > 1:
+        raise ValueError('the tensors are of other numbers of users or items')
+    limit = max(MAX_ENTRIES, MAX_TIMES * sum(x.numel() for x in tensors.values()))
+    if max(tables) > limit:
+        raise ValueError(f'a table has more than {limit:,} entries')

@@ -1,0 +1,28 @@
+from pyg_c2f.recipes.base import (
+    Recipe,
+    Run,
+    Schedule,
+    Trainer,
+    TrainingOptions,
+    check_run,
+    train,
+)
+from pyg_c2f.recipes.fast import FastRecipe
+from pyg_c2f.recipes.fit import fit
+from pyg_c2f.recipes.paper import PaperRecipe
+from pyg_c2f.recipes.presets import RECIPES, get_recipe
+
+__all__ = [
+    'RECIPES',
+    'FastRecipe',
+    'PaperRecipe',
+    'Recipe',
+    'Run',
+    'Schedule',
+    'Trainer',
+    'TrainingOptions',
+    'check_run',
+    'fit',
+    'get_recipe',
+    'train',
+]
