@@ -11,9 +11,9 @@ from dataclasses import replace
 
 import pyg_c2f
 from pyg_c2f.checkpoint import model_bytes
-from pyg_c2f.config import get_recipe
 from pyg_c2f.datasets import SyntheticHierarchy
 from pyg_c2f.evaluate import evaluate_split, popularity_score
+from pyg_c2f.recipes import get_recipe
 from pyg_c2f.typing import RATES
 
 parser = argparse.ArgumentParser(description=__doc__)
@@ -24,8 +24,8 @@ data = SyntheticHierarchy(args.num_users, num_interactions=40 * args.num_users)[
 base = get_recipe('fast', 'synthetic')
 recipes = {
     'synthetic': base,
-    'narrow': replace(base, embedding_dim=16, coarse_links=2.0, fine_links=0),
-    'links only': replace(base, coarse_links=3.0, fine_links=0),
+    'narrow': replace(base, embedding_dim=16, coarse_per_item=2.0, fine_per_item=0),
+    'links only': replace(base, coarse_per_item=3.0, fine_per_item=0),
 }
 
 results = {}

@@ -13,7 +13,7 @@ import torch
 from torch_geometric import seed_everything
 from torch_geometric.nn import LightGCN
 
-from pyg_c2f.anchors import metis_partition, partition_assignment
+from pyg_c2f.anchors.paper import metis_partition, partition_assignment
 from pyg_c2f.datasets import SyntheticHierarchy
 from pyg_c2f.evaluate import evaluate_split, popularity_score
 from pyg_c2f.nn import MetaEmbedding

@@ -17,7 +17,7 @@ from torch_geometric.data import HeteroData
 from torch_geometric.loader import LinkNeighborLoader
 from torch_geometric.nn import HeteroConv
 
-from pyg_c2f.anchors import metis_partition, partition_assignment
+from pyg_c2f.anchors.paper import metis_partition, partition_assignment
 from pyg_c2f.datasets import get_dataset
 from pyg_c2f.nn import AnchorConv, MetaEmbedding
 from pyg_c2f.typing import RATED_BY, RATES

@@ -123,7 +123,7 @@ def model_file(path: str | Path) -> Path:
     return path / 'model.safetensors' if path.is_dir() else path
 
 
-def model_meta(model: Recommender) -> dict[str, str]:
+def model_meta(model: Recommender | NamedModel) -> dict[str, str]:
     """What :func:`restore_model` has to know beside the tensors of a model."""
     content = model.settings() | {'stage': model.stage, 'model': model.kind}
     return {key: json.dumps(value) for key, value in content.items()}
@@ -147,7 +147,7 @@ def restore_model(tensors: dict[str, Tensor], meta: dict[str, str]) -> Recommend
     return Recommender.kinds[kind].from_tensors(tensors, settings, stage)
 
 
-def model_bytes(model: Recommender) -> dict[str, int]:
+def model_bytes(model: Recommender | NamedModel) -> dict[str, int]:
     """The bytes of SPEC section 6, of the tensors as they are stored.
 
     Returns:

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyg_c2f.checkpoint import write_text
+from pyg_c2f.files import write_text
 from pyg_c2f.typing import KS
 
 if TYPE_CHECKING:

@@ -94,6 +94,10 @@ class Vocabulary:
         ids = self.user_ids if kind == USER else self.item_ids
         return str(number) if ids is None else ids[number]
 
+    def title(self, item: int) -> str:
+        """The title of an item, empty where there are none."""
+        return '' if self.item_titles is None else self.item_titles[item]
+
     def decode(self, items: Tensor) -> Any:
         """The original ids of lists of items, without the places that are left."""
         if items.dim() > 1:
@@ -238,7 +242,7 @@ class NamedModel(torch.nn.Module):
                 both candidates and an index, or the index is of a model of other sizes.
         """
         in_text = isinstance(users, str) or _are_names(users)
-        if isinstance(users, str) or in_text:
+        if in_text:
             users = self.numbers(users, USER)
         if history is not None:
             flat, sizes = flatten(history)

@@ -15,15 +15,13 @@ from pyg_c2f.checkpoint import (
     SIZES,
     TEXTS,
     model_bytes,
-    model_tensors,
     read_tensors,
-    write_json,
     write_tensors,
 )
-from pyg_c2f.config import FastRecipe
 from pyg_c2f.datasets import SyntheticHierarchy
-from pyg_c2f.fast import train_fast
+from pyg_c2f.files import write_json
 from pyg_c2f.nn import C2F
+from pyg_c2f.recipes import FastRecipe
 from pyg_c2f.typing import Assignment, InputError
 from tests.conftest import make_toy
 
@@ -183,7 +181,7 @@ def test_one_model_is_one_file(toy, tmp_path):
         save(model, path)
     assert len({path.read_bytes() for path in paths}) == 1
     tensors, _ = stored(paths[0])
-    given = model_tensors(model)
+    given = model.to_tensors()
     assert all(tensors[key].equal(given[key]) for key in given)
 
 
@@ -221,8 +219,8 @@ def test_a_full_disk(toy, disk):
         write_tensors(path, tensors, {})
 
     assert_untouched(write, disk.folder, 'No space left .* make room')
-    for key, tensor in model_tensors(load(disk.folder)).items():
-        assert tensor.equal(model_tensors(before)[key])
+    for key, tensor in load(disk.folder).to_tensors().items():
+        assert tensor.equal(before.to_tensors()[key])
     (disk.folder / 'other').unlink()
     write()
     assert read_tensors(path)[0]['x'].equal(tensors['x'])
@@ -354,7 +352,7 @@ def test_ids_round_trip(toy, ids, tmp_path):
     assert again.item_titles == ids.get('titles')
     # They are in the file, and in no size.
     tensors, size = stored(tmp_path / 'model.safetensors')
-    assert set(tensors) - set(model_tensors(model)) == {f'ids.{name}' for name in ids}
+    assert set(tensors) - set(model.to_tensors()) == {f'ids.{name}' for name in ids}
     for name, texts in ids.items():
         assert size[f'ids.{name}'] == len('\0'.join(texts).encode())
     assert model_bytes(again) == model_bytes(model) == without_ids
@@ -437,7 +435,7 @@ def data():
 
 def linear(data, stage='fine', trained=False, **changes):
     """A model of recipe fast in a stage; trained: with other codebooks and scalars."""
-    sizes = {'embedding_dim': 18, 'num_fine': 16, 'coarse_links': 2.5}
+    sizes = {'embedding_dim': 18, 'num_fine': 16, 'coarse_per_item': 2.5}
     recipe = FastRecipe(**(sizes | changes))
     stages = ('coarse', 'fine') if stage == 'fine' else ('coarse',)
     model = train_fast(data, recipe, 0, stages)[0]
@@ -456,8 +454,8 @@ def linear(data, stage='fine', trained=False, **changes):
     'changes',
     [
         {},
-        {'diffusion': 0.3, 'fine_links': 1},
-        {'fine_links': 4},
+        {'diffusion': 0.3, 'fine_per_item': 1},
+        {'fine_per_item': 4},
         {'trained': True},
     ],
     ids=str,
@@ -574,13 +572,13 @@ def cut(name, by=1):
         other_meta(num_users='5'),
         other_meta(num_items='"all"'),
         other_meta(num_fine='4'),
-        other_meta(fine_links='0'),
-        other_meta(coarse_links='1'),
+        other_meta(fine_per_item='0'),
+        other_meta(coarse_per_item='1'),
         other_meta(embedding_dim='7'),
         other_meta(dtype='"none"'),
         other_meta(threshold='nothing'),
         other_meta(model='cubic'),
-        lambda tensors, meta: meta.pop('item_power'),
+        lambda tensors, meta: meta.pop('score_power'),
         lambda tensors, meta: meta.pop('stage'),
     ],
 )

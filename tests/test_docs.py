@@ -8,12 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from pyg_c2f.config import FastRecipe
 
 import pyg_c2f
 import run
 from pyg_c2f.checkpoint import model_meta, model_tensors, save
 from pyg_c2f.cli.options import make_parser
-from pyg_c2f.config import FastRecipe
 from pyg_c2f.datasets import SyntheticHierarchy
 from pyg_c2f.export import write_bundle, write_onnx
 from pyg_c2f.nn import C2F

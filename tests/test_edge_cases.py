@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from pyg_c2f.config import FastRecipe, Recipe, get_recipe
 from torch_geometric.data import HeteroData
 
 import pyg_c2f
 import run
 from pyg_c2f import experiment
-from pyg_c2f.config import FastRecipe, Recipe, get_recipe
 from pyg_c2f.evaluate import evaluate_split
 from pyg_c2f.typing import ITEM, RATED_BY, RATES, USER, InputError
 

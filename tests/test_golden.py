@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyg_c2f.anchors import (
+from pyg_c2f.anchors.paper import (
     bridge_scores,
     partition_assignment,
     partition_scores,
@@ -22,12 +22,12 @@ from pyg_c2f.anchors import (
     softmax_assignment,
     sparse_pca_codes,
 )
-from pyg_c2f.config import Recipe
 from pyg_c2f.evaluate import evaluate, rank_items
 from pyg_c2f.graph import entity_csr, joint_norm
 from pyg_c2f.nn import C2F, BPRLoss
 from pyg_c2f.nn.fused import fused_layer
-from pyg_c2f.train import make_optimizer, train_epoch, train_step
+from pyg_c2f.recipes import PaperRecipe
+from pyg_c2f.recipes.paper import make_optimizer, train_epoch, train_step
 from pyg_c2f.typing import Assignment
 
 FILE = Path(os.environ.get('C2F_GOLDEN', Path(__file__).parent / 'data' / 'tiny.npz'))
@@ -36,7 +36,7 @@ INFO = json.loads(FILE.with_suffix('.json').read_text())
 N, C, R = INFO['N'], INFO['c1'], INFO['c2']
 USERS, ITEMS = INFO['n_users'], INFO['n_items']
 STAGES = ['coarse', 'fine']
-RECIPE = Recipe(lr_coarse=INFO['lr_coarse'], lr_fine=INFO['lr_fine'])
+RECIPE = PaperRecipe(lr_coarse=INFO['lr_coarse'], lr_fine=INFO['lr_fine'])
 LAMBDA = INFO['l2_penalty_factor'] * INFO['reg_decay']
 
 both_stages = pytest.mark.parametrize('stage', STAGES)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pyg_c2f.resume import RESUME_FILES, delete_resume, resume_files
 from safetensors.torch import save_file
 
 import pyg_c2f
@@ -27,7 +28,6 @@ from pyg_c2f.cli.options import make_parser
 from pyg_c2f.cli.train import call_of, is_begun
 from pyg_c2f.datasets import get_dataset
 from pyg_c2f.finite import NotFiniteError
-from pyg_c2f.resume import RESUME_FILES, delete_resume, resume_files
 from pyg_c2f.typing import KS, RATES
 from tests.tiny import SETTINGS, settings, write_text_data
 

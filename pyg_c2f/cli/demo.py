@@ -9,13 +9,14 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from pyg_c2f.checkpoint import load
 from pyg_c2f.cli import train
 from pyg_c2f.cli.options import make_parser
 from pyg_c2f.datasets import DEFAULT_ROOT
-from pyg_c2f.experiment import load_model
 from pyg_c2f.export import write_bundle
-from pyg_c2f.resume import resume_files
+from pyg_c2f.recipes.resume import resume_files
 from pyg_c2f.typing import InputError
+from pyg_c2f.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -40,10 +41,12 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out)
     if args.checkpoint and args.data_root:
         raise InputError('--checkpoint needs no --data-root; give one of the two')
-    model = load_model(args.checkpoint or demo_run(args, out))
-    if args.checkpoint is None and model.item_titles is None:
+    model = load(args.checkpoint or demo_run(args, out))
+    if args.checkpoint is None and model.vocabulary.item_titles is None:
         titles = map(made_up, range(model.num_items))
-        model.set_ids(model.user_ids, model.item_ids, titles)
+        names = model.vocabulary
+        sizes = names.num_users, names.num_items
+        model.vocabulary = Vocabulary(*sizes, names.user_ids, names.item_ids, titles)
     site = out / 'site'
     site.mkdir(parents=True, exist_ok=True)
     for name in PAGE:

@@ -3,13 +3,13 @@
 import argparse
 from pathlib import Path
 
+from pyg_c2f.checkpoint import load
 from pyg_c2f.cli import torchrun
 from pyg_c2f.evaluate import evaluate_split
 from pyg_c2f.experiment import (
     check_data_of,
     digest_of,
     load_data,
-    load_model,
     read_config,
     sampled,
 )
@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     group = one_block_each(torchrun.join_quietly())
     folder = Path(args.checkpoint)
     config = read_config(folder)
-    model, data = load_model(folder), load_data(config)
+    model, data = load(folder), load_data(config)
     ours = (model.num_users, model.num_items)
     theirs = (data[USER].num_nodes, data[ITEM].num_nodes)
     if ours != theirs:
@@ -31,9 +31,13 @@ def run(args: argparse.Namespace) -> int:
             f'set {config["dataset"]} has {theirs[0]} and {theirs[1]}; bring the data '
             'back that it was trained on'
         )
+    names = model.vocabulary
     if any(
         ids is not None and 'raw_id' in store and list(store.raw_id) != ids
-        for ids, store in ((model.user_ids, data[USER]), (model.item_ids, data[ITEM]))
+        for ids, store in (
+            (names.user_ids, data[USER]),
+            (names.item_ids, data[ITEM]),
+        )
     ):
         raise InputError(
             f'{folder}: the model knows other users or items than the data set '

@@ -3,9 +3,8 @@
 import argparse
 from pathlib import Path
 
-from pyg_c2f.checkpoint import model_file
+from pyg_c2f.checkpoint import load, model_file
 from pyg_c2f.cli.options import EXPORTS
-from pyg_c2f.experiment import load_model
 from pyg_c2f.export import write_bundle, write_onnx
 from pyg_c2f.typing import InputError
 
@@ -24,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
         if args.format != 'bundle':
             raise InputError(f'{option} is no option of --format {args.format}')
         options[name] = vars(args)[name]
-    model = load_model(args.checkpoint)
+    model = load(args.checkpoint)
     path = Path(args.out or Path(args.checkpoint) / EXPORTS[args.format])
     if path.resolve() == model_file(args.checkpoint).resolve():
         raise InputError(f'--out {path}: is the checkpoint itself; name another file')

@@ -2,13 +2,11 @@
 
 import argparse
 import ast
-import inspect
 import textwrap
-from dataclasses import fields
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NoReturn, get_args
 
-from pyg_c2f.config import DATASET_SETTINGS, RECIPES, FastRecipe, Recipe
 from pyg_c2f.typing import InputError, Stage
 
 DESCRIPTION = (
@@ -36,6 +34,10 @@ standard output the answer to it:
 cannot be answered gives {"error": "line 3: ..."}, and the exit status is 2."""
 # The formats of an export, and the names of their files.
 EXPORTS = {'bundle': 'model.c2f', 'onnx': 'model.onnx'}
+# The recipes, and the files that help reads their settings in: importing them takes
+# seconds.
+RECIPES = ('fast', 'paper')
+RECIPE_FOLDER = Path(__file__).parents[1] / 'recipes'
 # The headings that help puts settings below.
 SETTINGS = {
     'size of the model': (
@@ -44,11 +46,17 @@ SETTINGS = {
         'num_fine',
         'anchors_per_entity',
         'fine_per_coarse',
-        'coarse_links',
-        'fine_links',
+        'coarse_per_item',
+        'fine_per_item',
         'dtype',
     ),
-    'exponents': ('user_norm', 'item_norm', 'power', 'popularity', 'item_power'),
+    'exponents': (
+        'user_norm',
+        'item_norm',
+        'spectral_power',
+        'importance_power',
+        'score_power',
+    ),
     'propagation': ('num_layers', 'gate', 'threshold', 'diffusion'),
     'first anchors': ('anchors', 'own_weight', 'pca_components'),
     'training': (
@@ -296,39 +304,38 @@ def settings_help() -> str:
     """The settings of the recipes: names, defaults, and what they do."""
     blocks = [
         f'what --set takes with recipe {name}, its default, and what it does:\n'
-        + settings_of(recipe)
-        for name, recipe in RECIPES.items()
+        + settings_of(name)
+        for name in RECIPES
     ]
-    differ = '; '.join(f'{name} with {data}' for name, data in DATASET_SETTINGS)
-    return '\n\n'.join([*blocks, textwrap.fill(f'some defaults differ for {differ}')])
+    some = 'some defaults differ for data sets that were tried (recipes/presets.py)'
+    return '\n\n'.join([*blocks, some])
 
 
-def settings_of(recipe: Recipe | FastRecipe) -> str:
+def settings_of(recipe: str) -> str:
     """The settings of one recipe, below headings."""
-    texts, lines = setting_texts(type(recipe)), []
-    rest = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
+    lines, rest = [], read_settings(recipe)
     for heading, names in (*SETTINGS.items(), ('other', tuple(rest))):
         here = {name: rest.pop(name) for name in names if name in rest}
         lines += [f' {heading}:'] if here else []
-        for name, value in here.items():
+        for name, (value, text) in here.items():
             lines += textwrap.wrap(
-                f'  {name:18} {value!s:7} {texts[name]}',
+                f'  {name:18} {value!s:7} {text}',
                 width=80,
                 subsequent_indent=' ' * 29,
             )
     return '\n'.join(lines)
 
 
-def setting_texts(kind: type[Recipe] | type[FastRecipe]) -> dict[str, str]:
-    """What the fields of a recipe do: the text below each of them in its class."""
-    body = ast.parse(inspect.getsource(kind)).body[0]
-    assert isinstance(body, ast.ClassDef)
+def read_settings(recipe: str) -> dict[str, tuple[Any, str]]:
+    """The default of each setting, and the text below it in the recipe's class."""
+    tree = ast.parse((RECIPE_FOLDER / f'{recipe}.py').read_text(encoding='utf-8'))
     return {
-        field.target.id: text.value.value
-        for field, text in pairwise(body.body)
+        field.target.id: (ast.literal_eval(field.value), ast.literal_eval(text.value))
+        for node in tree.body
+        if isinstance(node, ast.ClassDef)
+        for field, text in pairwise(node.body)
         if isinstance(field, ast.AnnAssign)
         and isinstance(field.target, ast.Name)
+        and isinstance(field.value, ast.Constant)
         and isinstance(text, ast.Expr)
-        and isinstance(text.value, ast.Constant)
-        and isinstance(text.value.value, str)
     }

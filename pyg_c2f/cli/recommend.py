@@ -12,12 +12,13 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from tqdm import tqdm
 
-from pyg_c2f.checkpoint import Model, model_file, whole_file
+from pyg_c2f.checkpoint import load, model_file
 from pyg_c2f.cli import torchrun
 from pyg_c2f.cli.common import fail
-from pyg_c2f.experiment import load_model
+from pyg_c2f.files import whole_file
 from pyg_c2f.shards import one_block_each
 from pyg_c2f.typing import ITEM, USER, InputError
+from pyg_c2f.vocabulary import NamedModel
 
 # Users whose lists are made at once for --all.
 LIST_USERS = 256
@@ -28,7 +29,7 @@ BLOCK_BYTES = 1 << 16
 
 def run(args: argparse.Namespace) -> int:
     """Prints lists for people, or the items most alike."""
-    model = load_model(args.checkpoint)
+    model = load(args.checkpoint)
     if args.k is None:
         args.k = min(20, model.num_items)
     check_length(args.k, '-k', model)
@@ -49,13 +50,13 @@ def run(args: argparse.Namespace) -> int:
     return status
 
 
-def check_length(k: int, name: str, model: Model) -> None:
+def check_length(k: int, name: str, model: NamedModel) -> None:
     """Refuses the length of a list that the model cannot fill."""
     if not 1 <= k <= model.num_items:
         raise InputError(f'{name} {k}: choose a length from 1 to {model.num_items}')
 
 
-def print_lists(model: Model, args: argparse.Namespace) -> int:
+def print_lists(model: NamedModel, args: argparse.Namespace) -> int:
     """The lists of a call, to be read."""
     options: dict[str, Any] = {'exclude_seen': not args.include_seen}
     if args.candidates is not None:
@@ -64,7 +65,7 @@ def print_lists(model: Model, args: argparse.Namespace) -> int:
         if args.include_seen or args.candidates is not None:
             raise InputError('--similar goes without --include-seen and --candidates')
         items = read_items(model, args.similar, '--similar')
-        who = [item_id(model, x) for x in items.tolist()]
+        who = [model.vocabulary.name(x, ITEM) for x in items.tolist()]
         lists = model.similar_items(items, args.k)
     elif args.history is not None:
         history = read_items(model, args.history, '--history')
@@ -76,13 +77,14 @@ def print_lists(model: Model, args: argparse.Namespace) -> int:
     for name, ids, scores in zip(who, *lists, strict=True):
         print(f'for {name}:')
         for rank, (item, score) in enumerate(zip(*filled(ids, scores), strict=True), 1):
-            title = model.item_titles[item] if model.item_titles else ''
-            text = f'{rank:4}  {item_id(model, item):>10}  {score:8.4f}  {title}'
+            name = model.vocabulary.name(item, ITEM)
+            title = model.vocabulary.title(item)
+            text = f'{rank:4}  {name:>10}  {score:8.4f}  {title}'
             print(text.rstrip())
     return 0
 
 
-def write_lists(model: Model, args: argparse.Namespace) -> int:
+def write_lists(model: NamedModel, args: argparse.Namespace) -> int:
     """Lists for all known users into a file; several processes share the users."""
     options: dict[str, Any] = {'exclude_seen': not args.include_seen}
     if args.candidates is not None:
@@ -102,7 +104,11 @@ def write_lists(model: Model, args: argparse.Namespace) -> int:
             for block in tqdm(own, disable=not show, leave=False):
                 lists = model.recommend(block, args.k, **options)
                 for user, ids, scores in zip(block.tolist(), *lists, strict=True):
-                    name = str(user) if model.user_ids is None else model.user_ids[user]
+                    name = (
+                        str(user)
+                        if model.vocabulary.user_ids is None
+                        else model.vocabulary.user_ids[user]
+                    )
                     answer = as_answer(model, *filled(ids, scores))
                     file.write(json.dumps({'user': name} | answer) + '\n')
         group.wait()
@@ -124,7 +130,7 @@ def write_lists(model: Model, args: argparse.Namespace) -> int:
     return 0
 
 
-def read_items(model: Model, words: list[str], option: str) -> torch.Tensor:
+def read_items(model: NamedModel, words: list[str], option: str) -> torch.Tensor:
     """The numbers of the items in an option."""
     tokens = [x.strip() for word in words for x in word.split(',') if x.strip()]
     if not tokens:
@@ -137,11 +143,6 @@ def filled(ids: torch.Tensor, scores: torch.Tensor) -> tuple[list[int], list[flo
     return ids[ids >= 0].tolist(), scores[ids >= 0].tolist()
 
 
-def item_id(model: Model, item: int) -> str:
-    """What an item is called."""
-    return str(item) if model.item_ids is None else model.item_ids[item]
-
-
 class Request(NamedTuple):
     """What a line asks for, with the numbers of its ids."""
 
@@ -151,12 +152,14 @@ class Request(NamedTuple):
     candidates: tuple[int, ...] | None
 
 
-def answer_lines(model: Model, args: argparse.Namespace) -> int:
+def answer_lines(model: NamedModel, args: argparse.Namespace) -> int:
     """Answers standard input line by line, in blocks."""
     given = {'k': args.k, 'exclude_seen': not args.include_seen}
     if args.candidates is not None:
         candidates = read_items(model, args.candidates, '--candidates')
-        given['candidates'] = [item_id(model, x) for x in candidates.tolist()]
+        given['candidates'] = [
+            model.vocabulary.name(x, ITEM) for x in candidates.tolist()
+        ]
     num_lines = num_wrong = 0
     for lines in blocks_of_lines(sys.stdin.buffer):
         requests: list[Request | str] = []
@@ -186,7 +189,7 @@ def blocks_of_lines(stream: BinaryIO) -> Iterator[list[bytes]]:
         yield [rest]
 
 
-def read_request(model: Model, line: bytes, given: dict[str, Any]) -> Request:
+def read_request(model: NamedModel, line: bytes, given: dict[str, Any]) -> Request:
     """What a line asks for, the options of the call where it does not say."""
     try:
         asked = json.loads(line.decode('utf-8-sig'))
@@ -223,14 +226,16 @@ def read_id(value: Any) -> str:
     return str(value)
 
 
-def read_ids(model: Model, values: Any, key: str) -> list[int]:
+def read_ids(model: NamedModel, values: Any, key: str) -> list[int]:
     """The numbers of the items in a list of a line."""
     if not isinstance(values, list) or not values:
         raise InputError(f'"{key}" is a list of item ids, not {values!r}')
     return model.numbers([read_id(value) for value in values], ITEM).tolist()
 
 
-def answer_block(model: Model, requests: list[Request | str]) -> list[dict[str, Any]]:
+def answer_block(
+    model: NamedModel, requests: list[Request | str]
+) -> list[dict[str, Any]]:
     """The answers to some requests, those of one kind by one call of the model."""
     answers = [{'error': x} if isinstance(x, str) else {} for x in requests]
     groups: dict[tuple[Any, ...], list[tuple[int, Request]]] = {}
@@ -253,12 +258,12 @@ def answer_block(model: Model, requests: list[Request | str]) -> list[dict[str, 
     return answers
 
 
-def as_answer(model: Model, ids: list[int], scores: list[float]) -> dict[str, Any]:
+def as_answer(model: NamedModel, ids: list[int], scores: list[float]) -> dict[str, Any]:
     """A list as a line says it; scores have the digits of single precision."""
     answer: dict[str, Any] = {
-        'items': [item_id(model, item) for item in ids],
+        'items': [model.vocabulary.name(item, ITEM) for item in ids],
         'scores': [float(f'{score:.7g}') for score in scores],
     }
-    if model.item_titles is not None:
-        answer['titles'] = [model.item_titles[item] for item in ids]
+    if model.vocabulary.item_titles is not None:
+        answer['titles'] = [model.vocabulary.item_titles[item] for item in ids]
     return answer

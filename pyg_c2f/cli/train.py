@@ -16,12 +16,18 @@ import pyg_c2f
 from pyg_c2f.cli import torchrun
 from pyg_c2f.cli.common import fail
 from pyg_c2f.cli.options import script_of
-from pyg_c2f.config import get_recipe
 from pyg_c2f.datasets import DEFAULT_ROOT
-from pyg_c2f.experiment import KEPT, begin, check_out, pick_device, read_config
+from pyg_c2f.experiment import (
+    KEPT,
+    begin,
+    check_out,
+    pick_device,
+    read_config,
+    reuse_freed_memory,
+)
+from pyg_c2f.recipes import get_recipe
+from pyg_c2f.recipes.resume import resume_files
 from pyg_c2f.report import results_table, size_table
-from pyg_c2f.resume import resume_files
-from pyg_c2f.train import reuse_freed_memory
 from pyg_c2f.typing import InputError
 
 

@@ -4,18 +4,20 @@ import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch_geometric.utils import coalesce
 
 from pyg_c2f.bundle import HEADER, MAGIC, VERSION, Bundle, BundleError
-from pyg_c2f.checkpoint import Model, are_codes, is_axes, whole_file
+from pyg_c2f.files import whole_file
 from pyg_c2f.graph import assignment_to_edges
 from pyg_c2f.nn import LinearC2F
-from pyg_c2f.nn.recommend import Recommender
+from pyg_c2f.nn.linear import are_codes, is_axes
 from pyg_c2f.packing import num_bits, pack_bits, pack_sorted
 from pyg_c2f.typing import InputError
+from pyg_c2f.vocabulary import NamedModel
 
 # With these 99.7 % of the items of Gowalla's lists stay (benchmarks/bundle.py, bits).
 CODEBOOK_BITS = 6
@@ -27,7 +29,7 @@ LEAST_STEP = 2**-8
 
 
 def write_bundle(
-    model: Model,
+    model: LinearC2F | NamedModel,
     path: str | Path,
     weight_bits: int = 8,
     names: bool = True,
@@ -39,7 +41,7 @@ def write_bundle(
     ``docs/bundle.md``. Users and the train graph are not part of it.
 
     Args:
-        model (LinearC2F): The model, without a diffusion channel.
+        model (NamedModel or LinearC2F): The model, without a diffusion channel.
         path (str or Path): The file, written in one go.
         weight_bits (int, optional): The most bits of a weight, 2 to 8. A model
             with ``dtype='packed'`` needs six, and loses nothing then. (default: ``8``)
@@ -59,14 +61,14 @@ def write_bundle(
         raise InputError(f'{weight_bits} bits of a weight; choose 2 to 8')
     with torch.no_grad():
         sections = dict(_sections(model, weight_bits))
-    if names:
+    vocabulary = getattr(model, 'vocabulary', None)
+    if names and vocabulary is not None:
+        texts = ('NAME', vocabulary.item_ids), ('TITL', vocabulary.item_titles)
         sections |= {
-            tag: '\0'.join(texts).encode()
-            for tag, texts in (('NAME', model.item_ids), ('TITL', model.item_titles))
-            if texts is not None
+            tag: '\0'.join(lines).encode() for tag, lines in texts if lines is not None
         }
     sizes = (model.num_items, model.embedding_dim, model.num_coarse)
-    fine = (model.num_fine, model.fine_links) if model.stage == 'fine' else (0, 0)
+    fine = (model.num_fine, model.fine_per_item) if model.stage == 'fine' else (0, 0)
     # Of what is too large for single precision, infinity, which the reader refuses.
     norm = torch.tensor(model.user_norm).item()
     body = {
@@ -90,35 +92,30 @@ def write_bundle(
     return counted | {'all': length}
 
 
-def check_needs_no_graph(model: Model, form: str) -> LinearC2F:
+def check_needs_no_graph(model: Any, form: str) -> LinearC2F:
     """Refuses a model that cannot recommend from a history alone.
 
     Args:
-        model (C2F or LinearC2F): The model.
+        model (NamedModel or LinearC2F): The model.
         form (str): What it is to become, for the message.
 
     Raises:
         InputError: If it needs the train graph, or its fine anchors are not one of each
             level.
     """
-    if not isinstance(model, Recommender):
+    if not hasattr(model, 'needs_graph'):
         raise InputError(
             f'expected a model (got {type(model).__name__}); pyg_c2f.load reads one'
         )
-    if not isinstance(model, LinearC2F):
+    if model.needs_graph():
         raise InputError(
-            f'a model of recipe paper propagates over the train graph, which {form} '
-            'does not hold; train with --recipe fast'
-        )
-    if model.diffusion:
-        raise InputError(
-            f'the diffusion channel of this model needs the train graph, which {form} '
-            'does not hold; train with --set diffusion=0'
+            f'this model needs the train graph to recommend, which {form} does not '
+            'hold; train with recipe=fast and diffusion=0'
         )
     if model.stage == 'fine' and not are_codes(model.fine.assignment, model.num_fine):
         raise InputError(
             f'{form} has one fine anchor of each level for each item, with weight one; '
-            'this model has others: train with --recipe fast'
+            'this model has others: train with recipe=fast'
         )
     return model
 
@@ -126,7 +123,7 @@ def check_needs_no_graph(model: Model, form: str) -> LinearC2F:
 def _sections(model: LinearC2F, weight_bits: int) -> Iterator[tuple[str, bytes]]:
     """The tags and contents of the sections that hold numbers."""
     code, deg = fit_table(model.item_degree().cpu(), DEGREE_BITS)
-    yield 'ITEM', _table(code, deg**-model.item_norm, deg**model.item_power)
+    yield 'ITEM', _table(code, deg**-model.item_norm, deg**model.score_power)
     pairs, weight = item_links(model)
     yield 'LINK', _entries(pairs[0] * model.num_coarse + pairs[1], weight, weight_bits)
     codebook = model.coarse.codebook.detach().cpu()
@@ -135,7 +132,7 @@ def _sections(model: LinearC2F, weight_bits: int) -> Iterator[tuple[str, bytes]]
     if model.stage == 'fine':
         fine = model.soft_threshold(model.fine.codebook.detach().cpu())
         yield 'FINE', _matrix(fine, CODEBOOK_BITS)
-        per_level = model.num_fine // model.fine_links
+        per_level = model.num_fine // model.fine_per_item
         local = model.fine.index.cpu() % per_level
         yield 'CODE', _bytes(pack_bits(local.flatten(), num_bits(per_level)))
     if model.bias.any():

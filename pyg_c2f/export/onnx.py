@@ -8,17 +8,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyg_c2f.checkpoint import Model, whole_file
 from pyg_c2f.export.bundle import check_needs_no_graph, fit_table, item_links
+from pyg_c2f.files import whole_file
 from pyg_c2f.nn import LinearC2F
 from pyg_c2f.typing import InputError
+from pyg_c2f.vocabulary import NamedModel
 
 # The oldest with reductions in ScatterElements; onnxruntime 1.16 takes both.
 OPSET, IR_VERSION = 18, 8
 FORMAT, VERSION = 'pyg_c2f history to list', '1'
 
 
-def write_onnx(model: Model, path: str | Path) -> int:
+def write_onnx(model: LinearC2F | NamedModel, path: str | Path) -> int:
     r"""Writes an ONNX model that makes a list of items from a history of items.
 
     It holds what items are, no users and no train graph, and gives the lists of
@@ -28,7 +29,7 @@ def write_onnx(model: Model, path: str | Path) -> int:
     distinct values are codes of a table.
 
     Args:
-        model (LinearC2F): The model, without a diffusion channel.
+        model (NamedModel or LinearC2F): The model, without a diffusion channel.
         path (str or Path): The file, written in one go.
 
     Returns:
@@ -62,7 +63,7 @@ def _import_onnx() -> ModuleType:
     return onnx
 
 
-def _checked(model: Model) -> LinearC2F:
+def _checked(model: LinearC2F | NamedModel) -> LinearC2F:
     model = check_needs_no_graph(model, 'an ONNX model')
     numbers = (model.codebook(), model.coarse.assignment.weight, model.bias)
     if not all(x.isfinite().all() for x in numbers):
@@ -151,7 +152,7 @@ def _add_nodes(b: _Builder, model: LinearC2F) -> None:
     row, col, weight = _links(b, model)
     deg_name = b.numbers(model.item_degree().cpu())
     item_weight = b.op('Pow', deg_name, b.const(-model.item_norm, np.float32))
-    item_scale = b.op('Pow', deg_name, b.const(model.item_power, np.float32))
+    item_scale = b.op('Pow', deg_name, b.const(model.score_power, np.float32))
     codebook = _codebook(b, model)
 
     is_seen, num_seen = _seen(b, num_items)
@@ -186,7 +187,7 @@ def _links(b: _Builder, model: LinearC2F) -> tuple[str, str, str]:
     name = b.numbers(weight)
     if model.stage == 'coarse':
         return row, col, name
-    levels, size = model.fine_links, model.num_fine // model.fine_links
+    levels, size = model.fine_per_item, model.num_fine // model.fine_per_item
     # Of each level all items: what stays constant in a level is small.
     code = b.integers(model.fine.index.cpu().T % size)
     first = b.const(num_coarse + size * np.arange(levels)[:, None])

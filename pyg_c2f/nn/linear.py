@@ -104,8 +104,9 @@ class LinearC2F(Recommender):
         num_coarse (int): The number of coarse anchors.
         num_fine (int): The number of fine anchors, of all levels together.
         embedding_dim (int): The width of the codebooks.
-        max_coarse_per_item (int, optional): The most coarse anchors of a row. (default: ``8``)
-        fine_per_item (int, optional): Fine anchors of a row. (default: ``2``)
+        max_coarse_per_item (int, optional): The most coarse anchors of an item.
+            (default: ``8``)
+        fine_per_item (int, optional): Fine anchors of an item. (default: ``2``)
         threshold (float, optional): The soft threshold of the fine codebook.
         score_power (float, optional): The exponent :math:`p`. (default: ``0.5``)
         diffusion (float, optional): The weight :math:`\beta`. (default: ``0.0``)
@@ -173,10 +174,10 @@ class LinearC2F(Recommender):
         self.set_stage('coarse')
 
     @classmethod
-    def blank(cls, edge_index: Tensor, *args: Any, **kwargs: Any) -> 'LinearC2F':
-        """A model of zeros, on the device of the pairs, for who fills its tables.
+    def blank(cls, edge_index: Tensor, *args: Any, **kwargs: Any) -> Self:
+        """A model of zeros, on the device of the pairs, whose tables are filled later.
 
-        To draw a start that nobody needs takes longer than to read a large model.
+        Drawing a start that nobody needs takes longer than reading a large model.
         """
         with torch.device('meta'):
             model = cls(edge_index[:, :0], *args, **kwargs)

@@ -1,4 +1,4 @@
-r"""What the models' files have in common: tensors of graphs and codebooks, and limits."""
+r"""What models share in files: tensors of graphs and codebooks, and limits."""
 
 import math
 from typing import Any

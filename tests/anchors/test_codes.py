@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pyg_c2f.codes import kmeans, residual_codes, threshold_assignment
+from pyg_c2f.anchors.codes import kmeans, residual_codes, threshold_assignment
 from pyg_c2f.nn.fused import weighted_sum
 from pyg_c2f.typing import Assignment
 from tests.hard import HARD, weights

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pyg_c2f import anchors
-from pyg_c2f.anchors import (
+from pyg_c2f.anchors.paper import (
     bridge_scores,
     metis_partition,
     partition_assignment,

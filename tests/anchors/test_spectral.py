@@ -6,15 +6,15 @@ import math
 import pytest
 import torch
 
-from pyg_c2f.graph import normalized_interactions
-from pyg_c2f.shards import Group
-from pyg_c2f.sparse import CSR
-from pyg_c2f.spectral import (
+from pyg_c2f.anchors.spectral import (
     SharedInteractions,
     randomized_svd,
     right_vectors,
     varimax,
 )
+from pyg_c2f.graph import normalized_interactions
+from pyg_c2f.shards import Group
+from pyg_c2f.sparse import CSR
 from tests.hard import HARD, weights
 
 U, V = 60, 80

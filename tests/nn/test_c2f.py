@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from pyg_c2f.nn import C2F, BPRLoss
-from pyg_c2f.sampler import TripletSampler
-from pyg_c2f.train import train_step
+from pyg_c2f.recipes.paper import train_step
+from pyg_c2f.recipes.sampler import TripletSampler
 from pyg_c2f.typing import Assignment
 
 both_stages = pytest.mark.parametrize('stage', ['coarse', 'fine'])

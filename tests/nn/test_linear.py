@@ -18,10 +18,10 @@ NUM_COARSE, NUM_FINE, DIM = 5, 4, 6
 def make_model(toy, stage='fine', **kwargs):
     """A model on the graph of ``toy`` with random tables, links and biases."""
     settings = {
-        'coarse_links': 3,
-        'fine_links': 2,
+        'coarse_per_item': 3,
+        'fine_per_item': 2,
         'threshold': THRESHOLD,
-        'item_power': POWER,
+        'score_power': POWER,
         'user_norm': USER_NORM,
         'item_norm': ITEM_NORM,
     } | kwargs
@@ -74,7 +74,7 @@ def all_scores(toy, model, dense):
     cube = np.linalg.matrix_power(adjacency(toy), 3)
     out += model.diffusion * cube[: toy.num_users, toy.num_users :]
     degree = toy.rated.sum(axis=0).clip(min=1)
-    return out * degree**model.item_power + as_double(model.bias)
+    return out * degree**model.score_power + as_double(model.bias)
 
 
 @both_stages
@@ -296,7 +296,7 @@ def test_round(toy, dtype):
 def test_arguments(kwargs, match):
     edge_index = torch.tensor([[0, 1, 2], [0, 1, 3]])
     sizes = {'num_users': 3, 'num_items': 4, 'num_coarse': 5, 'num_fine': 4}
-    sizes |= {'embedding_dim': 4, 'coarse_links': 2}
+    sizes |= {'embedding_dim': 4, 'coarse_per_item': 2}
     LinearC2F(edge_index, **sizes)
     with pytest.raises(ValueError, match=match):
         LinearC2F(edge_index, **(sizes | kwargs))

@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch_geometric.testing import withPackage
 
-from pyg_c2f.config import FastRecipe, get_recipe
 from pyg_c2f.datasets import SyntheticHierarchy
 from pyg_c2f.nn import LinearC2F
-from pyg_c2f.train import fit, train
+from pyg_c2f.recipes import FastRecipe, fit, get_recipe, train
 from pyg_c2f.typing import Assignment, InputError
 
 MODELS = {
@@ -36,7 +35,7 @@ def make_model(toy, name):
     if MODELS[name] is None:
         return toy.model(name)
     sizes = (toy.num_users, toy.num_items, toy.num_coarse, toy.num_fine, 6)
-    model = LinearC2F(toy.edge_index, *sizes, coarse_links=3, **MODELS[name])
+    model = LinearC2F(toy.edge_index, *sizes, coarse_per_item=3, **MODELS[name])
     weight = torch.randn(model.coarse.index.shape)
     weight[torch.rand(weight.shape) < 0.2] = 0
     model.set_assignment(Assignment(model.coarse.index, weight))

@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from pyg_c2f import fast as module
-from pyg_c2f.checkpoint import model_tensors
-from pyg_c2f.config import FastRecipe
+from pyg_c2f.anchors.spectral import shared_interactions
 from pyg_c2f.datasets import SyntheticHierarchy
 from pyg_c2f.evaluate import evaluate_split
-from pyg_c2f.fast import build_fast, check_data, check_fast, train_fast
+from pyg_c2f.recipes import FastRecipe
+from pyg_c2f.recipes.base import check_data
+from pyg_c2f.recipes.fast import build_fast, check_fast
 from pyg_c2f.shards import Group
-from pyg_c2f.spectral import shared_interactions
 from pyg_c2f.typing import ITEM, RATED_BY, RATES, SELECTION, USER, InputError
 
-SMALL = FastRecipe(embedding_dim=24, num_fine=32, coarse_links=4.0)
+SMALL = FastRecipe(embedding_dim=24, num_fine=32, coarse_per_item=4.0)
 BOTH = ('coarse', 'fine')
 
 
@@ -38,7 +38,7 @@ def small(**changes):
 
 
 def assert_same_model(one, other):
-    ours, theirs = model_tensors(one), model_tensors(other)
+    ours, theirs = one.to_tensors(), other.to_tensors()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
@@ -49,8 +49,8 @@ def assert_same_model(one, other):
         {},
         {'diffusion': 0.5},
         {'dtype': 'float32'},
-        {'fine_links': 1},
-        {'fine_links': 4},
+        {'fine_per_item': 1},
+        {'fine_per_item': 4},
     ],
     ids=str,
 )
@@ -78,7 +78,7 @@ def test_every_setting_runs(data, popular, changes):
         assert val == result['val'] == line['val']
         assert val[SELECTION] > 1.5 * popular
     assert model.diffusion == recipe.diffusion
-    assert model.fine_links == recipe.fine_links
+    assert model.fine_per_item == recipe.fine_per_item
 
 
 def test_sizes(data):
@@ -94,7 +94,7 @@ def test_sizes(data):
 
 def test_the_parts_are_close_to_the_spectrum(data):
     recipe = small(dtype='float32')
-    group = Group(recipe.partitions)
+    group = Group(recipe.num_shards)
     edge_index, sharers, _ = module.share_pairs(data, group)
     degree = torch.bincount(edge_index[1], minlength=150)
     norms = recipe.user_norm, recipe.item_norm
@@ -106,7 +106,7 @@ def test_the_parts_are_close_to_the_spectrum(data):
     )
     model = build_fast(data, recipe, torch.Generator().manual_seed(0))
     assert model.basis == basis and basis['residual'] <= 1e-3 and basis['rounds'] >= 1
-    weight = (degree**recipe.popularity).unsqueeze(1)
+    weight = (degree**recipe.importance_power).unsqueeze(1)
 
     def error():
         ego = model.ego().detach()
@@ -168,10 +168,10 @@ def test_nodes_without_train_pairs(data):
 
 
 def test_without_fine_anchors(data):
-    model, results, _ = train_fast(data, small(fine_links=0), 0, BOTH)
+    model, results, _ = train_fast(data, small(fine_per_item=0), 0, BOTH)
     assert model.stage == 'coarse' and list(results) == ['coarse']
     assert_same_model(
-        train_fast(data, small(fine_links=0), 0, BOTH)[0],
+        train_fast(data, small(fine_per_item=0), 0, BOTH)[0],
         train_fast(data, SMALL, 0, ('coarse',))[0],
     )
 
@@ -182,7 +182,7 @@ def test_the_fine_stage_of_a_coarse_model(data):
     model, mine, _ = train_fast(data, SMALL, 0, ('fine',), init=coarse)
     assert_same_model(model, expected)
     assert mine == {'fine': results['fine']}
-    for recipe, seed in ((SMALL, 1), (small(coarse_links=3.0), 0)):
+    for recipe, seed in ((SMALL, 1), (small(coarse_per_item=3.0), 0)):
         with pytest.raises(InputError, match='other anchors'):
             train_fast(data, recipe, seed, ('fine',), init=coarse)
 
@@ -227,12 +227,12 @@ def test_check_data(data):
 @pytest.mark.parametrize(
     ('settings', 'says'),
     [
-        ({'fine_links': 3}, 'num_fine=512 does not share out over fine_links=3'),
+        ({'fine_per_item': 3}, 'num_fine=512 does not share out over fine_per_item=3'),
         ({'dtype': 'int8'}, 'expected one of packed, float32'),
-        ({'coarse_links': 0.5}, 'expected a number from 1 to 512'),
+        ({'coarse_per_item': 0.5}, 'expected a number from 1 to 512'),
         ({'popularity': float('nan')}, 'popularity=nan'),
         ({'embedding_dim': 0}, 'a whole number from 1'),
-        ({'partitions': 1.5}, 'partitions=1.5: expected a whole number'),
+        ({'num_shards': 1.5}, 'num_shards=1.5: expected a whole number'),
     ],
     ids=str,
 )
@@ -242,4 +242,4 @@ def test_refused_settings(settings, says):
 
 
 def test_settings_that_are_taken():
-    FastRecipe(fine_links=0, num_fine=511)
+    FastRecipe(fine_per_item=0, num_fine=511)

@@ -13,23 +13,17 @@ from torch_geometric.typing import WITH_TORCH_SPARSE
 
 import pyg_c2f
 from pyg_c2f import train as module
-from pyg_c2f.checkpoint import model_tensors, write_tensors
-from pyg_c2f.config import FastRecipe, Recipe, get_recipe
+from pyg_c2f.checkpoint import phase_file, write_tensors
 from pyg_c2f.datasets import SyntheticHierarchy
 from pyg_c2f.datasets.interactions import Labels
 from pyg_c2f.nn import C2F
-from pyg_c2f.resume import delete_resume, read_resume, resume_files
-from pyg_c2f.train import (
-    Trainer,
-    build_model,
-    fit,
-    phase_file,
-    start_coarse,
-    train,
-)
+from pyg_c2f.recipes import FastRecipe, PaperRecipe, fit, get_recipe, train
+from pyg_c2f.recipes.base import Trainer
+from pyg_c2f.recipes.paper import build_model, start_coarse
+from pyg_c2f.recipes.resume import delete_resume, read_resume, resume_files
 from pyg_c2f.typing import RATES, InputError
 
-TINY = Recipe(
+TINY = PaperRecipe(
     num_coarse=6,
     num_fine=4,
     embedding_dim=8,
@@ -66,7 +60,7 @@ def make_trainer(data, recipe, **kwargs):
 
 
 def assert_same_model(one, other):
-    ours, theirs = model_tensors(one), model_tensors(other)
+    ours, theirs = one.to_tensors(), other.to_tensors()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
@@ -639,7 +633,7 @@ def test_fit_on_a_graph_of_ones_own(data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'recipe', [TINY, FastRecipe(embedding_dim=16, coarse_links=3.0, num_fine=16)]
+    'recipe', [TINY, FastRecipe(embedding_dim=16, coarse_per_item=3.0, num_fine=16)]
 )
 def test_fit_takes_over_the_ids(data, recipe, tmp_path):
     assert fit(data, recipe).user_ids is None

@@ -5,17 +5,18 @@ from typing import get_args
 
 import pytest
 
-from pyg_c2f.config import DATASET_SETTINGS, RECIPES, FastRecipe, Recipe, get_recipe
+from pyg_c2f.recipes import RECIPES, FastRecipe, PaperRecipe, get_recipe
+from pyg_c2f.recipes.presets import DATASET_SETTINGS
 from pyg_c2f.typing import InputError
 
-FIELDS = [field.name for field in fields(Recipe)]
-WHOLE = [field.name for field in fields(Recipe) if field.type is int]
-NUMBERS = [field.name for field in fields(Recipe) if field.type in (int, float)]
+FIELDS = [field.name for field in fields(PaperRecipe)]
+WHOLE = [field.name for field in fields(PaperRecipe) if field.type is int]
+NUMBERS = [field.name for field in fields(PaperRecipe) if field.type in (int, float)]
 
 
 def test_defaults():
     assert get_recipe() == RECIPES['fast'] == FastRecipe()
-    assert get_recipe('paper') == RECIPES['paper'] == Recipe()
+    assert get_recipe('paper') == RECIPES['paper'] == PaperRecipe()
 
 
 def test_recipes_are_fixed():
@@ -25,7 +26,7 @@ def test_recipes_are_fixed():
 
 @pytest.mark.parametrize('name', FIELDS)
 def test_every_field_can_be_set(name):
-    old = getattr(Recipe(), name)
+    old = getattr(PaperRecipe(), name)
     if isinstance(old, str):
         new = 'random'
     elif isinstance(old, int):
@@ -33,7 +34,7 @@ def test_every_field_can_be_set(name):
     else:
         new = old / 2
     recipe = get_recipe('paper', settings={name: str(new)})
-    assert recipe == replace(Recipe(), **{name: new})
+    assert recipe == replace(PaperRecipe(), **{name: new})
     assert type(getattr(recipe, name)) is type(old)
 
 
@@ -50,8 +51,8 @@ def test_given_settings_come_last():
 
 
 def test_a_recipe_survives_json_types():
-    assert Recipe(**asdict(get_recipe('paper', 'yelp2020'))).own_weight == 0.6
-    assert Recipe(gate=1).gate == 1
+    assert PaperRecipe(**asdict(get_recipe('paper', 'yelp2020'))).own_weight == 0.6
+    assert PaperRecipe(gate=1).gate == 1
 
 
 @pytest.mark.parametrize(
@@ -89,14 +90,14 @@ def test_no_number_can_be_absurd(name):
 def test_python_callers_are_checked_too(name):
     for value in (2.5, '8', None, True):
         with pytest.raises(InputError, match='a whole number'):
-            Recipe(**{name: value})
+            PaperRecipe(**{name: value})
 
 
 def test_only_known_anchors():
-    kind = next(field.type for field in fields(Recipe) if field.name == 'anchors')
-    assert all(Recipe(anchors=name).anchors == name for name in get_args(kind))
+    kind = next(field.type for field in fields(PaperRecipe) if field.name == 'anchors')
+    assert all(PaperRecipe(anchors=name).anchors == name for name in get_args(kind))
     with pytest.raises(InputError):
-        Recipe(anchors='Metis')
+        PaperRecipe(anchors='Metis')
 
 
 def test_unknown_recipe():

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from pyg_c2f.sampler import TripletSampler
+from pyg_c2f.recipes.sampler import TripletSampler
 from pyg_c2f.typing import InputError
 
 NUM_USERS, NUM_ITEMS, NUM_NEG = 6, 12, 5
