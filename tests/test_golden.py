@@ -7,6 +7,7 @@ test runs in both, to 1e-5 and 1e-9 of the largest entry.
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,9 @@ from pyg_c2f.evaluate import evaluate, rank_items
 from pyg_c2f.graph import entity_csr, joint_norm
 from pyg_c2f.nn import C2F, BPRLoss
 from pyg_c2f.nn.fused import fused_layer
-from pyg_c2f.recipes import PaperRecipe
-from pyg_c2f.recipes.paper import make_optimizer, train_epoch, train_step
+from pyg_c2f.recipes import PaperRecipe, TrainingOptions
+from pyg_c2f.recipes.paper import C2FTrainer
+from pyg_c2f.recipes.sampler import TripletSampler
 from pyg_c2f.typing import Assignment
 
 FILE = Path(os.environ.get('C2F_GOLDEN', Path(__file__).parent / 'data' / 'tiny.npz'))
@@ -36,8 +38,13 @@ INFO = json.loads(FILE.with_suffix('.json').read_text())
 N, C, R = INFO['N'], INFO['c1'], INFO['c2']
 USERS, ITEMS = INFO['n_users'], INFO['n_items']
 STAGES = ['coarse', 'fine']
-RECIPE = PaperRecipe(lr_coarse=INFO['lr_coarse'], lr_fine=INFO['lr_fine'])
 LAMBDA = INFO['l2_penalty_factor'] * INFO['reg_decay']
+RECIPE = PaperRecipe(
+    lr_coarse=INFO['lr_coarse'],
+    lr_fine=INFO['lr_fine'],
+    lambda_reg=LAMBDA,
+    clip=INFO['max_grad_value'],
+)
 
 both_stages = pytest.mark.parametrize('stage', STAGES)
 both_ways = pytest.mark.parametrize('fused', [True, False])
@@ -311,28 +318,31 @@ def test_after_update(stage, fused):
 @pytest.mark.parametrize('group', ['step1', 'step3', 'step3_clip1e-3'])
 def test_optimiser_steps(stage, group):
     model = make_model(stage)
-    optimizer = make_optimizer(model, RECIPE)
-    clip = 1e-3 if group.endswith('clip1e-3') else INFO['max_grad_value']
+    clip = 1e-3 if group.endswith('clip1e-3') else RECIPE.clip
+    trainer = make_trainer(model, replace(RECIPE, clip=clip))
     logged = get(f'{stage}.{group}.batch_bpr_reg')
     for triples, (bpr, reg) in zip(batches(len(logged)), logged, strict=True):
-        loss, _ = train_step(model, optimizer, BPRLoss(LAMBDA), triples, clip)
+        loss, _ = trainer.step(triples)
         close(loss, bpr + INFO['reg_decay'] * reg)
-    check_step(model, optimizer, f'{stage}.{group}')
+    check_step(model, trainer.optimizer, f'{stage}.{group}')
 
 
 @both_stages
 def test_epoch_with_update(stage):
     model, key = make_model(stage), f'{stage}.epoch_with_update'
-    optimizer = make_optimizer(model, RECIPE)
-    loss = train_epoch(
-        model, optimizer, BPRLoss(LAMBDA), batches(3), INFO['max_grad_value'], True
-    )
+    trainer = make_trainer(model, RECIPE)
+    loss = trainer.train_epoch(2, lambda _: batches(3))
     bpr, reg = get(f'{key}.batch_bpr_reg').T
     close(loss, (bpr + INFO['reg_decay'] * reg).mean())
-    check_step(model, optimizer, key)
+    check_step(model, trainer.optimizer, key)
     close(from_assignment(model.coarse.assignment, C), dense(f'{key}.S1_after'))
     close(from_assignment(model.fine.assignment, R), dense(f'{key}.S2_after'))
     close(expanded(model, True), dense(f'{key}.expanded_after'))
+
+
+def make_trainer(model, recipe):
+    sampler = TripletSampler(edges('in.train_edges'), USERS, ITEMS, 1)
+    return C2FTrainer(model, sampler, recipe, TrainingOptions())
 
 
 def check_step(model, optimizer, key):

@@ -1,6 +1,9 @@
 """A data set and settings whose training takes a second."""
 
 import numpy as np
+import torch
+
+from pyg_c2f.recipes import PaperRecipe, TrainingOptions, train
 
 SETTINGS = {
     'num_coarse': 6,
@@ -36,3 +39,35 @@ def write_text_data(root):
     (root / 'text/train.txt').write_text(as_text(rows, slice(8)))
     (root / 'text/test.txt').write_text(as_text(rows, slice(8, None)))
     return rows
+
+
+TINY = PaperRecipe(
+    num_coarse=6,
+    num_fine=4,
+    embedding_dim=8,
+    num_layers=2,
+    fine_per_coarse=2,
+    pca_components=4,
+    lr_coarse=0.3,
+    lr_fine=0.3,
+    batch_size_coarse=1024,
+    batch_size_fine=2048,
+    eval_every=1,
+    patience=2,
+    max_epochs=12,
+)
+
+
+def run_of(data, recipe=TINY, **options):
+    return train(data, recipe, TrainingOptions(**options))
+
+
+def epochs_of(results):
+    return {k: (v['best_epoch'], v['last_epoch']) for k, v in results.items()}
+
+
+def assert_same_model(one, other):
+    """Whether two models have the same bytes in a file."""
+    ours, theirs = one.to_tensors(), other.to_tensors()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)

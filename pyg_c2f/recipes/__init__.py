@@ -8,9 +8,8 @@ from pyg_c2f.recipes.base import (
     train,
 )
 from pyg_c2f.recipes.fast import FastRecipe
-from pyg_c2f.recipes.fit import fit
 from pyg_c2f.recipes.paper import PaperRecipe
-from pyg_c2f.recipes.presets import RECIPES, get_recipe
+from pyg_c2f.recipes.presets import RECIPES, fit, get_recipe
 
 __all__ = [
     'RECIPES',

@@ -177,7 +177,8 @@ class PaperRecipe(Recipe):
     def trainer(
         self, model: Recommender, data: HeteroData, options: TrainingOptions
     ) -> 'C2FTrainer':
-        return C2FTrainer(cast(C2F, model), data, self, options)
+        sampler = make_sampler(data, self, options.generator(model.stage))
+        return C2FTrainer(cast(C2F, model), sampler, self, options)
 
 
 def make_sampler(
@@ -340,9 +341,9 @@ class C2FTrainer(Trainer):
 
     Args:
         model (C2F): The model, in the stage to train and with its start in place.
-        data (HeteroData): The data set, on the model's device.
+        sampler (TripletSampler): Draws the triples of an epoch.
         recipe (PaperRecipe): The settings.
-        options (TrainingOptions): The seed and the processes.
+        options (TrainingOptions): The processes.
 
     Raises:
         InputError: If there are more processes than columns to share out.
@@ -351,7 +352,7 @@ class C2FTrainer(Trainer):
     def __init__(
         self,
         model: C2F,
-        data: HeteroData,
+        sampler: TripletSampler,
         recipe: PaperRecipe,
         options: TrainingOptions,
     ) -> None:
@@ -362,8 +363,7 @@ class C2FTrainer(Trainer):
             self.columns = share_columns(model.embedding_dim, self.group)
         coarse = model.stage == 'coarse'
         self.batch_size = recipe.batch_size_coarse if coarse else recipe.batch_size_fine
-        self.generator = options.generator(model.stage)
-        self.sampler = make_sampler(data, recipe, self.generator)
+        self.sampler = sampler
         self.criterion = BPRLoss(recipe.lambda_reg)
         lr = recipe.lr_coarse if coarse else recipe.lr_fine
         self.remedy = f'lower lr_{model.stage}={lr}'
@@ -455,14 +455,14 @@ class C2FTrainer(Trainer):
 
     def state_dict(self) -> dict[str, Tensor]:
         moments = self.optimizer.state_dict()['state']
-        return {'generator': self.generator.get_state()} | {
+        return {'generator': self.sampler.generator.get_state()} | {
             f'{number}.{key}': value
             for number, values in moments.items()
             for key, value in values.items()
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.generator.set_state(state['generator'])
+        self.sampler.generator.set_state(state['generator'])
         optimizer = self.optimizer.state_dict()
         for name, value in state.items():
             number, _, key = name.partition('.')

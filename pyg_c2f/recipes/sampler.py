@@ -70,7 +70,7 @@ class TripletSampler:
         self.num_users = num_users
         self.num_items = num_items
         self.num_neg_samples = num_neg_samples
-        self.generator = generator
+        self.generator = generator or torch.default_generator
 
         user, self._items = unique_pairs(edge_index, num_items)
         self._degree = degree(user, num_users)

@@ -6,15 +6,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pyg_c2f import fast as module
+import pyg_c2f
 from pyg_c2f.anchors.spectral import shared_interactions
+from pyg_c2f.checkpoint import phase_file
 from pyg_c2f.datasets import SyntheticHierarchy
 from pyg_c2f.evaluate import evaluate_split
-from pyg_c2f.recipes import FastRecipe
+from pyg_c2f.recipes import FastRecipe, TrainingOptions, train
+from pyg_c2f.recipes import fast as module
 from pyg_c2f.recipes.base import check_data
-from pyg_c2f.recipes.fast import build_fast, check_fast
+from pyg_c2f.recipes.fast import build_fast
 from pyg_c2f.shards import Group
 from pyg_c2f.typing import ITEM, RATED_BY, RATES, SELECTION, USER, InputError
+from tests.tiny import assert_same_model
 
 SMALL = FastRecipe(embedding_dim=24, num_fine=32, coarse_per_item=4.0)
 BOTH = ('coarse', 'fine')
@@ -37,10 +40,8 @@ def small(**changes):
     return replace(SMALL, **changes)
 
 
-def assert_same_model(one, other):
-    ours, theirs = one.to_tensors(), other.to_tensors()
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+def run_of(data, recipe=SMALL, **options):
+    return train(data, recipe, TrainingOptions(**({'seed': 0} | options)))
 
 
 @pytest.mark.parametrize(
@@ -54,31 +55,26 @@ def assert_same_model(one, other):
     ],
     ids=str,
 )
-def test_every_setting_runs(data, popular, changes):
-    recipe = small(**changes)
-    lines, kept = [], {}
-    model, results, clock = train_fast(
-        data,
-        recipe,
-        0,
-        BOTH,
-        on_evaluation=lines.append,
-        keep=lambda model, stage: kept.update({stage: copy.deepcopy(model)}),
-    )
-    assert list(results) == list(kept) == list(BOTH) and model.stage == 'fine'
+def test_every_setting_runs(data, popular, changes, tmp_path):
+    recipe, lines = small(**changes), []
+    run = run_of(data, recipe, out=tmp_path, on_evaluation=lines.append)
+    kept = {x: pyg_c2f.load(phase_file(tmp_path, x, 1)) for x in BOTH}
+    assert list(run.phases) == list(BOTH) and run.model.stage == 'fine'
     assert all(kept[stage].stage == stage for stage in BOTH)
-    assert_same_model(kept['fine'], model)
-    assert clock['anchors'] > 0 and clock['evaluate'] > 0 and clock['train'] == 0
+    assert_same_model(kept['fine'], run.model)
+    assert run.seconds['anchors'] > 0 and run.seconds['evaluate'] > 0
+    assert run.seconds['train'] == 0
     assert [(line['stage'], line['epoch']) for line in lines] == [(x, 0) for x in BOTH]
     for stage, line in zip(BOTH, lines, strict=True):
-        result = results[stage][1]
+        result = run.phases[stage][1]
         assert (result['best_epoch'], result['last_epoch']) == (0, 0)
+        assert result['basis']['residual'] <= 1e-3
         # What is kept is what was evaluated.
         val = evaluate_split(kept[stage].scorer(), data, 'val')
         assert val == result['val'] == line['val']
         assert val[SELECTION] > 1.5 * popular
-    assert model.diffusion == recipe.diffusion
-    assert model.fine_per_item == recipe.fine_per_item
+    assert run.model.diffusion == recipe.diffusion
+    assert run.model.fine_per_item == recipe.fine_per_item
 
 
 def test_sizes(data):
@@ -105,7 +101,7 @@ def test_the_parts_are_close_to_the_spectrum(data):
         interactions, degree, recipe, torch.Generator().manual_seed(0)
     )
     model = build_fast(data, recipe, torch.Generator().manual_seed(0))
-    assert model.basis == basis and basis['residual'] <= 1e-3 and basis['rounds'] >= 1
+    assert model.diagnostics['basis'] == basis and basis['rounds'] >= 1
     weight = (degree**recipe.importance_power).unsqueeze(1)
 
     def error():
@@ -118,39 +114,41 @@ def test_the_parts_are_close_to_the_spectrum(data):
     assert error() < 0.95 * coarse and coarse < 0.3
 
 
-def test_the_seed_decides(data):
-    ours, again, other = (train_fast(data, SMALL, seed, BOTH) for seed in (0, 0, 1))
-    assert_same_model(ours[0], again[0])
-    assert ours[1] == again[1] != other[1]
+@pytest.fixture(scope='module')
+def whole(data):
+    return run_of(data)
 
 
-def test_order_and_repetition_of_pairs_do_not_matter(data):
+def test_the_seed_decides(data, whole):
+    again, other = (run_of(data, seed=seed) for seed in (0, 1))
+    assert_same_model(whole.model, again.model)
+    assert whole.phases == again.phases != other.phases
+
+
+def test_order_and_repetition_of_pairs_do_not_matter(data, whole):
     other = copy.deepcopy(data)
     edges = data[RATES].edge_index.flip(1)
     other[RATES].edge_index = torch.cat([edges, edges[:, :20]], dim=1)
-    ours, theirs = (train_fast(d, SMALL, 0, BOTH)[0] for d in (data, other))
-    assert_same_model(ours, theirs)
+    assert_same_model(run_of(other).model, whole.model)
 
 
-def test_test_items_are_never_seen(data):
-    expected = train_fast(data, SMALL, 0, BOTH)
+def test_test_items_are_never_seen(data, whole):
     for poison in (None, torch.full((2, 7), -1), 'not even pairs'):
         other = copy.deepcopy(data)
         del other[RATES].test_edge_label_index
         if poison is not None:
             other[RATES].test_edge_label_index = poison
-        model, results, _ = train_fast(other, SMALL, 0, BOTH)
-        assert_same_model(model, expected[0])
-        assert results == expected[1]
+        run = run_of(other)
+        assert_same_model(run.model, whole.model)
+        assert run.phases == whole.phases
 
 
-def test_a_refit_looks_at_no_validation_item(data):
-    expected, results, _ = train_fast(data, SMALL, 0, BOTH, is_refit=True)
-    assert results == {}
-    assert_same_model(expected, train_fast(data, SMALL, 0, BOTH)[0])
+def test_a_refit_looks_at_no_validation_item(data, whole):
     other = copy.deepcopy(data)
     del other[RATES].val_edge_label_index
-    assert_same_model(expected, train_fast(other, SMALL, 0, BOTH, is_refit=True)[0])
+    run = run_of(other, fixed_epochs={stage: (0, 0) for stage in BOTH})
+    assert run.phases == {stage: {} for stage in BOTH}
+    assert_same_model(run.model, whole.model)
 
 
 def isolated(data):
@@ -163,28 +161,27 @@ def isolated(data):
 
 
 def test_nodes_without_train_pairs(data):
-    model, _, _ = train_fast(isolated(data), SMALL, 0, BOTH)
+    model = run_of(isolated(data)).model
     assert model.scorer()(torch.arange(200)).isfinite().all()
 
 
 def test_without_fine_anchors(data):
-    model, results, _ = train_fast(data, small(fine_per_item=0), 0, BOTH)
-    assert model.stage == 'coarse' and list(results) == ['coarse']
-    assert_same_model(
-        train_fast(data, small(fine_per_item=0), 0, BOTH)[0],
-        train_fast(data, SMALL, 0, ('coarse',))[0],
-    )
+    run = run_of(data, small(fine_per_item=0))
+    assert run.model.stage == 'coarse' and list(run.phases) == ['coarse']
+    assert_same_model(run.model, run_of(data, stages=('coarse',)).model)
+    init = run.model
+    with pytest.raises(InputError, match='fine_per_item=0: there is no fine stage'):
+        run_of(data, small(fine_per_item=0), stages=('fine',), init=init)
 
 
-def test_the_fine_stage_of_a_coarse_model(data):
-    coarse = train_fast(data, SMALL, 0, ('coarse',))[0]
-    expected, results, _ = train_fast(data, SMALL, 0, BOTH)
-    model, mine, _ = train_fast(data, SMALL, 0, ('fine',), init=coarse)
-    assert_same_model(model, expected)
-    assert mine == {'fine': results['fine']}
+def test_the_fine_stage_of_a_coarse_model(data, whole):
+    coarse = run_of(data, stages=('coarse',)).model
+    run = run_of(data, stages=('fine',), init=coarse)
+    assert_same_model(run.model, whole.model)
+    assert run.phases == {'fine': whole.phases['fine']}
     for recipe, seed in ((SMALL, 1), (small(coarse_per_item=3.0), 0)):
         with pytest.raises(InputError, match='other anchors'):
-            train_fast(data, recipe, seed, ('fine',), init=coarse)
+            run_of(data, recipe, seed=seed, stages=('fine',), init=coarse)
 
 
 def test_small_data_have_few_directions(data):
@@ -195,13 +192,11 @@ def test_small_data_have_few_directions(data):
     assert model.scorer()(torch.arange(200)).isfinite().all()
 
 
-def test_check_fast(data):
-    check_fast(data, SMALL)
+def test_no_train_pairs(data):
     other = copy.deepcopy(data)
     other[RATES].edge_index = other[RATES].edge_index[:, :0]
-    for check in (check_fast, lambda *args: train_fast(*args, 0, BOTH)):
-        with pytest.raises(InputError, match='no train pairs'):
-            check(other, SMALL)
+    with pytest.raises(InputError, match='no train pairs'):
+        run_of(other)
 
 
 @pytest.mark.filterwarnings('ignore:Unable to accurately infer')
@@ -227,10 +222,10 @@ def test_check_data(data):
 @pytest.mark.parametrize(
     ('settings', 'says'),
     [
-        ({'fine_per_item': 3}, 'num_fine=512 does not share out over fine_per_item=3'),
+        ({'fine_per_item': 3}, 'num_fine=512 cannot be divided into fine_per_item=3'),
         ({'dtype': 'int8'}, 'expected one of packed, float32'),
         ({'coarse_per_item': 0.5}, 'expected a number from 1 to 512'),
-        ({'popularity': float('nan')}, 'popularity=nan'),
+        ({'importance_power': float('nan')}, 'importance_power=nan'),
         ({'embedding_dim': 0}, 'a whole number from 1'),
         ({'num_shards': 1.5}, 'num_shards=1.5: expected a whole number'),
     ],

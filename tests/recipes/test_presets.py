@@ -15,13 +15,13 @@ NUMBERS = [field.name for field in fields(PaperRecipe) if field.type in (int, fl
 
 
 def test_defaults():
-    assert get_recipe() == RECIPES['fast'] == FastRecipe()
-    assert get_recipe('paper') == RECIPES['paper'] == PaperRecipe()
+    assert get_recipe() == FastRecipe()
+    assert get_recipe('paper') == PaperRecipe()
 
 
 def test_recipes_are_fixed():
     with pytest.raises(FrozenInstanceError):
-        RECIPES['paper'].num_coarse = 3
+        PaperRecipe().num_coarse = 3
 
 
 @pytest.mark.parametrize('name', FIELDS)
@@ -40,7 +40,7 @@ def test_every_field_can_be_set(name):
 
 def test_a_data_set_has_settings_of_its_own():
     for (name, dataset), settings in DATASET_SETTINGS.items():
-        assert get_recipe(name, dataset) == replace(RECIPES[name], **settings)
+        assert get_recipe(name, dataset) == RECIPES[name](**settings)
     assert get_recipe('paper', 'yelp2020').num_layers == 4
     assert get_recipe('paper', 'gowalla') == get_recipe('paper', 'unheard-of')
 
@@ -70,8 +70,8 @@ def test_a_recipe_survives_json_types():
         ({'batch_size_coarse': '0'}, 'from 1 to'),
         ({'num_layers': '-1'}, 'from 0 to'),
         ({'anchors': 'spectral'}, 'metis, random'),
-        ({'anchors_per_entity': '9', 'num_coarse': '8'}, 'raise --set num_coarse=8'),
-        ({'fine_per_coarse': '9', 'num_fine': '8'}, 'raise --set num_fine=8'),
+        ({'anchors_per_entity': '9', 'num_coarse': '8'}, 'raise num_coarse=8'),
+        ({'fine_per_coarse': '9', 'num_fine': '8'}, 'raise num_fine=8'),
     ],
 )
 def test_refused(settings, says):
@@ -82,7 +82,7 @@ def test_refused(settings, says):
 @pytest.mark.parametrize('name', NUMBERS)
 def test_no_number_can_be_absurd(name):
     for value in ('nan', 'inf', '-inf', '-1', '1e300', '9' * 40):
-        with pytest.raises(InputError, match=f'--set {name}='):
+        with pytest.raises(InputError, match=f'^{name}='):
             get_recipe('paper', settings={name: value})
 
 
