@@ -12,7 +12,9 @@ import pytest
 import torch
 from filelock import FileLock
 
+from pyg_c2f.datasets import SyntheticHierarchy
 from pyg_c2f.nn import C2F
+from pyg_c2f.recipes import FastRecipe, fit
 from pyg_c2f.typing import Assignment
 
 # The tensors are tiny: on a busy machine a second thread waits more than it works.
@@ -197,3 +199,15 @@ def disk(tmp_path):
         pytest.skip(f'no small disk can be mounted here: {error}')
     yield SmallDisk(folder)
     subprocess.run(['umount', str(folder)], check=True)
+
+
+@pytest.fixture(scope='session')
+def synthetic():
+    """The embedded data set."""
+    return SyntheticHierarchy(protocol='c2f')[0]
+
+
+@pytest.fixture(scope='session')
+def fast_model(synthetic):
+    """A model of recipe fast on it."""
+    return fit(synthetic, FastRecipe(embedding_dim=32))

@@ -1,4 +1,4 @@
-r"""Who is tied to which anchor: starts, re-assignments, and the fine codebook's start.
+r"""Assignments to anchors: starts and re-assignments; the start of the fine codebook.
 
 Pure functions: tensors in, :class:`~pyg_c2f.typing.Assignment` out. No function holds
 a dense matrix of entities times anchors outside a block of rows.
@@ -8,8 +8,6 @@ import warnings
 from types import ModuleType
 
 import torch
-from sklearn.decomposition import SparsePCA
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 from torch_geometric.utils import scatter
 
@@ -30,8 +28,8 @@ def import_pymetis() -> ModuleType:
         import pymetis
     except ImportError as error:
         raise ImportError(
-            'the METIS start needs pymetis: pip install "pyg-c2f[metis]", or go '
-            'without by --set anchors=random'
+            'the METIS start needs pymetis: pip install "pyg-c2f[metis]", or set '
+            'anchors=random'
         ) from error
     return pymetis
 
@@ -247,6 +245,10 @@ def sparse_pca_codes(
     Returns:
         Tensor: The codes, ``[num_rows, num_components]``.
     """
+    # Takes more than a second to import, and only the start of a fine stage needs it.
+    from sklearn.decomposition import SparsePCA
+    from sklearn.exceptions import ConvergenceWarning
+
     pca = SparsePCA(num_components, alpha=alpha, random_state=random_state)
     with warnings.catch_warnings():
         # Of steps inside the solver; a start needs no converged ones.
