@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from pyg_c2f.nn import C2F, BPRLoss
-from pyg_c2f.recipes.paper import train_step
+from pyg_c2f.recipes import PaperRecipe, TrainingOptions
+from pyg_c2f.recipes.paper import C2FTrainer
 from pyg_c2f.recipes.sampler import TripletSampler
 from pyg_c2f.typing import Assignment
 
@@ -213,9 +214,8 @@ def test_set_stage_freezes(toy):
     model.set_stage('fine')
     assert trained() == {'fine.codebook', 'bias', 'global_bias'}
     before = copy.deepcopy(model.state_dict())
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
     batch = (torch.tensor([0, 5]), torch.tensor([0, 7]), torch.tensor([2, 3]))
-    train_step(model, optimizer, BPRLoss(), batch, clip=3.0)
+    C2FTrainer(model, None, PaperRecipe(), TrainingOptions()).step(batch)
     assert model.coarse.codebook.equal(before['coarse.codebook'])
     assert not model.fine.codebook.equal(before['fine.codebook'])
     model.reset_parameters()
@@ -370,11 +370,10 @@ def test_checkerboard():
     sampler = TripletSampler(edge_index, num, num, 3, generator)
 
     def hits(steps):
-        trained = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.Adam(trained, lr=0.02)
+        recipe = PaperRecipe(lr_coarse=0.02)
+        trainer = C2FTrainer(model, sampler, recipe, TrainingOptions())
         for step in range(steps):
-            batch = sampler.sample_epoch()
-            _, h = train_step(model, optimizer, BPRLoss(), batch, clip=3.0)
+            _, h = trainer.step(sampler.sample_epoch())
             # The anchors start at random: without new ones there is little to learn.
             if step % 10 == 9:
                 model.update_assignment(h)

@@ -18,7 +18,7 @@ NUM_COARSE, NUM_FINE, DIM = 5, 4, 6
 def make_model(toy, stage='fine', **kwargs):
     """A model on the graph of ``toy`` with random tables, links and biases."""
     settings = {
-        'coarse_per_item': 3,
+        'max_coarse_per_item': 3,
         'fine_per_item': 2,
         'threshold': THRESHOLD,
         'score_power': POWER,
@@ -296,7 +296,7 @@ def test_round(toy, dtype):
 def test_arguments(kwargs, match):
     edge_index = torch.tensor([[0, 1, 2], [0, 1, 3]])
     sizes = {'num_users': 3, 'num_items': 4, 'num_coarse': 5, 'num_fine': 4}
-    sizes |= {'embedding_dim': 4, 'coarse_per_item': 2}
+    sizes |= {'embedding_dim': 4, 'max_coarse_per_item': 2}
     LinearC2F(edge_index, **sizes)
     with pytest.raises(ValueError, match=match):
         LinearC2F(edge_index, **(sizes | kwargs))

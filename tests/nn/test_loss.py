@@ -192,7 +192,7 @@ def test_sampled_softmax_of_all_items(temperature, weighted):
     torch.testing.assert_close(loss(positive, score, log_q, mask, weight), ours)
 
 
-@pytest.mark.parametrize('spectral_power', [0.0, 0.75])
+@pytest.mark.parametrize('power', [0.0, 0.75])
 def test_sampled_softmax_partition_is_unbiased(power):
     torch.manual_seed(0)
     score, popularity = torch.randn(V), torch.arange(1.0, V + 1)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pyg_c2f.nn import build_pairs, pairs, sampled_dot
+from pyg_c2f.nn import build_pairs, sampled, sampled_dot
 
 U, V, E = 7, 9, 20  # the last user and the last item have no pair
 
@@ -46,7 +46,7 @@ def test_build_pairs_refuses(edge_index, message):
 @pytest.mark.parametrize('block', [2, 64])
 @pytest.mark.parametrize('dtype', [torch.float, torch.double])
 def test_sampled_dot(block, dtype, monkeypatch):
-    monkeypatch.setattr(pairs, 'BLOCK', block)
+    monkeypatch.setattr(sampled, 'BLOCK', block)
     some = build_pairs(random_pairs(), U, V)
     a, b = torch.randn(U, 5, dtype=dtype), torch.randn(V, 5, dtype=dtype)
     torch.testing.assert_close(sampled_dot(some, a, b), (a @ b.t())[some.row, some.col])
