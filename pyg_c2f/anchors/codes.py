@@ -22,7 +22,7 @@ def threshold_assignment(
     max_links: int = MAX_LINKS,
     rows: Rows | None = None,
 ) -> Assignment:
-    r"""Ties each row to the axes on which it has large coordinates.
+    r"""Assigns each row to the axes on which it has large coordinates.
 
     .. math::
         s_{ia} = x_{ia} \; [\, |x_{ia}| \sqrt{w_i} \geq \tau \,]
@@ -103,13 +103,12 @@ def kmeans(
     num_centroids: int,
     importance: Tensor,
     generator: torch.Generator | None = None,
-    num_restarts: int = 1,
     num_iterations: int = KMEANS_ITERATIONS,
     rows: Rows | None = None,
 ) -> tuple[Tensor, Tensor]:
-    r"""Weighted k-means; of several starts the one with the least weighted error.
+    r"""Weighted k-means from rows drawn by importance.
 
-    Starts from rows drawn by importance. A centroid without rows takes the row that is
+    A centroid without rows takes the row that is
     worst off, so that none is empty in the end (unless there are fewer distinct rows).
 
     Args:
@@ -117,35 +116,26 @@ def kmeans(
         num_centroids (int): The number of centroids.
         importance (Tensor): The rows' weights, ``[num_rows]``.
         generator (torch.Generator, optional): Draws the starts, on the CPU.
-        num_restarts (int, optional): The number of starts. (default: ``1``)
-        num_iterations (int, optional): Iterations of each. (default: ``12``)
+        num_iterations (int, optional): Iterations. (default: ``12``)
         rows (Rows, optional): The rows, where several processes share them; ``x`` and
             ``importance`` are then the own ones, and so are the labels.
 
     Returns:
         Tuple: The centroids ``[num_centroids, d]`` and the centroid of each row.
     """
-    best: tuple[Tensor, Tensor, Tensor] | None = None
     rows = rows or Group().rows(len(x))
     every = rows.gather(importance)
     largest = every.max().clamp(min=torch.finfo(every.dtype).tiny)
     weight, chances = ((w / largest).clamp(min=1e-12) for w in (importance, every))
     chances = chances.double().cpu()
-    for _ in range(num_restarts):
-        pick = torch.multinomial(
-            chances, num_centroids, len(chances) < num_centroids, generator=generator
-        )
-        centroids = rows.select(x, pick.to(x.device))
-        for _ in range(num_iterations):
-            label = _nearest(x, centroids, rows)
-            centroids = _means(x, label, weight, centroids, rows)
+    pick = torch.multinomial(
+        chances, num_centroids, len(chances) < num_centroids, generator=generator
+    )
+    centroids = rows.select(x, pick.to(x.device))
+    for _ in range(num_iterations):
         label = _nearest(x, centroids, rows)
-        error = weight * _errors(x, centroids, label)
-        total = rows.group.sum(error[block].sum() for block in rows.blocks)
-        if best is None or total < best[2]:
-            best = centroids, label, total
-    assert best is not None
-    return best[:2]
+        centroids = _means(x, label, weight, centroids, rows)
+    return centroids, _nearest(x, centroids, rows)
 
 
 def _nearest(x: Tensor, centroids: Tensor, rows: Rows) -> Tensor:

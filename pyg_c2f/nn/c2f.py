@@ -30,20 +30,6 @@ from pyg_c2f.sparse import CSR, csr_matmul, take_rows
 from pyg_c2f.typing import COARSE, FINE, ITEM, USER, Assignment, Score, Stage
 
 MAX_LAYERS = 1000
-# What the constructor takes, of what a file holds; and which of these are real numbers.
-SETTINGS = (
-    'num_users',
-    'num_items',
-    'num_coarse',
-    'num_fine',
-    'embedding_dim',
-    'num_layers',
-    'anchors_per_entity',
-    'fine_per_coarse',
-    'gate',
-    'threshold',
-)
-REAL = ('gate', 'threshold')
 
 
 class C2F(Recommender):
@@ -163,16 +149,7 @@ class C2F(Recommender):
     def set_assignment(
         self, coarse: Assignment | None = None, fine: Assignment | None = None
     ) -> None:
-        """Puts other assignments in place.
-
-        Args:
-            coarse (Assignment, optional): Entities to coarse anchors.
-            fine (Assignment, optional): Coarse anchors to fine ones.
-        """
-        if coarse is not None:
-            self.coarse.set_assignment(coarse)
-        if fine is not None:
-            self.fine.set_assignment(fine)
+        super().set_assignment(coarse, fine)
         self._graph = None
 
     @torch.no_grad()
@@ -470,9 +447,6 @@ class C2F(Recommender):
     def _forget(self) -> None:
         self._entities = self._graph = None
 
-    def settings(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in SETTINGS}
-
     def to_tensors(self) -> dict[str, Tensor]:
         """The tensors that stand for the model in a file.
 
@@ -489,9 +463,7 @@ class C2F(Recommender):
             'global_bias': self.global_bias.detach(),
         } | graph_tensors(self.edge_index, self.num_users, self.num_items)
         if self.stage == 'fine':
-            codebook = self.fine.codebook.detach().cpu()
-            is_zero = self.soft_threshold(codebook) == 0
-            tensors |= sparse_codebook(codebook.masked_fill(is_zero, 0)) | {
+            tensors |= sparse_codebook(self.fine.codebook, self.threshold) | {
                 'fine.index': small_int_below(self.fine.index, self.num_fine),
                 'fine.weight': self.fine.assignment_weight,
             }
@@ -501,7 +473,7 @@ class C2F(Recommender):
     def from_tensors(
         cls, tensors: dict[str, Tensor], settings: dict[str, Any], stage: Stage
     ) -> Self:
-        sizes = check_settings(settings, SETTINGS, REAL)
+        sizes = check_settings(settings, cls.setting_kinds())
         num_entities = sizes['num_users'] + sizes['num_items']
         anchors = max(sizes['num_coarse'], sizes['num_fine'])
         check_sizes(

@@ -3,13 +3,14 @@ r"""Lists out of a model: the best items for a person, and the items most alike.
 from collections.abc import Callable, Sequence
 from itertools import chain
 from numbers import Integral
-from typing import Any, ClassVar, NamedTuple, Self, get_args
+from typing import Any, ClassVar, NamedTuple, Self, get_args, get_type_hints
 
 import torch
 from torch import Tensor
 
+from pyg_c2f.nn.embedding import MetaEmbedding
 from pyg_c2f.sparse import degree, rowptr_of, take_rows, top_items, unique_pairs
-from pyg_c2f.typing import ITEM, USER, Score, Stage
+from pyg_c2f.typing import ITEM, USER, Assignment, Score, Stage, Stored
 
 # Scores alive at once, 64 MB: people are served in blocks of rows of these.
 BLOCK_SCORES = 1 << 24
@@ -109,6 +110,8 @@ class Recommender(torch.nn.Module):
     num_coarse: int
     num_fine: int
     embedding_dim: int
+    coarse: MetaEmbedding
+    fine: MetaEmbedding
     edge_index: Tensor
     bias: Tensor
     is_fine: Tensor
@@ -207,9 +210,16 @@ class Recommender(torch.nn.Module):
         """The number of the stage's anchors that any node is assigned to."""
         raise NotImplementedError
 
+    @classmethod
+    def setting_kinds(cls) -> dict[str, Any]:
+        """The names and types of the constructor's arguments that are not tensors."""
+        kinds = get_type_hints(cls.__init__)
+        kept = (int, float, Stored)
+        return {name: kind for name, kind in kinds.items() if kind in kept}
+
     def settings(self) -> dict[str, Any]:
         """What a file has to know beside the tensors and the stage, for JSON."""
-        raise NotImplementedError
+        return {name: getattr(self, name) for name in self.setting_kinds()}
 
     def to_tensors(self) -> dict[str, Tensor]:
         """The tensors that stand for the model in a file; its bytes are theirs."""
@@ -226,6 +236,22 @@ class Recommender(torch.nn.Module):
                 RecursionError: If they do not fit together.
         """
         raise NotImplementedError
+
+    # Anchors --------------------------------------------------------------------------
+
+    def set_assignment(
+        self, coarse: Assignment | None = None, fine: Assignment | None = None
+    ) -> None:
+        """Puts other assignments in place, those that are given.
+
+        Args:
+            coarse (Assignment, optional): Entities to coarse anchors.
+            fine (Assignment, optional): Entities or coarse anchors to fine ones.
+        """
+        if coarse is not None:
+            self.coarse.set_assignment(coarse)
+        if fine is not None:
+            self.fine.set_assignment(fine)
 
     # Lists ----------------------------------------------------------------------------
 
