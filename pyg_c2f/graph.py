@@ -225,7 +225,7 @@ def build_block_graph(
     col[link_at], weight[link_at] = links, link_weight
     rowptr = entities.rowptr + t * torch.arange(num_entities + 1, device=device)
 
-    # Coarse rows: the entities tied to the anchor, then its f fine anchors.
+    # Coarse rows: the entities assigned to the anchor, then its f fine anchors.
     cols, weights, counts = [col], [weight], [rowptr.diff()]
     fine_t = None if fine is None else assignment_csr(fine).transpose(num_fine)
     first_fine = num_entities + num_coarse

@@ -95,7 +95,7 @@ class Vocabulary:
         return str(number) if ids is None else ids[number]
 
     def title(self, item: int) -> str:
-        """The title of an item, empty where there are none."""
+        """The title of an item, empty if there are no titles."""
         return '' if self.item_titles is None else self.item_titles[item]
 
     def decode(self, items: Tensor) -> Any:
@@ -109,8 +109,7 @@ class NamedModel(torch.nn.Module):
     """A model that answers in the ids it is asked in.
 
     An id given as text is an original id, any other a number, and the items of the
-    answer are given in the same way. All else is the model's own: attributes and
-    methods that are not here are looked up there.
+    answer are given in the same way. All other attributes and methods are those of the model.
 
     Args:
         model (Recommender): The model.
@@ -174,7 +173,7 @@ class NamedModel(torch.nn.Module):
 
         Raises:
             InputError: If an original id is unknown.
-            ValueError: If there is none, numbers are out of range, or text and numbers
+            ValueError: If there are no ids, numbers are out of range, or text and numbers
                 are mixed.
         """
         if isinstance(ids, str):

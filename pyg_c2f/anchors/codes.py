@@ -42,18 +42,18 @@ def threshold_assignment(
 
     Returns:
         Assignment: As wide as the row with most links needs, the links of a row by
-        axis; zero is no link.
+        axis; a zero is not a link.
     """
     rows = rows or Group().rows(len(x))
     size = (x * importance.sqrt().unsqueeze(1)).abs_().float()
     least = kth_largest(size, round(num_links * rows.num_rows), rows.group)
-    alive = (size >= least) & (x != 0)
-    full = (alive.sum(dim=1) > max_links).nonzero().flatten()
+    is_link = (size >= least) & (x != 0)
+    full = (is_link.sum(dim=1) > max_links).nonzero().flatten()
     if full.numel():
         top = size[full].topk(max_links, dim=1).indices
-        alive[full] = torch.zeros_like(alive[full]).scatter_(1, top, True)
-    row, col = alive.nonzero(as_tuple=True)
-    count = alive.sum(dim=1)
+        is_link[full] = torch.zeros_like(is_link[full]).scatter_(1, top, True)
+    row, col = is_link.nonzero(as_tuple=True)
+    count = is_link.sum(dim=1)
     slot = torch.arange(len(row), device=x.device) - (count.cumsum(0) - count)[row]
     width = int(rows.group.max(max(int(count.max()), 1)))
     index = torch.zeros(len(x), width, dtype=torch.long, device=x.device)
@@ -63,9 +63,9 @@ def threshold_assignment(
 
 
 def kth_largest(x: Tensor, k: int, group: Group) -> float:
-    r"""The :math:`k`-th largest of the numbers of all processes, none below zero.
+    r"""The :math:`k`-th largest of the numbers of all processes, all zero or above.
 
-    By counting: the bits of such a number, as an integer, rise with it. The upper half
+    By counting: the bits of such a number, read as an integer, increase with it. The upper half
     of them says in which of :math:`2^{16}` bins the number is, the lower half which one
     of the bin it is; two passes, and two sums of counts. It is exact, and any number of
     processes finds the same.
@@ -109,7 +109,7 @@ def kmeans(
     r"""Weighted k-means from rows drawn by importance.
 
     A centroid without rows takes the row that is
-    worst off, so that none is empty in the end (unless there are fewer distinct rows).
+    farthest away, so that no centroid is empty in the end (unless there are fewer distinct rows).
 
     Args:
         x (Tensor): The rows, ``[num_rows, d]``.
@@ -199,7 +199,7 @@ def _sums(num_centroids: int, x: Tensor, label: Tensor, weight: Tensor) -> Tenso
 
 def _largest(value: Tensor, k: int, rows: Rows) -> Tensor:
     """The numbers of the rows with the largest values, the largest first."""
-    # Of equal ones the first: whoever holds them, the same rows are found.
+    # Of equal values the first, so that the result does not depend on the processes.
     value = rows.gather(value)
     return value.sort(descending=True, stable=True).indices[:k]
 

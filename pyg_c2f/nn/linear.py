@@ -114,7 +114,7 @@ class LinearC2F(Recommender):
         torch.Size([2])
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         edge_index: Tensor,
         num_users: int,
@@ -173,7 +173,7 @@ class LinearC2F(Recommender):
         return model
 
     def reset_parameters(self) -> None:
-        r"""Draws everything anew: codebooks from :math:`\mathcal{N}(0, 1)`, random
+        r"""Resets everything: codebooks from :math:`\mathcal{N}(0, 1)`, random
         links, :math:`b = 0`, stage coarse.
         """
         self.coarse.reset_parameters()
@@ -284,9 +284,9 @@ class LinearC2F(Recommender):
 
     @torch.no_grad()
     def history_scorer(self, rowptr: Tensor, col: Tensor) -> Score:
-        r"""The scores of all items for people whom the model has never seen.
+        r"""The scores of all items for people unknown to the model.
 
-        Somebody new enters by a history of items, as a user node with edges to them:
+        A new person is a user node with edges to the items of the history:
 
         .. math::
             \mathbf{h}_u = \tfrac{1}{2} \sum_{i \in \mathcal{N}(u)} n^{-a} d_i^{-b}
@@ -297,7 +297,7 @@ class LinearC2F(Recommender):
 
         Args:
             rowptr (Tensor): The starts of the histories, ``[num_histories + 1]``.
-            col (Tensor): Their items, each once in a history; none is empty.
+            col (Tensor): Their items, each once in a history; no history is empty.
 
         Returns:
             Callable: Maps row numbers ``[B]`` to ``[B, num_items]``.
@@ -306,7 +306,7 @@ class LinearC2F(Recommender):
         return self._scorer(rows, self._new_features(rows))
 
     def user_scorer(self, users: Tensor, rowptr: Tensor, col: Tensor) -> Score:
-        # Nothing but the items of these users is looked at: no pass over the graph.
+        # Only the items of these users are needed: no pass over the graph.
         return self.history_scorer(rowptr, col)
 
     def _scorer(self, rows: CSR, features: Callable[[Tensor], Tensor]) -> Score:
@@ -343,7 +343,7 @@ class LinearC2F(Recommender):
 
         Args:
             rows (CSR): The normalised interactions of all of them.
-            sent (Callable, optional): The output of :meth:`_sent`, if at hand.
+            sent (Callable, optional): The output of :meth:`_sent`. (default: computed)
         """
         # Only the items that any of them has: few, where few people ask.
         col = rows.col.long()
@@ -376,12 +376,13 @@ class LinearC2F(Recommender):
         """The scores as inner products, the scale in the items' vectors.
 
         Raises:
-            ValueError: If the model has a diffusion channel, whose scores are none.
+            ValueError: If the model has a diffusion channel, whose scores are not inner
+                products.
         """
         if self.diffusion:
             raise ValueError(
                 "'LinearC2F' expected diffusion=0 for an index: with a diffusion "
-                f'channel scores are no inner products (got diffusion={self.diffusion})'
+                f'channel scores are not inner products (got diffusion={self.diffusion})'
             )
         by_user, sent = self.by_user(), self._sent()
         items = self.item_features() * self.item_scale().unsqueeze(1)
@@ -569,7 +570,7 @@ def are_codes(assignment: Assignment, num_anchors: int) -> bool:
 
 
 class _Histories(torch.autograd.Function):
-    """What users get from the items of their histories."""
+    """The sums that users receive from the items of their histories."""
 
     @staticmethod
     def forward(ctx, item, by_user, by_item):  # type: ignore[no-untyped-def]

@@ -10,8 +10,8 @@ from torch import Tensor
 from pyg_c2f.packing import small_int_below
 from pyg_c2f.sparse import pair_keys, rowptr_of
 
-# So many entries has a table at the most, or so many times those of the whole file: no
-# small file takes all memory.
+# The most entries of a table, absolute and relative to those of the whole file: a small
+# file must not take all memory.
 MAX_ENTRIES, MAX_TIMES = 1 << 28, 64
 
 
