@@ -325,7 +325,7 @@ def check_out(out: Path, init: str | None, resume: bool) -> None:
     if resume_files(out) and not resume:
         raise InputError(
             f'{out}: holds an interrupted run; add --resume to continue it, name '
-            f'another --out, or delete {" and ".join(RESUME_FILES)} there to start again'
+            f'another --out, or delete {" and ".join(RESUME_FILES)} there'
         )
 
 
@@ -472,8 +472,8 @@ def reuse_freed_memory() -> None:
 
     Each step frees and allocates tables of tens of megabytes. By default the C library
     returns such blocks to the system, and every step pays for new pages: on
-    Gowalla a third of its time. It changes the whole process, so programs call it, never
-    the library.
+    Gowalla a third of its time. It changes the whole process, so programs call it,
+    never the library.
     """
     mmap_max, trim_threshold = -4, -1
     try:

@@ -109,7 +109,8 @@ class NamedModel(torch.nn.Module):
     """A model that answers in the ids it is asked in.
 
     An id given as text is an original id, any other a number, and the items of the
-    answer are given in the same way. All other attributes and methods are those of the model.
+    answer are given in the same way. All other attributes and methods are those of the
+    model.
 
     Args:
         model (Recommender): The model.
@@ -173,8 +174,8 @@ class NamedModel(torch.nn.Module):
 
         Raises:
             InputError: If an original id is unknown.
-            ValueError: If there are no ids, numbers are out of range, or text and numbers
-                are mixed.
+            ValueError: If there are no ids, numbers are out of range, or text and
+                numbers are mixed.
         """
         if isinstance(ids, str):
             return self.model.check_ids(self.vocabulary.encode([ids], kind)[0], kind)

@@ -65,10 +65,10 @@ def threshold_assignment(
 def kth_largest(x: Tensor, k: int, group: Group) -> float:
     r"""The :math:`k`-th largest of the numbers of all processes, all zero or above.
 
-    By counting: the bits of such a number, read as an integer, increase with it. The upper half
-    of them says in which of :math:`2^{16}` bins the number is, the lower half which one
-    of the bin it is; two passes, and two sums of counts. It is exact, and any number of
-    processes finds the same.
+    By counting: the bits of such a number, read as an integer, increase with it. The
+    upper half of them says in which of :math:`2^{16}` bins the number is, the lower
+    half which one of the bin it is; two passes, and two sums of counts. It is exact,
+    and any number of processes finds the same.
 
     Args:
         x (Tensor): The numbers of this process, float32.
@@ -109,7 +109,8 @@ def kmeans(
     r"""Weighted k-means from rows drawn by importance.
 
     A centroid without rows takes the row that is
-    farthest away, so that no centroid is empty in the end (unless there are fewer distinct rows).
+    farthest away, so that no centroid is empty
+    in the end (unless there are fewer distinct rows).
 
     Args:
         x (Tensor): The rows, ``[num_rows, d]``.

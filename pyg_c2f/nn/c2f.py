@@ -315,8 +315,8 @@ class C2F(Recommender):
             users (Tensor): User ids, ``[batch_size]``.
             items (Tensor): Item ids, ``[batch_size]``, or several rows of them,
                 ``[*, batch_size]``, such as positive and negative items.
-            h (Tensor, optional): The output of :meth:`propagate`, or some of its columns,
-                which give a part of the products. (default: computed)
+            h (Tensor, optional): The output of :meth:`propagate`, or some of its
+                columns, which give a part of the products. (default: computed)
             with_bias (bool, optional): Whether to add the scalars :math:`b`. (default:
                 :obj:`True`)
 

@@ -381,8 +381,8 @@ class LinearC2F(Recommender):
         """
         if self.diffusion:
             raise ValueError(
-                "'LinearC2F' expected diffusion=0 for an index: with a diffusion "
-                f'channel scores are not inner products (got diffusion={self.diffusion})'
+                f"'LinearC2F' expected diffusion=0 for an index (got {self.diffusion}): "
+                'with a diffusion channel scores are not inner products'
             )
         by_user, sent = self.by_user(), self._sent()
         items = self.item_features() * self.item_scale().unsqueeze(1)

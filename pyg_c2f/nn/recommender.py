@@ -71,8 +71,8 @@ class Recommender(torch.nn.Module):
     A subclass says how it scores: :meth:`scorer` for known users and
     :meth:`history_scorer` for others, :meth:`train_items` for what users have seen,
     :meth:`item_features` for what items are compared by, and :meth:`inner_products`,
-    where scores are inner products, for an index. To be stored, it gives and takes its tensors
-    (:meth:`to_tensors`, :meth:`from_tensors`, :meth:`settings`).
+    where scores are inner products, for an index. To be stored, it gives and takes its
+    tensors (:meth:`to_tensors`, :meth:`from_tensors`, :meth:`settings`).
 
     Users and items are numbers from 0 on; :class:`~pyg_c2f.vocabulary.NamedModel`
     lets a model answer in original ids.

@@ -74,7 +74,7 @@ class FastRecipe(Recipe):
     coarse_per_item: float = 8.0
     """coarse anchors of an item, on average"""
     fine_per_item: int = 2
-    """fine anchors of an item, one for each level of residual codes; 0: no fine stage"""
+    """fine anchors of an item, one a level of residual codes; 0: no fine stage"""
     user_norm: float = 0.4
     """exponent of a user's degree in the normalisation of the interactions"""
     item_norm: float = 0.4
