@@ -303,7 +303,7 @@ def _filter_degree(
 def _start(
     interactions: SharedInteractions, width: int, generator: torch.Generator | None
 ) -> Tensor:
-    """This process's rows of R' times a Gaussian table, each block with its own seed."""
+    """This process's rows of R' times a Gaussian table, a seed for each block."""
     users, weight = interactions.users, interactions.by_user.weight
     seeds = torch.randint(2**62, (users.group.num_blocks,), generator=generator)
     draws = [

@@ -381,7 +381,8 @@ class LinearC2F(Recommender):
         """
         if self.diffusion:
             raise ValueError(
-                f"'LinearC2F' expected diffusion=0 for an index (got {self.diffusion}): "
+                f"'LinearC2F' expected diffusion=0 for an index (got "
+                f'{self.diffusion}): '
                 'with a diffusion channel scores are not inner products'
             )
         by_user, sent = self.by_user(), self._sent()
