@@ -18,7 +18,7 @@ from torch_geometric import seed_everything
 from torch_geometric.data import HeteroData
 
 from pyg_c2f.checkpoint import load, model_bytes, phase_file, save
-from pyg_c2f.datasets import get_dataset, with_validation_in_train
+from pyg_c2f.datasets import DataSpec, get_dataset, with_validation_in_train
 from pyg_c2f.datasets.registry import built_digest
 from pyg_c2f.evaluate import evaluate_split, popularity_score, with_sampled_users
 from pyg_c2f.files import whole_file, write_json, write_text
@@ -254,20 +254,20 @@ def begin(
     return Experiment(out, config, data, recipe, options, log, seconds, started)
 
 
-def data_arguments(config: dict[str, Any]) -> tuple[Any, ...]:
-    """What :func:`get_dataset` and :func:`describe` take, from a configuration."""
+def data_spec(config: dict[str, Any]) -> DataSpec:
+    """The data set that a configuration names, and its split."""
     columns = config['columns'].split(',')
     if len(columns) != 2:
         raise InputError(
             f'--columns {config["columns"]}: expected two names, as user_id,item_id'
         )
     keys = ('dataset', 'data_root', 'protocol', 'split_seed')
-    return *(config[key] for key in keys), *columns
+    return DataSpec(*(config[key] for key in keys), *columns)
 
 
 def load_data(config: dict[str, Any]) -> HeteroData:
     """The data set that a configuration names."""
-    data = get_dataset(*data_arguments(config))
+    data = get_dataset(data_spec(config))
     if not data[RATES].val_edge_label_index.size(1):
         raise InputError(
             f'{config["dataset"]}: protocol {config["protocol"]} leaves no validation '
@@ -293,7 +293,7 @@ def data_digest(data: HeteroData) -> str:
 
 def digest_of(config: dict[str, Any], data: HeteroData) -> str:
     """The :func:`data_digest` of a data set, which a built form knows."""
-    return built_digest(*data_arguments(config)) or data_digest(data)
+    return built_digest(data_spec(config)) or data_digest(data)
 
 
 def check_data_of(folder: Path, config: dict[str, Any], digest: str) -> None:
