@@ -41,7 +41,7 @@ TEXTS = {
 
 
 def checksum(tensors: dict[str, Tensor], meta: dict[str, str]) -> str:
-    """The SHA-256 of names, types, shapes, bytes, and what stands beside them."""
+    """The SHA-256 of names, types, shapes, bytes, and metadata."""
     digest = hashlib.sha256(json.dumps(sorted(meta.items())).encode())
     for key in sorted(tensors):
         tensor = tensors[key]
@@ -63,7 +63,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, str]) 
 
 
 def _for_numpy(tensor: Tensor) -> Tensor:
-    """The tensor in one piece, and in single precision where NumPy has no such type."""
+    """The contiguous tensor, in single precision where NumPy lacks its type."""
     tensor = tensor.contiguous()
     return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
 
@@ -71,7 +71,7 @@ def _for_numpy(tensor: Tensor) -> Tensor:
 def _with_sorted_header(content: bytes) -> bytes:
     """The same safetensors file, but one run gives the bytes of another.
 
-    The library writes what stands beside the tensors in random order.
+    The library writes the metadata in random order.
     """
     start = 8 + int.from_bytes(content[:8], 'little')
     header = json.dumps(json.loads(content[8:start]), sort_keys=True).encode()
@@ -184,7 +184,7 @@ def model_bytes(model: Recommender | NamedModel) -> dict[str, int]:
 def text_tensors(vocabulary: Vocabulary) -> dict[str, Tensor]:
     """The original ids and titles, as bytes of UTF-8 with NUL between them.
 
-    They are no part of what a model is: sizes do not count them.
+    Sizes of models do not count them.
     """
     tensors = {}
     for key, name in TEXTS.items():
@@ -233,7 +233,7 @@ def load(path: str | Path) -> NamedModel:
         path (str or Path): The file, or the directory with a ``model.safetensors``.
 
     Raises:
-        InputError: If there is no such file, or it is damaged or not a model's.
+        InputError: If there is no such file, or it is damaged or not of a model.
     """
     path = model_file(path)
     tensors, meta = read_tensors(path)

@@ -18,7 +18,7 @@ from torch_geometric import seed_everything
 from torch_geometric.data import HeteroData
 
 from pyg_c2f.checkpoint import load, model_bytes, phase_file, save
-from pyg_c2f.datasets import get_dataset, with_validation_in_train
+from pyg_c2f.datasets import DataSpec, get_dataset, with_validation_in_train
 from pyg_c2f.datasets.registry import built_digest
 from pyg_c2f.evaluate import evaluate_split, popularity_score, with_sampled_users
 from pyg_c2f.files import whole_file, write_json, write_text
@@ -239,7 +239,7 @@ def begin(
         group=group,
     )
     check_run(data, recipe, options)
-    group.wait()  # Nobody looks for an earlier run any more.
+    group.wait()  # All processes have looked for an earlier run.
     if not resume and group.is_main:
         clear(out)
         write_json(out / 'config.json', config)
@@ -254,20 +254,20 @@ def begin(
     return Experiment(out, config, data, recipe, options, log, seconds, started)
 
 
-def data_arguments(config: dict[str, Any]) -> tuple[Any, ...]:
-    """What :func:`get_dataset` and :func:`describe` take, from a configuration."""
+def data_spec(config: dict[str, Any]) -> DataSpec:
+    """The data set that a configuration names, and its split."""
     columns = config['columns'].split(',')
     if len(columns) != 2:
         raise InputError(
             f'--columns {config["columns"]}: expected two names, as user_id,item_id'
         )
     keys = ('dataset', 'data_root', 'protocol', 'split_seed')
-    return *(config[key] for key in keys), *columns
+    return DataSpec(*(config[key] for key in keys), *columns)
 
 
 def load_data(config: dict[str, Any]) -> HeteroData:
     """The data set that a configuration names."""
-    data = get_dataset(*data_arguments(config))
+    data = get_dataset(data_spec(config))
     if not data[RATES].val_edge_label_index.size(1):
         raise InputError(
             f'{config["dataset"]}: protocol {config["protocol"]} leaves no validation '
@@ -293,15 +293,15 @@ def data_digest(data: HeteroData) -> str:
 
 def digest_of(config: dict[str, Any], data: HeteroData) -> str:
     """The :func:`data_digest` of a data set, which a built form knows."""
-    return built_digest(*data_arguments(config)) or data_digest(data)
+    return built_digest(data_spec(config)) or data_digest(data)
 
 
 def check_data_of(folder: Path, config: dict[str, Any], digest: str) -> None:
-    """Refuses data that are no longer those of a run: test items would leak."""
+    """Refuses data that changed since a run began: test items would leak."""
     if digest != config['data_sha256']:
         raise InputError(
             f'{folder}: the data set {config["dataset"]} has changed since then; bring '
-            'its files back, or train anew in another --out'
+            'its files back, or train again in another --out'
         )
 
 
@@ -318,14 +318,14 @@ def check_out(out: Path, init: str | None, resume: bool) -> None:
     """Refuses an output directory that cannot be written or must not be replaced."""
     there = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        why = 'is no directory' if not there.is_dir() else 'cannot be written'
+        why = 'is not a directory' if not there.is_dir() else 'cannot be written'
         raise InputError(f'--out {out}: {there} {why}; name another directory')
     if init is not None and out.resolve() == Path(init).resolve():
         raise InputError(f'--out {out}: --init is read from there; name another --out')
     if resume_files(out) and not resume:
         raise InputError(
             f'{out}: holds an interrupted run; add --resume to continue it, name '
-            f'another --out, or delete {" and ".join(RESUME_FILES)} there to start anew'
+            f'another --out, or delete {" and ".join(RESUME_FILES)} there'
         )
 
 
@@ -468,12 +468,12 @@ def load_init(config: dict[str, Any]) -> Recommender:
 
 
 def reuse_freed_memory() -> None:
-    """Lets this process keep freed memory for its next tensors (glibc only).
+    """Lets this process keep freed memory for later tensors (glibc only).
 
-    Each step frees and takes tables of tens of megabytes. By default the C library
-    hands such blocks back to the system, and every step pays for their pages anew: on
-    Gowalla a third of its time. It changes the whole process, so programs call it
-    (``run.py`` does), never the library.
+    Each step frees and allocates tables of tens of megabytes. By default the C library
+    returns such blocks to the system, and every step pays for new pages: on
+    Gowalla a third of its time. It changes the whole process, so programs call it,
+    never the library.
     """
     mmap_max, trim_threshold = -4, -1
     try:
@@ -481,4 +481,4 @@ def reuse_freed_memory() -> None:
         libc.mallopt(mmap_max, 0)
         libc.mallopt(trim_threshold, 2**31 - 1)
     except (OSError, AttributeError):
-        logger.debug('no glibc: freed memory goes back to the system')
+        logger.debug('no glibc: freed memory returns to the system')

@@ -16,8 +16,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     until then; a failure leaves no trace.
 
     Raises:
-        OSError: If there is no such folder, a folder of that name, or it cannot be
-            written: the disk is full, say, or the folder has vanished.
+        OSError: If the folder does not exist, the path is a folder, or it cannot be
+            written, as on a full disk.
     """
     if not path.parent.is_dir():
         raise FileNotFoundError(f'{path}: there is no folder {path.parent}; make it')

@@ -1,4 +1,4 @@
-"""Stops at the first number that is none."""
+"""Checks that stop at NaN or infinity."""
 
 from collections.abc import Iterable
 
@@ -35,7 +35,7 @@ def check_step(loss: Tensor, model: torch.nn.Module) -> None:
     """Checks the loss of a step, and the gradients that it has left.
 
     Raises:
-        NotFiniteError: If one is no number.
+        NotFiniteError: If one holds NaN or infinity.
     """
     gradients = (
         (f'the gradient of {name}', parameter.grad)

@@ -120,24 +120,27 @@ def build_hetero_data(
         num_fine (int): The number of fine anchors. (default: :obj:`0`)
     """
     data = HeteroData()
-    data[USER].num_nodes = num_users
-    data[ITEM].num_nodes = num_items
+    data[USER].num_nodes, data[ITEM].num_nodes = num_users, num_items
     data[COARSE].num_nodes = num_coarse
-
-    def tie(there: EdgeType, back: EdgeType, pairs: Tensor, weight: Tensor) -> None:
-        data[there].edge_index, data[there].edge_weight = pairs, weight
-        data[back].edge_index, data[back].edge_weight = pairs.flip(0), weight
-
     weight = interaction_weight(edge_index, num_users, num_items)
-    tie(RATES, RATED_BY, edge_index, weight.to(coarse.weight.dtype))
+    add_relation(data, RATES, RATED_BY, (edge_index, weight.to(coarse.weight)))
     users = Assignment(coarse.index[:num_users], coarse.weight[:num_users])
     items = Assignment(coarse.index[num_users:], coarse.weight[num_users:])
-    tie(USER_COARSE, COARSE_USER, *assignment_to_edges(users))
-    tie(ITEM_COARSE, COARSE_ITEM, *assignment_to_edges(items))
+    add_relation(data, USER_COARSE, COARSE_USER, assignment_to_edges(users))
+    add_relation(data, ITEM_COARSE, COARSE_ITEM, assignment_to_edges(items))
     if fine is not None:
         data[FINE].num_nodes = num_fine
-        tie(COARSE_FINE, FINE_COARSE, *assignment_to_edges(fine))
+        add_relation(data, COARSE_FINE, FINE_COARSE, assignment_to_edges(fine))
     return data
+
+
+def add_relation(
+    data: HeteroData, there: EdgeType, back: EdgeType, edges: tuple[Tensor, Tensor]
+) -> None:
+    """Puts edges and their weights into a graph, in both directions."""
+    pairs, weight = edges
+    data[there].edge_index, data[there].edge_weight = pairs, weight
+    data[back].edge_index, data[back].edge_weight = pairs.flip(0), weight
 
 
 class BlockGraph(NamedTuple):
@@ -222,7 +225,7 @@ def build_block_graph(
     col[link_at], weight[link_at] = links, link_weight
     rowptr = entities.rowptr + t * torch.arange(num_entities + 1, device=device)
 
-    # Coarse rows: the entities tied to the anchor, then its f fine anchors.
+    # Coarse rows: the entities assigned to the anchor, then its f fine anchors.
     cols, weights, counts = [col], [weight], [rowptr.diff()]
     fine_t = None if fine is None else assignment_csr(fine).transpose(num_fine)
     first_fine = num_entities + num_coarse

@@ -10,7 +10,7 @@ from torch_geometric.nn import KNNIndex
 from pyg_c2f.nn.recommender import Recommender, blocks_of, check_length, stacked
 from pyg_c2f.sparse import pair_keys, take_rows, top_items
 
-# Items that an index looks at, as far as it has so many.
+# An index visits at least so many items, if there are so many.
 LEAST_VISITED = 4096
 
 
@@ -40,7 +40,7 @@ class ItemIndex(KNNIndex):
 
     Raises:
         ImportError: If faiss is not installed.
-        ValueError: If scores are no inner products, or there are more cells than items
+        ValueError: If scores are not inner products, or there are more cells than items
             or more to visit than there are.
     """
 
@@ -80,12 +80,12 @@ class ItemIndex(KNNIndex):
             self.num_cells,
             faiss.METRIC_INNER_PRODUCT,
         )
-        index.cp.min_points_per_centroid = 1  # Small catalogues are no reason to warn.
+        index.cp.min_points_per_centroid = 1  # No warning for small catalogues.
         index.nprobe = self.num_cells_to_visit
         return index
 
     def _best(self, h: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The ``k`` best items found for each row of features, -1 where there is none.
+        """The ``k`` best items found for each row of features, padded with -1.
 
         Not through ``search``, which warns of a limit of the GPU, and whose
         ``exclude_links`` obeys it.

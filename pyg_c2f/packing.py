@@ -37,7 +37,7 @@ def weights_of(codes: Tensor, num_bits: int, grid: tuple[float, float]) -> Tenso
 
 
 def num_bits(num_values: int) -> int:
-    """Bits that tell so many values apart, at least one."""
+    """The bits needed for so many values, at least one."""
     return max(ceil(log2(max(num_values, 2))), 1)
 
 

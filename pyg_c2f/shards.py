@@ -46,7 +46,7 @@ class Group:
 
     Rows of a table are cut into a fixed number of blocks, whatever the number of
     processes, and each process holds some neighbouring blocks. What is computed of a
-    block never depends on who holds it, and sums over blocks are formed in double
+    block never depends on its process, and sums over blocks are formed in double
     precision and rounded once, so that their order cannot be seen in the result (but
     for one in some :math:`2^{29}` entries, by its last bit). A run therefore gives the
     same numbers on one process and on many.
@@ -179,7 +179,7 @@ class Rows:
         return self.bounds[-1]
 
     def local(self, x: Any) -> Any:
-        """The own rows of a whole table."""
+        """This process's rows of a whole table."""
         return x[self.start : self.stop]
 
     def gather(self, x: Tensor) -> Tensor:
@@ -203,7 +203,7 @@ class Rows:
         return [end - start for start, end in pairwise(self.cuts)]
 
     def reduce_scatter(self, table: Tensor) -> Tensor:
-        """The own rows of the sum of one whole table of each process.
+        """This process's rows of the sum of one whole table of each process.
 
         Each process sends every other one the rows that are the other's.
         """
@@ -225,14 +225,14 @@ class Rows:
         )
 
     def matmul(self, x: Tensor, matrix: Tensor) -> Tensor:
-        """The own rows times a small matrix, block by block."""
+        """This process's rows times a small matrix, block by block."""
         out = x.new_empty(len(x), matrix.size(1))
         for block in self.blocks:
             torch.mm(x[block], matrix, out=out[block])
         return out
 
     def select(self, x: Tensor, index: Tensor) -> Tensor:
-        """Rows of the whole table by their numbers, whoever holds them."""
+        """Rows of the whole table by their numbers, from all processes."""
         if self.group.size == 1:
             return x[index]
         out = x.new_zeros(len(index), *x.shape[1:])

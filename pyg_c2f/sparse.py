@@ -151,7 +151,7 @@ class CSR(NamedTuple):
         return torch.repeat_interleave(self.rowptr.diff())
 
     def select(self, rows: Tensor) -> 'CSR':
-        """Some of the rows, in the given order."""
+        """Rows by number, in the given order."""
         rowptr, place = take_rows(self.rowptr, rows)
         return CSR(rowptr, self.col[place], self.weight[place])
 

@@ -39,7 +39,7 @@ class InputError(ValueError):
 class Assignment(NamedTuple):
     """A sparse row-wise assignment of nodes to anchors, ``t`` entries a row.
 
-    A zero weight is no link.
+    A zero weight is not a link.
     """
 
     index: 'Tensor'  # type: ignore[assignment]  # [num_nodes, t], int64, anchor ids

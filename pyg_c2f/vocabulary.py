@@ -1,14 +1,14 @@
 r"""Original ids and the numbers of a model."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Self, overload
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from pyg_c2f.index import ItemIndex
-from pyg_c2f.nn.recommender import Numbers, Recommender, flatten, is_list
+from pyg_c2f.nn.recommender import Recommender, flatten, is_list
 from pyg_c2f.typing import ITEM, USER, InputError
 
 Names = Sequence[str]
@@ -95,7 +95,7 @@ class Vocabulary:
         return str(number) if ids is None else ids[number]
 
     def title(self, item: int) -> str:
-        """The title of an item, empty where there are none."""
+        """The title of an item, empty if there are no titles."""
         return '' if self.item_titles is None else self.item_titles[item]
 
     def decode(self, items: Tensor) -> Any:
@@ -109,8 +109,8 @@ class NamedModel(torch.nn.Module):
     """A model that answers in the ids it is asked in.
 
     An id given as text is an original id, any other a number, and the items of the
-    answer are given in the same way. All else is the model's own: attributes and
-    methods that are not here are looked up there.
+    answer are given in the same way. All other attributes and methods are those of the
+    model.
 
     Args:
         model (Recommender): The model.
@@ -174,38 +174,14 @@ class NamedModel(torch.nn.Module):
 
         Raises:
             InputError: If an original id is unknown.
-            ValueError: If there is none, numbers are out of range, or text and numbers
-                are mixed.
+            ValueError: If there are no ids, numbers are out of range, or text and
+                numbers are mixed.
         """
         if isinstance(ids, str):
             return self.model.check_ids(self.vocabulary.encode([ids], kind)[0], kind)
         if _are_names(ids):
             ids = self.vocabulary.encode(ids, kind)
         return self.model.check_ids(ids, kind)
-
-    @overload
-    def recommend(
-        self,
-        users: int | Numbers | None = None,
-        k: int = 20,
-        *,
-        history: Numbers | Sequence[Numbers] | None = None,
-        exclude_seen: bool = True,
-        candidates: Numbers | None = None,
-        index: ItemIndex | None = None,
-    ) -> tuple[Tensor, Tensor]: ...
-
-    @overload
-    def recommend(
-        self,
-        users: str | Names | None = None,
-        k: int = 20,
-        *,
-        history: Names | Sequence[Names] | None = None,
-        exclude_seen: bool = True,
-        candidates: Names | None = None,
-        index: ItemIndex | None = None,
-    ) -> tuple[list[Any], Tensor]: ...
 
     def recommend(
         self,
@@ -248,27 +224,17 @@ class NamedModel(torch.nn.Module):
             flat, sizes = flatten(history)
             in_text = _are_names(flat)
             if in_text:
-                history = self.vocabulary.encode(flat, ITEM)
-                if sizes is not None:
-                    ends = iter(history)
-                    history = [[next(ends) for _ in range(size)] for size in sizes]
-        if index is not None:
-            if candidates is not None:
-                raise ValueError("'recommend' takes either candidates or an index")
+                history = torch.tensor(self.vocabulary.encode(flat, ITEM))
+                history = history if sizes is None else history.split(sizes)
+        options = {'history': history, 'exclude_seen': exclude_seen}
+        if index is None:
+            options['candidates'] = self._candidates(candidates, in_text)
+            items, scores = self.model.recommend(users, k, **options)
+        elif candidates is None:
             self._check_index(index)
-            items, scores = index.recommend(
-                users, k, history=history, exclude_seen=exclude_seen
-            )
+            items, scores = index.recommend(users, k, **options)
         else:
-            if candidates is not None:
-                candidates = self._candidates(candidates, in_text)
-            items, scores = self.model.recommend(
-                users,
-                k,
-                history=history,
-                exclude_seen=exclude_seen,
-                candidates=candidates,
-            )
+            raise ValueError("'recommend' takes either candidates or an index")
         return (self.vocabulary.decode(items) if in_text else items), scores
 
     def _check_index(self, index: Any) -> None:
@@ -287,22 +253,14 @@ class NamedModel(torch.nn.Module):
     def _candidates(self, candidates: Any, in_text: bool) -> Any:
         if isinstance(candidates, str):
             raise ValueError(f"'candidates' is a list of item ids (got {candidates})")
-        if _are_names(candidates) != in_text and len(candidates):
+        if not is_list(candidates) or not len(candidates):
+            return candidates
+        if _are_names(candidates) != in_text:
             raise ValueError(
                 "'recommend' takes either original ids, which are text, or numbers: "
                 'candidates are of the other kind'
             )
-        return self.numbers(candidates, ITEM) if len(candidates) else candidates
-
-    @overload
-    def similar_items(
-        self, items: int | Numbers, k: int = 20
-    ) -> tuple[Tensor, Tensor]: ...
-
-    @overload
-    def similar_items(
-        self, items: str | Names, k: int = 20
-    ) -> tuple[list[Any], Tensor]: ...
+        return self.numbers(candidates, ITEM)
 
     def similar_items(self, items: Any, k: int = 20) -> tuple[Any, Tensor]:
         """The items most alike: :meth:`Recommender.similar_items`, in either ids.

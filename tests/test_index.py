@@ -109,7 +109,7 @@ def test_wrong_index(toy, fast_model):
 
 
 def test_a_diffusion_channel_is_no_inner_product(toy):
-    with pytest.raises(ValueError, match=r'no inner products \(got diffusion=0.7\)'):
+    with pytest.raises(ValueError, match=r'diffusion=0 for an index .got 0.7'):
         ItemIndex(make_model(toy, 'diffusion'))
 
 

@@ -22,7 +22,7 @@ def threshold_assignment(
     max_links: int = MAX_LINKS,
     rows: Rows | None = None,
 ) -> Assignment:
-    r"""Ties each row to the axes on which it has large coordinates.
+    r"""Assigns each row to the axes on which it has large coordinates.
 
     .. math::
         s_{ia} = x_{ia} \; [\, |x_{ia}| \sqrt{w_i} \geq \tau \,]
@@ -42,18 +42,18 @@ def threshold_assignment(
 
     Returns:
         Assignment: As wide as the row with most links needs, the links of a row by
-        axis; zero is no link.
+        axis; a zero is not a link.
     """
     rows = rows or Group().rows(len(x))
     size = (x * importance.sqrt().unsqueeze(1)).abs_().float()
     least = kth_largest(size, round(num_links * rows.num_rows), rows.group)
-    alive = (size >= least) & (x != 0)
-    full = (alive.sum(dim=1) > max_links).nonzero().flatten()
+    is_link = (size >= least) & (x != 0)
+    full = (is_link.sum(dim=1) > max_links).nonzero().flatten()
     if full.numel():
         top = size[full].topk(max_links, dim=1).indices
-        alive[full] = torch.zeros_like(alive[full]).scatter_(1, top, True)
-    row, col = alive.nonzero(as_tuple=True)
-    count = alive.sum(dim=1)
+        is_link[full] = torch.zeros_like(is_link[full]).scatter_(1, top, True)
+    row, col = is_link.nonzero(as_tuple=True)
+    count = is_link.sum(dim=1)
     slot = torch.arange(len(row), device=x.device) - (count.cumsum(0) - count)[row]
     width = int(rows.group.max(max(int(count.max()), 1)))
     index = torch.zeros(len(x), width, dtype=torch.long, device=x.device)
@@ -63,12 +63,12 @@ def threshold_assignment(
 
 
 def kth_largest(x: Tensor, k: int, group: Group) -> float:
-    r"""The :math:`k`-th largest of the numbers of all processes, none below zero.
+    r"""The :math:`k`-th largest of the numbers of all processes, all zero or above.
 
-    By counting: the bits of such a number, as an integer, rise with it. The upper half
-    of them says in which of :math:`2^{16}` bins the number is, the lower half which one
-    of the bin it is; two passes, and two sums of counts. It is exact, and any number of
-    processes finds the same.
+    By counting: the bits of such a number, read as an integer, increase with it. The
+    upper half of them says in which of :math:`2^{16}` bins the number is, the lower
+    half which one of the bin it is; two passes, and two sums of counts. It is exact,
+    and any number of processes finds the same.
 
     Args:
         x (Tensor): The numbers of this process, float32.
@@ -103,49 +103,40 @@ def kmeans(
     num_centroids: int,
     importance: Tensor,
     generator: torch.Generator | None = None,
-    num_restarts: int = 1,
     num_iterations: int = KMEANS_ITERATIONS,
     rows: Rows | None = None,
 ) -> tuple[Tensor, Tensor]:
-    r"""Weighted k-means; of several starts the one with the least weighted error.
+    r"""Weighted k-means from rows drawn by importance.
 
-    Starts from rows drawn by importance. A centroid without rows takes the row that is
-    worst off, so that none is empty in the end (unless there are fewer distinct rows).
+    A centroid without rows takes the row that is
+    farthest away, so that no centroid is empty
+    in the end (unless there are fewer distinct rows).
 
     Args:
         x (Tensor): The rows, ``[num_rows, d]``.
         num_centroids (int): The number of centroids.
         importance (Tensor): The rows' weights, ``[num_rows]``.
         generator (torch.Generator, optional): Draws the starts, on the CPU.
-        num_restarts (int, optional): The number of starts. (default: ``1``)
-        num_iterations (int, optional): Iterations of each. (default: ``12``)
+        num_iterations (int, optional): Iterations. (default: ``12``)
         rows (Rows, optional): The rows, where several processes share them; ``x`` and
             ``importance`` are then the own ones, and so are the labels.
 
     Returns:
         Tuple: The centroids ``[num_centroids, d]`` and the centroid of each row.
     """
-    best: tuple[Tensor, Tensor, Tensor] | None = None
     rows = rows or Group().rows(len(x))
     every = rows.gather(importance)
     largest = every.max().clamp(min=torch.finfo(every.dtype).tiny)
     weight, chances = ((w / largest).clamp(min=1e-12) for w in (importance, every))
     chances = chances.double().cpu()
-    for _ in range(num_restarts):
-        pick = torch.multinomial(
-            chances, num_centroids, len(chances) < num_centroids, generator=generator
-        )
-        centroids = rows.select(x, pick.to(x.device))
-        for _ in range(num_iterations):
-            label = _nearest(x, centroids, rows)
-            centroids = _means(x, label, weight, centroids, rows)
+    pick = torch.multinomial(
+        chances, num_centroids, len(chances) < num_centroids, generator=generator
+    )
+    centroids = rows.select(x, pick.to(x.device))
+    for _ in range(num_iterations):
         label = _nearest(x, centroids, rows)
-        error = weight * _errors(x, centroids, label)
-        total = rows.group.sum(error[block].sum() for block in rows.blocks)
-        if best is None or total < best[2]:
-            best = centroids, label, total
-    assert best is not None
-    return best[:2]
+        centroids = _means(x, label, weight, centroids, rows)
+    return centroids, _nearest(x, centroids, rows)
 
 
 def _nearest(x: Tensor, centroids: Tensor, rows: Rows) -> Tensor:
@@ -209,7 +200,7 @@ def _sums(num_centroids: int, x: Tensor, label: Tensor, weight: Tensor) -> Tenso
 
 def _largest(value: Tensor, k: int, rows: Rows) -> Tensor:
     """The numbers of the rows with the largest values, the largest first."""
-    # Of equal ones the first: whoever holds them, the same rows are found.
+    # Of equal values the first, so that the result does not depend on the processes.
     value = rows.gather(value)
     return value.sort(descending=True, stable=True).indices[:k]
 

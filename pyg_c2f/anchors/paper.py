@@ -127,7 +127,7 @@ def pinv_assignment(h_nodes: Tensor, h_anchors: Tensor, num_links: int) -> Assig
         \right)
 
     Each row keeps its :math:`t` largest entries as they are, without renormalisation.
-    Where fewer than :math:`t` are positive the rest are set to zero, that is no link:
+    Where fewer than :math:`t` are positive, the others are zero, which is no link:
     the published program stops there, since its graph refuses negative weights. In
     float64: anchors that are nearly dependent have large inverses, which cancel.
 
@@ -138,7 +138,7 @@ def pinv_assignment(h_nodes: Tensor, h_anchors: Tensor, num_links: int) -> Assig
         num_links (int): The number :math:`t` of anchors of each node.
 
     Raises:
-        NotFiniteError: If features or weights are no numbers.
+        NotFiniteError: If features or weights hold NaN or infinity.
     """
     pinv = _pinv('anchors', h_anchors)
     tops = [(b.double() @ pinv).topk(num_links) for b in h_nodes.split(BLOCK)]
@@ -179,7 +179,7 @@ def bridge_scores(h_nodes: Tensor, h_coarse: Tensor, h_fine: Tensor) -> Tensor:
         Tensor: The scores, ``[num_coarse, num_fine]``.
 
     Raises:
-        NotFiniteError: If features or scores are no numbers.
+        NotFiniteError: If features or scores hold NaN or infinity.
     """
     gram = torch.stack([b.double().T @ b.double() for b in h_nodes.split(BLOCK)])
     pinv_c = _pinv('coarse anchors', h_coarse)

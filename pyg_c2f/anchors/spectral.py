@@ -21,7 +21,7 @@ MAX_DEGREE = 8
 MAX_GROWTH = 100.0
 # Of the Gram matrix of the start, for single precision.
 MAX_CONDITION = 1e3
-# Of the largest eigenvalue: a smaller one is zero but for rounding.
+# Relative to the largest eigenvalue: smaller ones are rounding errors.
 SMALLEST = 1e-11
 # Of a table of all users or items that a product needs whole, some columns at a time.
 TABLE_BYTES = 1 << 30
@@ -191,7 +191,7 @@ def right_vectors(
         value, x, product = _ritz(x, _times_gram(interactions, x), items)
         error = _norms(product - x * value.to(x), items)
         value, error = torch.cat([done_value, value]), torch.cat([done_error, error])
-        # What is smaller is zero but for rounding, and has no vectors to find.
+        # Smaller values are rounding errors without vectors.
         wanted = int((value > SMALLEST * value[:1])[:rank].sum())
         last = value[wanted - 1] if wanted else value.new_ones(())
         residual = float(error[:wanted].max() / last) if wanted else 0.0
@@ -270,8 +270,8 @@ def _ritz(x: Tensor, product: Tensor, items: Rows) -> tuple[Tensor, Tensor, Tens
     """Approximate eigenvalues of R'R (falling), their vectors, and R'R times these.
 
     Args:
-        x (Tensor): The own rows of a basis, not orthonormal.
-        product (Tensor): The own rows of R'R times it.
+        x (Tensor): This process's rows of a basis, not orthonormal.
+        product (Tensor): This process's rows of R'R times it.
         items (Rows): The items.
 
     Returns:
@@ -303,7 +303,7 @@ def _filter_degree(
 def _start(
     interactions: SharedInteractions, width: int, generator: torch.Generator | None
 ) -> Tensor:
-    """The own rows of R' times a Gaussian table, each block of it with its own seed."""
+    """This process's rows of R' times a Gaussian table, a seed for each block."""
     users, weight = interactions.users, interactions.by_user.weight
     seeds = torch.randint(2**62, (users.group.num_blocks,), generator=generator)
     draws = [
@@ -328,14 +328,14 @@ def _start(
 
 
 def _columns_at_once(interactions: SharedInteractions) -> int:
-    """How many columns of the tables of all users or items are alive at once."""
+    """How many columns of tables of all users or items are in memory at once."""
     longest = max(interactions.users.num_rows, interactions.items.num_rows)
     # Rows of whole cache lines.
     return min(max(TABLE_BYTES // (4 * longest) // 16 * 16, 32), 128)
 
 
 def _times_gram(interactions: SharedInteractions, x: Tensor) -> Tensor:
-    """The own rows of R'R times a table."""
+    """This process's rows of R'R times a table."""
     out = torch.empty_like(x)
     step = _columns_at_once(interactions)
     for part, target in zip(x.split(step, dim=1), out.split(step, dim=1), strict=True):
@@ -346,7 +346,7 @@ def _times_gram(interactions: SharedInteractions, x: Tensor) -> Tensor:
 
 
 def _sum_by_item(interactions: SharedInteractions, x: Tensor) -> Tensor:
-    """The own rows of R' times a table of users."""
+    """This process's rows of R' times a table of users."""
     by_item, items = interactions.by_item, interactions.items
     num_items = items.num_rows
     if items.group.num_blocks == 1:
@@ -410,9 +410,9 @@ def varimax(
     Args:
         rows (Tensor): The rows :math:`x_i`, ``[num_rows, d]``.
         weight (Tensor): The weight :math:`w_i` of each row, ``[num_rows]``.
-        generator (torch.Generator, optional): Draws the rows to look at, on the CPU.
-        num_rows (int, optional): The most rows to look at; at least twelve for each
-            column are. (default: ``12_000``)
+        generator (torch.Generator, optional): Draws the rows to use, on the CPU.
+        num_rows (int, optional): The most rows to use; at least twelve for each
+            column are used. (default: ``12_000``)
         num_iterations (int, optional): Iterations. (default: ``15``)
         items (Rows, optional): The rows, where several processes share them; ``rows``
             and ``weight`` are then the own ones.

@@ -1,20 +1,19 @@
-"""``pyg-c2f data``: what is there of a data set."""
+"""``pyg-c2f data``: describes a data set."""
 
 import argparse
 import sys
-from functools import partial
 
-from pyg_c2f.datasets import describe
-from pyg_c2f.datasets.registry import build
-from pyg_c2f.experiment import data_arguments
+from pyg_c2f.datasets import build_dataset, describe
+from pyg_c2f.experiment import data_spec
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints what there is of a data set, once it is built if that is asked for."""
+    """Prints the facts of a data set, once it is built if that is asked for."""
+    spec = data_spec(vars(args))
     if args.build:
-        build_it = partial(build, progress=sys.stderr.isatty())
-        print(f'built             {build_it(*data_arguments(vars(args)))}')
-    facts = describe(*data_arguments(vars(args)))
+        folder = build_dataset(spec, progress=sys.stderr.isatty())
+        print(f'built             {folder}')
+    facts = describe(spec)
     files = facts.pop('files')
     for key, value in facts.items():
         print(f'{key:17} {value if value is not None else "-"}')

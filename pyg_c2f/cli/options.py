@@ -270,8 +270,8 @@ def add_data_options(call: argparse._ActionsContainer) -> None:
     call.add_argument(
         '--protocol',
         choices=['c2f', 'standard'],
-        default='c2f',
-        help='how items are held out and ranked (default: c2f)',
+        default='standard',
+        help='how items are held out and ranked (default: standard)',
     )
     call.add_argument(
         '--split-seed', type=int, default=2024, metavar='N', help='default: 2024'

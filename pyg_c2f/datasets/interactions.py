@@ -1,7 +1,7 @@
 r"""Interactions on disk as a PyG data set."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,20 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data, HeteroData, InMemoryDataset
 
-from pyg_c2f.datasets.built import Built, encode_texts, find_built, read_built
-from pyg_c2f.datasets.files import Source, data_folder, read_source
-from pyg_c2f.datasets.splits import Splits, hold_out, make_generator, split
+from pyg_c2f.datasets.cache import encode_texts, find_cache, read_cache
+from pyg_c2f.datasets.sources import read_source
+from pyg_c2f.datasets.spec import DataSpec
+from pyg_c2f.datasets.splits import Splits, split
 from pyg_c2f.sparse import unique_pairs
 from pyg_c2f.typing import ITEM, RATED_BY, RATES, USER, Protocol
 
 _HELD_OUT = ('val_edge_label_index', 'test_edge_label_index')
 _LABELS = 2**12  # decoded at a time
+_TEXTS = {
+    'users': (USER, 'raw_id'),
+    'items': (ITEM, 'raw_id'),
+    'titles': (ITEM, 'title'),
+}
 
 
 class Labels:
@@ -25,12 +31,11 @@ class Labels:
 
     PyG takes a plain list that is as long as the number of nodes for features, and
     its loaders and :meth:`~torch_geometric.data.HeteroData.subgraph` then fail on the
-    strings. Mini-batches keep these labels whole: look them up by global id
-    (``n_id``).
+    strings. Mini-batches keep all labels: look them up by global id (``n_id``).
     """
 
     def __init__(self, values: Iterable[str]) -> None:
-        # No Python objects: millions of labels take only the room of their letters.
+        # Not Python objects: millions of labels take only the bytes of their letters.
         self._bytes, self._offsets = encode_texts(list(values))
 
     @classmethod
@@ -110,75 +115,54 @@ class InteractionData(HeteroData):
         return out
 
 
-def build_data(
-    splits: Splits, num_users: int, num_items: int, **attributes: Any
+def make_graph(
+    edges: Sequence[Tensor],
+    num_nodes: tuple[int, int],
+    spec: DataSpec,
+    texts: Mapping[str, Labels] | None = None,
 ) -> HeteroData:
     r"""Returns the graph of a split.
 
     Args:
-        splits (Splits): The keys of the train, validation and test interactions.
-        num_users (int): The number of users.
-        num_items (int): The number of items, the base of the keys.
-        **attributes: Attributes of the graph as a whole.
+        edges (Sequence): The train, validation and test interactions, and the train
+            ones from item to user, ``[2, n]`` each.
+        num_nodes (tuple): The numbers of users and items.
+        spec (DataSpec): Name, protocol and seed, attributes of the graph as a whole.
+        texts (Mapping, optional): Ids of ``users`` and ``items``, and ``titles``.
     """
-    edge_index, val, test = (_to_edge_index(keys, num_items) for keys in splits)
-    edges = edge_index, val, test, edge_index.flip(0)
-    return _make_data(*edges, num_users, num_items, attributes)
-
-
-def _make_data(
-    edge_index: Tensor,
-    val: Tensor,
-    test: Tensor,
-    reverse: Tensor,
-    num_users: int,
-    num_items: int,
-    attributes: dict[str, Any],
-) -> HeteroData:
     data = InteractionData()
-    data[USER].num_nodes = num_users
-    data[ITEM].num_nodes = num_items
-    data[RATES].edge_index = edge_index
-    data[RATES].val_edge_label_index = val
-    data[RATES].test_edge_label_index = test
-    data[RATED_BY].edge_index = reverse
-    for key, value in attributes.items():
-        data[key] = value
+    data[USER].num_nodes, data[ITEM].num_nodes = num_nodes
+    data[RATES].edge_index = edges[0]
+    data[RATES].val_edge_label_index = edges[1]
+    data[RATES].test_edge_label_index = edges[2]
+    data[RATED_BY].edge_index = edges[3]
+    data.dataset = spec.name
+    data.protocol = spec.protocol
+    data.split_seed = spec.split_seed
+    for key, labels in (texts or {}).items():
+        node_type, attribute = _TEXTS[key]
+        data[node_type][attribute] = labels
     return data
 
 
-def _built_data(built: Built, **attributes: Any) -> HeteroData:
-    r"""Returns the graph of a built form: views of what is mapped."""
-    edges = built.edges[:2], built.val, built.test, built.edges[1:]
-    data = _make_data(*edges, built.meta.num_users, built.meta.num_items, attributes)
-    labels = {key: Labels.from_buffers(*texts) for key, texts in built.texts.items()}
-    for key, store, attribute in (
-        ('users', data[USER], 'raw_id'),
-        ('items', data[ITEM], 'raw_id'),
-        ('titles', data[ITEM], 'title'),
-    ):
-        if key in labels:
-            store[attribute] = labels[key]
-    return data
+def to_edges(splits: Splits, num_items: int) -> list[Tensor]:
+    r"""Returns the edges that :func:`make_graph` takes, from keys."""
+    pairs = (np.stack(np.divmod(keys, num_items)) for keys in splits)
+    edges = [torch.from_numpy(x) for x in pairs]
+    return [*edges, edges[0].flip(0)]
 
 
-def _to_edge_index(keys: np.ndarray, num_items: int) -> Tensor:
-    return torch.from_numpy(np.stack(np.divmod(keys, num_items)))
-
-
-def split_source(
-    source: Source, protocol: Protocol, rng: np.random.Generator, name: str
-) -> Splits:
-    r"""Applies a protocol to what was read; a single file is divided first."""
-    parts = source.parts
-    if 'train.txt' in parts:
-        train, test = parts['train.txt'], parts['test.txt']
-    else:
-        (keys,) = parts.values()
-        train, test = hold_out(keys, source.num_items, rng)
-    return split(
-        train, parts.get('valid.txt'), test, source.num_items, protocol, rng, name
-    )
+def _load(spec: DataSpec) -> HeteroData:
+    r"""Returns the graph of a data set, mapped if it has a built form."""
+    if folder := find_cache(spec):
+        meta, rows, val, test, buffers = read_cache(folder)
+        texts = {key: Labels.from_buffers(*x) for key, x in buffers.items()}
+        edges = [rows[:2], val, test, rows[1:]]
+        return make_graph(edges, (meta.num_users, meta.num_items), spec, texts)
+    source = read_source(spec)
+    edges = to_edges(split(source.parts, source.num_items, spec), source.num_items)
+    texts = {key: Labels(values) for key, values in source.texts.items()}
+    return make_graph(edges, (source.num_users, source.num_items), spec, texts)
 
 
 class InteractionDataset(InMemoryDataset):
@@ -194,8 +178,8 @@ class InteractionDataset(InMemoryDataset):
       ``pip install pyg-c2f[tables]``); ``NAME.parquet`` may be a folder of part files
       ``*.parquet``.
 
-    All files may be gzipped (``train.txt.gz``). The first kind found counts. Every
-    row of a table is one interaction, whatever its other columns say. Ids of tables
+    All files may be gzipped (``train.txt.gz``). The first format found is used. Every
+    row of a table is one interaction, whatever its other columns hold. Ids of tables
     are numbered in sorted order and kept as ``raw_id`` of users and items; a RecBole
     file ``NAME.item`` with a title column beside the table gives the items a
     ``title``.
@@ -217,29 +201,29 @@ class InteractionDataset(InMemoryDataset):
       without it :math:`\lfloor n / 10 + 1/2 \rfloor` of a user's :math:`n` train
       items, which leave train.
 
-    Numbers of the two protocols must not be compared.
+    Figures of the two protocols must not be compared.
 
     Nothing is cached on disk: ``root`` may be read-only, and another seed never meets
     an old split. Data that do not fit in memory are prepared by
-    :func:`~pyg_c2f.datasets.build_dataset`, once for a protocol and a seed; what it
-    leaves is taken, mapped into memory, and must be of the files as they are.
+    :func:`~pyg_c2f.datasets.build_dataset`, once for a protocol and a seed; its result
+    is mapped into memory, and refused if the files have changed since.
 
-    Tolerated, and logged with their number: duplicate interactions, users on several
+    Accepted, and logged with their number: duplicate interactions, users on several
     lines, users without items, held-out interactions that are also in train (they
-    are dropped). Byte order marks, blank lines and the line ends of any system are
+    are dropped). Byte order marks, blank lines and the line endings of any system are
     skipped.
 
     Refused, with file, line and reason:
 
-    * in text, what is no natural number, and ids above :math:`10^6` plus ten times the
-      number of interactions, or :math:`2^{31} - 1`: they are to be contiguous;
+    * in text, anything but natural numbers, and ids above :math:`10^6` plus ten times
+      the number of interactions, or :math:`2^{31} - 1`: ids must be contiguous;
     * in tables, rows with fewer cells than the header, or more that are not empty, rows
       without user or item, ids with a NUL character, two columns of the same name,
-      quotes in csv that are left open, cells of more than 131,072 characters, what is
-      not UTF-8. White space around ids is no part of them, but in Parquet, where ids
-      are text or whole numbers exactly as they are;
+      open quotes in csv, cells of more than 131,072 characters, and text that is not
+      UTF-8. White space around ids is removed, except in Parquet, where ids are text
+      or whole numbers exactly as they are;
     * archives, and Parquet tables, that unpack to more than 32 MiB and more than twenty
-      times their size, and Parquet tables of more than a million rows that have ten
+      times their size, and Parquet tables of more than a million rows with over ten
       for each byte.
 
     Args:
@@ -285,32 +269,10 @@ class InteractionDataset(InMemoryDataset):
         item_column: str = 'item_id',
         transform: Callable[[HeteroData], HeteroData] | None = None,
     ) -> None:
-        rng = make_generator(protocol, split_seed)
+        spec = DataSpec(name, root, protocol, split_seed, user_column, item_column)
         super().__init__(str(root), transform)
         self.name = name
-        attributes = {
-            'dataset': name,
-            'protocol': protocol,
-            'split_seed': int(split_seed),
-        }
-        columns = user_column, item_column
-        folder = data_folder(Path(self.root), name)
-        if built := find_built(folder, name, protocol, int(split_seed), *columns):
-            self._data = _built_data(read_built(built), **attributes)
-            return
-        source = read_source(Path(self.root), name, *columns)
-        data = build_data(
-            split_source(source, protocol, rng, name),
-            source.num_users,
-            source.num_items,
-            **attributes,
-        )
-        if source.user_labels is not None and source.item_labels is not None:
-            data[USER].raw_id = Labels(source.user_labels)
-            data[ITEM].raw_id = Labels(source.item_labels)
-        if source.titles is not None:
-            data[ITEM].title = Labels(source.titles)
-        self._data = data
+        self._data = _load(spec)
 
     def __repr__(self) -> str:
         return f'{self.__class__.__name__}({self.name!r})'
@@ -319,8 +281,8 @@ class InteractionDataset(InMemoryDataset):
 def with_validation_in_train(data: HeteroData) -> HeteroData:
     r"""Returns the graph with the validation edges moved to the train edges.
 
-    For training once more on everything but the test edges, for as long as the
-    validation edges have said. The given graph is not changed.
+    For a last training on everything but the test edges, once the validation edges have
+    told its length. The given graph is not changed.
     """
     store = data[RATES]
     edges = torch.cat([store.edge_index, store.val_edge_label_index], dim=1)

@@ -1,7 +1,4 @@
-r"""Reading the ids of a Parquet table, a file or a folder of files; needs pyarrow.
-
-One reader goes through the rows batch by batch, whatever becomes of them.
-"""
+r"""Reading the ids of a Parquet table, a file or a folder of files; needs pyarrow."""
 
 import re
 from collections.abc import Iterator
@@ -10,28 +7,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pyg_c2f.datasets.files import (
-    Ids,
-    find_column,
-    find_fault,
-    read_bytes,
-    unpacked_limit,
-)
+from pyg_c2f.datasets.tables import Ids, find_column, find_fault, number_texts
+from pyg_c2f.datasets.text import read_bytes, unpacked_limit, unreadable
 from pyg_c2f.typing import InputError
 
 # Interactions take about a byte or more; a column of one value takes almost nothing.
 _ROWS, _ROWS_PER_BYTE = 10**6, 10
 _WHOLE = re.compile(r'u?int\d+|decimal\d+\(\d+, 0\)|null')
-# Those of which all values are 64-bit integers.
+# Types whose values are all 64-bit integers.
 _INT = re.compile(r'int\d+|uint(8|16|32)')
-# Old writers do not say of bytes that they are text.
+# Old writers do not mark bytes as text.
 _TEXT = re.compile(r'(large_)?(string|binary)|(string|binary)_view')
 _BATCH = 2**20  # rows held at a time
 _BUFFER = 2**20  # bytes of a column read at a time
 
 
 class Texts(NamedTuple):
-    r"""The ids in a column of a batch that are not all integers."""
+    r"""The ids in a column of a batch, unless all of them are integers."""
 
     labels: Any  # large_binary array of pyarrow: UTF-8, some perhaps more than once
     rows: np.ndarray  # [num_rows] int64, the number of a label
@@ -45,73 +37,70 @@ class ParquetTable:
 
     Args:
         path (Path): A file, gzipped or not, or a folder of part files ``*.parquet``,
-            read in the order of their names. What begins with ``_`` or ``.`` in it is
-            no part.
+            read in the order of their names. Names that begin with ``_`` or ``.`` are
+            ignored.
         columns (tuple): The names of the columns.
 
     Raises:
         InputError: If a file is damaged or claims to hold far more than interactions
             of its size would, or a column is missing or of another type.
-        ImportError: If there is no pyarrow.
+        ImportError: If pyarrow is not installed.
     """
 
     def __init__(self, path: Path, columns: tuple[str, str]) -> None:
         self.columns = columns
-        self.parts = part_files(path) if path.is_dir() else [path]
         self.num_rows = 0
         self.is_int = [True, True]
-        self._kinds = []
-        for part in self.parts:
+        self._parts = {}  # path -> types of the columns
+        for part in part_files(path) if path.is_dir() else [path]:
             try:
                 file, size = _open(part, [])
                 kinds = [_kind(file.schema_arrow, name, part) for name in columns]
                 _check_size(file.metadata, size, part)
             except (InputError, ImportError):
                 raise
-            except Exception as error:  # pyarrow's errors have no one base
-                raise _unreadable(part) from error
+            except Exception as error:  # pyarrow's errors have no common base
+                raise _damaged(part) from error
             self.num_rows += file.metadata.num_rows
-            self._kinds.append(kinds)
+            self._parts[part] = kinds
             for side, kind in enumerate(kinds):
                 self.is_int[side] &= bool(_INT.fullmatch(kind))
 
     def batches(self) -> Iterator[tuple[Column, Column]]:
-        r"""Yields the users and the items of some rows after the other.
+        r"""Yields the users and items of the rows, batch by batch.
 
         A column is integers in all batches, or text in all.
 
         Raises:
-            InputError: If a file is damaged, or an id missing or no text.
+            InputError: If a file is damaged, or an id is missing or not text.
         """
-        for part, kinds in zip(self.parts, self._kinds, strict=True):
+        for part, kinds in self._parts.items():
             try:
                 yield from self._part_batches(part, kinds)
             except InputError:
                 raise
             except Exception as error:
-                raise _unreadable(part) from error
+                raise _damaged(part) from error
 
     def _part_batches(
         self, part: Path, kinds: list[str]
     ) -> Iterator[tuple[Column, Column]]:
-        # Text stays a dictionary: written out, a long cell could be there many times.
-        both = list(zip(self.columns, kinds, strict=True))
-        texts = [column for column, kind in both if _TEXT.fullmatch(kind)]
-        file, _ = _open(part, texts)
+        # Text stays a dictionary: a long cell would be copied to every row.
+        both = zip(self.columns, kinds, strict=True)
+        file, _ = _open(part, [name for name, kind in both if _TEXT.fullmatch(kind)])
         row, late = 0, None
         for batch in file.iter_batches(
             batch_size=_BATCH, columns=list(self.columns), use_threads=False
         ):
             out: list[Column] = []
             for side, name in enumerate(self.columns):
-                where = part, name, row
                 read = _integers if self.is_int[side] else _texts
                 try:
-                    out.append(read(batch.column(name), *where))
+                    out.append(read(batch.column(name), f'{part}, row', name, row))
                 except InputError as error:
                     if side == 0:
                         raise
-                    # As ever, what is wrong with the users comes first.
+                    # Faults of users are reported before those of items.
                     late = late or error
             row += len(batch)
             if late is None:
@@ -123,34 +112,24 @@ class ParquetTable:
 def read_parquet(path: Path, columns: tuple[str, str]) -> list[Ids]:
     r"""Reads the ids in two columns of a table into memory.
 
-    Args:
-        path (Path): A file or a folder, as for :class:`ParquetTable`.
-        columns (tuple): The names of the columns.
-
-    Raises:
-        InputError: If a file is wrong, with file, row and what to do.
-        ImportError: If there is no pyarrow.
+    Arguments and errors: see :class:`ParquetTable`.
     """
     table = ParquetTable(path, columns)
-    import pyarrow as pa  # is there
-
-    known: list[dict[str, int]] = [{}, {}]
+    texts: list[list[str]] = [[], []]
     rows: list[list[np.ndarray]] = [[np.empty(0, np.int64)], [np.empty(0, np.int64)]]
     for batch in table.batches():
         for side, column in enumerate(batch):
+            first = len(texts[side])
             if isinstance(column, Texts):
-                labels = [label.decode() for label in column.labels.to_pylist()]
-                index = column.rows
+                texts[side] += [label.decode() for label in column.labels.to_pylist()]
+                rows[side].append(column.rows + first)
             else:
-                encoded = pa.array(column).dictionary_encode()
-                labels = [str(value) for value in encoded.dictionary.to_pylist()]
-                index = encoded.indices.to_numpy()
-            number = known[side]
-            numbers = [number.setdefault(label, len(number)) for label in labels]
-            rows[side].append(np.array(numbers, np.int64)[index])
+                values, index = np.unique(column, return_inverse=True)
+                texts[side] += map(str, values.tolist())
+                rows[side].append(index + first)
     return [
-        Ids(np.concatenate(index), list(number))
-        for index, number in zip(rows, known, strict=True)
+        number_texts(labels, np.concatenate(index))
+        for labels, index in zip(texts, rows, strict=True)
     ]
 
 
@@ -158,14 +137,12 @@ def part_files(folder: Path) -> list[Path]:
     r"""Returns the part files of a table that is a folder.
 
     Raises:
-        InputError: If there are none, it cannot be read, or there are folders in it.
+        InputError: If there are none, the folder cannot be read or has subfolders.
     """
     try:
         entries = [x for x in sorted(folder.iterdir()) if x.name[0] not in '_.']
     except OSError as error:
-        raise InputError(
-            f'{folder} cannot be read ({error.strerror}); check its permissions'
-        ) from error
+        raise unreadable(folder, error) from error
     for entry in entries:
         if entry.is_dir():
             raise InputError(
@@ -194,9 +171,7 @@ def _open(part: Path, dictionaries: list[str]) -> tuple[Any, int]:
         try:
             source, size = pa.OSFile(str(part)), part.stat().st_size
         except OSError as error:
-            raise InputError(
-                f'{part} cannot be read ({error.strerror}); check its permissions'
-            ) from error
+            raise unreadable(part, error) from error
     file = pq.ParquetFile(
         source,
         read_dictionary=dictionaries,
@@ -206,15 +181,13 @@ def _open(part: Path, dictionaries: list[str]) -> tuple[Any, int]:
     return file, size
 
 
-def _unreadable(part: Path) -> InputError:
-    return InputError(f'{part} is no readable Parquet table; write it again')
+def _damaged(part: Path) -> InputError:
+    return InputError(f'{part} is not a readable Parquet table; write it again')
 
 
 def _kind(schema: Any, column: str, path: Path) -> str:
     type_ = schema.field(find_column(schema.names, column, str(path))).type
-    if hasattr(type_, 'index_type'):  # a dictionary
-        type_ = type_.value_type
-    kind = str(type_)
+    kind = str(type_.value_type if hasattr(type_, 'index_type') else type_)
     if not _WHOLE.fullmatch(kind) and not _TEXT.fullmatch(kind):
         raise InputError(
             f'{path}: the column {column!r} is of type {ascii(kind[:100])}; write its '
@@ -224,7 +197,7 @@ def _kind(schema: Any, column: str, path: Path) -> str:
 
 
 def _check_size(metadata: Any, file_size: int, path: Path) -> None:
-    # Of all columns: those of damaged chunks pyarrow aborts the process for.
+    # All columns: pyarrow aborts the process for damaged chunks of any.
     rows = metadata.num_rows
     groups = map(metadata.row_group, range(metadata.num_row_groups))
     size = sum(group.total_byte_size for group in groups)
@@ -236,26 +209,20 @@ def _check_size(metadata: Any, file_size: int, path: Path) -> None:
         )
 
 
-def _integers(column: Any, path: Path, name: str, row: int) -> np.ndarray:
+def _integers(column: Any, where: str, name: str, row: int) -> np.ndarray:
     if hasattr(column.type, 'index_type'):
-        index, dictionary = _entries(column)
-        has_none = dictionary.is_null().to_numpy(zero_copy_only=False)
-        is_none = (index < 0) | np.append(has_none, True)[index]
-        values = dictionary.fill_null(0).cast('int64').to_numpy()
-        values = np.append(values, 0)[index]
-    else:
-        is_none = column.is_null().to_numpy(zero_copy_only=False)
-        values = column.fill_null(0).cast('int64').to_numpy()
-    if is_none.any():
-        raise _faulty(path, row + int(is_none.argmax()), find_fault('', name))
-    return values
+        column = column.dictionary.take(column.indices)
+    if column.null_count:
+        first = int(column.is_null().to_numpy(zero_copy_only=False).argmax())
+        raise InputError(f'{where} {row + first + 1}: {find_fault("", name)}')
+    return column.cast('int64').to_numpy()
 
 
-def _texts(column: Any, path: Path, name: str, row: int) -> Texts:
+def _texts(column: Any, where: str, name: str, row: int) -> Texts:
     if not hasattr(column.type, 'index_type'):
         column = column.dictionary_encode()
     index, dictionary = _entries(column)
-    # What no row has may be anything.
+    # Entries that no row has may be anything.
     used = np.zeros(len(dictionary) + 1, dtype=bool)
     used[index] = True
     number = np.cumsum(used) - 1
@@ -267,19 +234,15 @@ def _texts(column: Any, path: Path, name: str, row: int) -> Texts:
         at = np.where(index < 0, -1, number[index])
         if is_faulty[at].any():
             first = int(is_faulty[at].argmax())
-            raise _faulty(path, row + first, faults[at[first]])
+            raise InputError(f'{where} {row + first + 1}: {faults[at[first]]}')
     return Texts(labels, number[index])
-
-
-def _faulty(path: Path, row: int, fault: str | None) -> InputError:
-    return InputError(f'{path}, row {row + 1}: {fault}')
 
 
 def _entries(column: Any) -> tuple[np.ndarray, Any]:
     r"""The numbers of a dictionary's entries, -1 for none, and the dictionary."""
     index = column.indices.cast('int64').fill_null(-1).to_numpy()
     index = np.maximum(index, -1)
-    if index.max(initial=-1) >= len(column.dictionary):  # pyarrow does not look at them
+    if index.max(initial=-1) >= len(column.dictionary):  # pyarrow does not check them
         raise ValueError('an index beyond its dictionary')
     return index, column.dictionary
 
@@ -297,21 +260,14 @@ def _encoded(dictionary: Any) -> Any:
 
 def _is_right(labels: Any) -> bool:
     r"""Whether all labels are text, none of them empty and none with NUL."""
-    if labels.null_count or not _all_text(labels):
-        return False
-    blob, offsets = buffers(labels)
-    return bool((np.diff(offsets) > 0).all() and blob.all())
-
-
-def _all_text(labels: Any) -> bool:
-    r"""Whether all labels are UTF-8."""
     import pyarrow as pa
 
     try:
-        labels.cast('large_string')
+        labels.cast('large_string')  # raises unless all are UTF-8
     except pa.ArrowInvalid:
         return False
-    return True
+    blob, offsets = buffers(labels)
+    return not labels.null_count and bool((np.diff(offsets) > 0).all() and blob.all())
 
 
 def buffers(labels: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -329,4 +285,4 @@ def _find_fault(value: bytes | None, name: str) -> str | None:
     try:
         return find_fault('' if value is None else value.decode(), name)
     except UnicodeDecodeError:
-        return f'{name!r} is no UTF-8 text; mend or delete the row'
+        return f'{name!r} is not UTF-8 text; correct or delete the row'

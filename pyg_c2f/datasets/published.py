@@ -10,17 +10,11 @@ from typing import Any, ClassVar
 import numpy as np
 from torch_geometric.data import HeteroData
 
-from pyg_c2f.datasets.built import is_built
+from pyg_c2f.datasets.cache import is_built
 from pyg_c2f.datasets.download import download, matches
-from pyg_c2f.datasets.files import (
-    data_folder,
-    locate,
-    parse_text,
-    read_bytes,
-    sorted_unique,
-)
 from pyg_c2f.datasets.interactions import InteractionDataset
-from pyg_c2f.datasets.splits import make_generator
+from pyg_c2f.datasets.spec import DataSpec, locate
+from pyg_c2f.datasets.text import parse_text, read_bytes, sorted_unique
 from pyg_c2f.sparse import pair_keys
 from pyg_c2f.typing import InputError, Protocol
 
@@ -77,8 +71,8 @@ class PublishedDataset(InteractionDataset):
     r"""Base of the data sets with a known address and known checksums.
 
     ``train.txt`` and ``test.txt`` (or ``.gz``) that lie in ``root/name`` are used as
-    they are. What is missing is downloaded and must have the reference checksum, unless
-    :func:`~pyg_c2f.datasets.build_dataset` has left a form that needs no files.
+    they are. Missing files are downloaded and must have the reference checksum, unless
+    :func:`~pyg_c2f.datasets.build_dataset` has left a result that needs no files.
 
     Args:
         root (str or Path): The folder that holds one folder per data set.
@@ -106,10 +100,9 @@ class PublishedDataset(InteractionDataset):
         split_seed: int = 2024,
         transform: Callable[[HeteroData], HeteroData] | None = None,
     ) -> None:
-        make_generator(protocol, split_seed)  # a wrong call downloads nothing
-        folder = data_folder(Path(root).expanduser(), self.folder)
-        if not is_built(folder, protocol, split_seed):
-            self.download_missing(folder)
+        spec = DataSpec(self.folder, root, protocol, split_seed)
+        if not is_built(spec):
+            self.download_missing(spec.folder)
         super().__init__(
             root,
             self.folder,
@@ -125,7 +118,7 @@ class PublishedDataset(InteractionDataset):
 
     @classmethod
     def download_missing(cls, folder: Path) -> None:
-        r"""Downloads what is not in the folder, and verifies it."""
+        r"""Downloads the files that are not in the folder, and verifies them."""
         references = cls.references()
         for file_name, reference in references.items():
             if not locate(folder, file_name):
@@ -144,26 +137,10 @@ class Gowalla(PublishedDataset):
     coarse-to-fine meta-embedding papers, which draw validation items from its test
     file (``protocol='c2f'``).
 
-    **STATS:**
-
-    .. list-table::
-        :widths: 20 20 20 20 20
-        :header-rows: 1
-
-        * - #users
-          - #items
-          - #train
-          - #test
-          - density
-        * - 29,858
-          - 40,981
-          - 810,128
-          - 217,242
-          - 0.084 %
+    Users: 29,858. Items: 40,981. Train: 810,128. Test: 217,242. Density: 0.084 %.
 
     Source: `LightGCN-PyTorch <https://github.com/gusye1234/LightGCN-PyTorch>`_,
-    commit 947ca2b, ``data/gowalla``. The source carries no licence file: the files
-    are downloaded at run time and not redistributed.
+    commit 947ca2b, ``data/gowalla``. Licence: none given there.
 
     Citation: Cho, Myers, Leskovec, *Friendship and Mobility: User Movement in
     Location-Based Social Networks*, KDD 2011; split by Wang et al., *Neural Graph
@@ -179,26 +156,10 @@ class Gowalla(PublishedDataset):
 class Yelp2018(PublishedDataset):
     r"""Users and local businesses of the Yelp challenge of 2018.
 
-    **STATS:**
-
-    .. list-table::
-        :widths: 20 20 20 20 20
-        :header-rows: 1
-
-        * - #users
-          - #items
-          - #train
-          - #test
-          - density
-        * - 31,668
-          - 38,048
-          - 1,237,259
-          - 324,147
-          - 0.130 %
+    Users: 31,668. Items: 38,048. Train: 1,237,259. Test: 324,147. Density: 0.130 %.
 
     Source: `LightGCN-PyTorch <https://github.com/gusye1234/LightGCN-PyTorch>`_,
-    commit 947ca2b, ``data/yelp2018``. The source carries no licence file: the files
-    are downloaded at run time and not redistributed.
+    commit 947ca2b, ``data/yelp2018``. Licence: none given there.
 
     Citation: Yelp Open Dataset, 2018; split by Wang et al., *Neural Graph
     Collaborative Filtering*, SIGIR 2019.
@@ -215,26 +176,10 @@ class Yelp2020(PublishedDataset):
 
     The split of the LEGCF and coarse-to-fine meta-embedding papers.
 
-    **STATS:**
-
-    .. list-table::
-        :widths: 20 20 20 20 20
-        :header-rows: 1
-
-        * - #users
-          - #items
-          - #train
-          - #test
-          - density
-        * - 71,135
-          - 45,063
-          - 1,398,438
-          - 384,561
-          - 0.056 %
+    Users: 71,135. Items: 45,063. Train: 1,398,438. Test: 384,561. Density: 0.056 %.
 
     Source: `LEGCF <https://github.com/xurong-liang/LEGCF>`_, commit 68d63cb,
-    ``data/yelp2020``. The source carries no licence file: the files are downloaded at
-    run time and not redistributed.
+    ``data/yelp2020``. Licence: none given there.
 
     Citation: Yelp Open Dataset, 2020; interactions selected by Sun et al., *HGCF:
     Hyperbolic Graph Convolution Networks for Collaborative Filtering*, WWW 2021;
@@ -251,26 +196,10 @@ class Yelp2020(PublishedDataset):
 class AmazonBook(PublishedDataset):
     r"""Users and books of the Amazon review data.
 
-    **STATS:**
-
-    .. list-table::
-        :widths: 20 20 20 20 20
-        :header-rows: 1
-
-        * - #users
-          - #items
-          - #train
-          - #test
-          - density
-        * - 52,643
-          - 91,599
-          - 2,380,730
-          - 603,378
-          - 0.062 %
+    Users: 52,643. Items: 91,599. Train: 2,380,730. Test: 603,378. Density: 0.062 %.
 
     Source: `LightGCN-PyTorch <https://github.com/gusye1234/LightGCN-PyTorch>`_,
-    commit 947ca2b, ``data/amazon-book``. The source carries no licence file: the
-    files are downloaded at run time and not redistributed.
+    commit 947ca2b, ``data/amazon-book``. Licence: none given there.
 
     Citation: He, McAuley, *Ups and Downs: Modeling the Visual Evolution of Fashion
     Trends with One-Class Collaborative Filtering*, WWW 2016; split by Wang et al.,

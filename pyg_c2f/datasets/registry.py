@@ -1,23 +1,12 @@
 r"""Data sets by name."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch_geometric.data import HeteroData
 
-from pyg_c2f.datasets.built import (
-    Meta,
-    build_dataset,
-    find_built,
-    is_built,
-    read_meta,
-)
-from pyg_c2f.datasets.files import (
-    TEXT_FILES,
-    data_folder,
-    find_files,
-    plain_name,
-)
+from pyg_c2f.datasets.cache import build_cache, find_cache, is_built, read_meta
 from pyg_c2f.datasets.interactions import InteractionDataset
 from pyg_c2f.datasets.parquet import part_files
 from pyg_c2f.datasets.published import (
@@ -28,118 +17,85 @@ from pyg_c2f.datasets.published import (
     Yelp2020,
     file_state,
 )
-from pyg_c2f.datasets.splits import make_generator
+from pyg_c2f.datasets.spec import DataSpec, plain_name
 from pyg_c2f.datasets.synthetic import SyntheticHierarchy
-from pyg_c2f.typing import ITEM, RATES, USER, InputError, Protocol
+from pyg_c2f.typing import ITEM, RATES, USER, InputError
 
-DEFAULT_ROOT = 'datasets'
 SYNTHETIC = 'synthetic'
 PUBLISHED: dict[str, type[PublishedDataset]] = {
     cls.folder: cls for cls in (Gowalla, Yelp2018, Yelp2020, AmazonBook)
 }
 
 
-def get_dataset(
-    name: str,
-    root: str | Path | None = None,
-    protocol: Protocol = 'standard',
-    split_seed: int = 2024,
-    user_column: str = 'user_id',
-    item_column: str = 'item_id',
-) -> HeteroData:
+def get_dataset(spec: DataSpec | str, *args: Any, **kwargs: Any) -> HeteroData:
     r"""Returns the graph of a data set.
 
     Args:
-        name (str): ``'synthetic'`` (made, not read), ``'gowalla'``, ``'yelp2018'``,
-            ``'yelp2020'`` or ``'amazon-book'`` (downloaded where they are missing), or
-            the name of any folder that :class:`InteractionDataset` reads.
-        root (str or Path, optional): The folder that holds one folder per data set.
-            (default: :obj:`'datasets'` in the working directory)
-        protocol (str, optional): ``'c2f'`` or ``'standard'``.
-            (default: :obj:`'standard'`)
-        split_seed (int, optional): The seed of the split. (default: :obj:`2024`)
-        user_column (str, optional): The column of user ids in a table.
-            (default: :obj:`'user_id'`)
-        item_column (str, optional): The column of item ids in a table.
-            (default: :obj:`'item_id'`)
+        spec (DataSpec or str): The data set and its split, or a name: ``'synthetic'``
+            (generated), ``'gowalla'``, ``'yelp2018'``, ``'yelp2020'`` or
+            ``'amazon-book'`` (missing files are downloaded), or the name of any folder
+            that :class:`InteractionDataset` reads.
+        *args: After a name, the other arguments of :class:`DataSpec`, or
+        **kwargs: the same by name.
 
     Raises:
         InputError: If there is no such data set, or a file is wrong.
     """
-    if name == SYNTHETIC:
-        return SyntheticHierarchy(protocol=protocol, split_seed=split_seed)[0]
-    root = _resolve(root)
-    folder = data_folder(root, name)
-    if name in PUBLISHED and not _is_table(find_files(folder, name)):
-        return PUBLISHED[name](root, protocol=protocol, split_seed=split_seed)[0]
-    if not folder.is_dir():
-        raise InputError(_unknown(name, folder))
-    return InteractionDataset(
-        root,
-        name,
-        protocol=protocol,
-        split_seed=split_seed,
-        user_column=user_column,
-        item_column=item_column,
-    )[0]
+    spec = _to_spec(spec, args, kwargs)
+    split: dict[str, Any] = dict(protocol=spec.protocol, split_seed=spec.split_seed)
+    if spec.name == SYNTHETIC:
+        return SyntheticHierarchy(**split)[0]
+    if published := _published(spec):
+        return published(spec.folder.parent, **split)[0]
+    return InteractionDataset(**asdict(spec))[0]
 
 
-def build(
-    name: str,
-    root: str | Path | None = None,
-    protocol: Protocol = 'standard',
-    split_seed: int = 2024,
-    user_column: str = 'user_id',
-    item_column: str = 'item_id',
-    progress: bool = False,
+def build_dataset(
+    spec: DataSpec | str, *args: Any, progress: bool = False, **kwargs: Any
 ) -> Path:
-    r"""Builds the data set that :func:`get_dataset` returns for the same arguments.
+    r"""Prepares a data set for being mapped into memory.
 
-    Files of a published data set are downloaded where they are missing; otherwise as
-    :func:`build_dataset`.
+    From then on :func:`get_dataset` and :class:`InteractionDataset` use the result, the
+    folder ``root/name/built-PROTOCOL-SEED``, for this protocol and this seed; the graph
+    is the same. A Parquet table may be far larger than the memory, of which the ids
+    need a few times their size; other files are read as a whole. Missing files of a
+    published data set are downloaded. A result that fits the files as they are is left
+    alone. An interrupted call leaves nothing that would be taken for one.
+
+    Args:
+        spec (DataSpec or str): As for :func:`get_dataset`.
+        *args: After a name, the other arguments of :class:`DataSpec`, or
+        **kwargs: the same by name.
+        progress (bool, optional): Whether to show progress bars.
+            (default: :obj:`False`)
+
+    Returns:
+        Path: The folder of the result.
 
     Raises:
         InputError: If there is no such data set, a file is wrong, or it is the
             synthetic one.
-        OSError: If the folder cannot be written.
+        OSError: If the folder cannot be written; the disk is full, say.
     """
-    if name == SYNTHETIC:
+    spec = _to_spec(spec, args, kwargs)
+    if spec.name == SYNTHETIC:
         raise InputError(
-            f'the data set {name} is made, not read: there is nothing to build; name a '
-            'folder of files, or one that is downloaded'
+            f'the data set {spec.name} is generated, not read: there is nothing to '
+            'build; name a folder of files, or a data set that is downloaded'
         )
-    root = _resolve(root)
-    folder = data_folder(root, name)
-    make_generator(protocol, split_seed)  # a wrong call downloads nothing
-    if name in PUBLISHED and not _is_table(find_files(folder, name)):
-        # What is built may do without its files.
-        if not is_built(folder, protocol, split_seed):
-            PUBLISHED[name].download_missing(folder)
-    elif not folder.is_dir():
-        raise InputError(_unknown(name, folder))
-    return build_dataset(
-        root, name, protocol, split_seed, user_column, item_column, progress
-    )
+    published = _published(spec)
+    if published and not is_built(spec):  # a built form may do without its files
+        published.download_missing(spec.folder)
+    return build_cache(spec, progress)
 
 
-def describe(
-    name: str,
-    root: str | Path | None = None,
-    protocol: Protocol = 'standard',
-    split_seed: int = 2024,
-    user_column: str = 'user_id',
-    item_column: str = 'item_id',
-) -> dict[str, Any]:
-    r"""Says what there is of a data set, without downloading anything.
+def describe(spec: DataSpec | str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    r"""Describes a data set without downloading anything.
 
     Args:
-        name (str): The name of the data set, as for :func:`get_dataset`.
-        root (str or Path, optional): As for :func:`get_dataset`.
-        protocol (str, optional): The protocol to count by. (default:
-            :obj:`'standard'`)
-        split_seed (int, optional): The seed of the split. (default: :obj:`2024`)
-        user_column (str, optional): The column of user ids in a table.
-        item_column (str, optional): The column of item ids in a table.
+        spec (DataSpec or str): As for :func:`get_dataset`.
+        *args: After a name, the other arguments of :class:`DataSpec`, or
+        **kwargs: the same by name.
 
     Returns:
         dict: ``dataset``, ``folder``, ``source`` (an address, ``'local'`` or
@@ -152,48 +108,33 @@ def describe(
     Raises:
         InputError: If there is no such data set, or a file is wrong.
     """
-    out: dict[str, Any] = {'dataset': name, 'folder': None, 'files': []}
+    spec = _to_spec(spec, args, kwargs)
+    out: dict[str, Any] = {'dataset': spec.name, 'folder': None, 'files': []}
     built = None
-    if name == SYNTHETIC:
+    if spec.name == SYNTHETIC:
         out |= {'source': 'generated', 'license': 'that of this package'}
     else:
-        root = _resolve(root)
-        folder = data_folder(root, name)
-        found = find_files(folder, name)
-        if name not in PUBLISHED and not folder.is_dir():
-            raise InputError(_unknown(name, folder))
-        published = None if _is_table(found) else PUBLISHED.get(name)
-        out['folder'] = str(folder)
+        published = _published(spec)
+        out['folder'] = str(spec.folder)
         out['source'] = published.base_url if published else 'local'
         out['license'] = published.license_note if published else 'unknown'
-        out['files'] = _describe_files(found, published)
-        columns = user_column, item_column
-        built = find_built(folder, name, protocol, split_seed, *columns)
-    out |= {'protocol': protocol, 'split_seed': split_seed}
+        out['files'] = _describe_files(spec.files, published)
+        built = find_cache(spec)
+    out |= {'protocol': spec.protocol, 'split_seed': spec.split_seed}
     if built:
-        return out | _count_built(read_meta(built))
-    if any(file['state'] == 'missing' for file in out['files']):
+        meta = read_meta(built)
+        num_edges = [meta.num_train, meta.num_val, meta.num_test]
+        sizes = [meta.num_users, meta.num_items, *num_edges]
+    elif any(file['state'] == 'missing' for file in out['files']):
         return out | dict.fromkeys(_COUNTS)
-    return out | _count(
-        get_dataset(name, root, protocol, split_seed, user_column, item_column)
-    )
-
-
-def built_digest(
-    name: str,
-    root: str | Path | None,
-    protocol: Protocol,
-    split_seed: int,
-    user_column: str,
-    item_column: str,
-) -> str | None:
-    r"""Returns the checksum of the pairs of a built form; None, if there is none."""
-    if name == SYNTHETIC:
-        return None
-    folder = data_folder(_resolve(root), name)
-    columns = user_column, item_column
-    built = find_built(folder, name, protocol, split_seed, *columns)
-    return read_meta(built).data_sha256 if built else None
+    else:
+        data = get_dataset(spec)
+        edges = data[RATES]
+        held_out = edges.val_edge_label_index, edges.test_edge_label_index
+        num_edges = [index.size(1) for index in (edges.edge_index, *held_out)]
+        sizes = [data[USER].num_nodes, data[ITEM].num_nodes, *num_edges]
+    density = sum(num_edges) / (sizes[0] * sizes[1])
+    return out | dict(zip(_COUNTS, (*sizes, sum(num_edges), density), strict=True))
 
 
 _COUNTS = (
@@ -207,60 +148,46 @@ _COUNTS = (
 )
 
 
-def _count(data: HeteroData) -> dict[str, float]:
-    num_users, num_items = data[USER].num_nodes, data[ITEM].num_nodes
-    store = data[RATES]
-    held_out = store.val_edge_label_index, store.test_edge_label_index
-    num_edges = [index.size(1) for index in (store.edge_index, *held_out)]
-    return _counts(num_users, num_items, num_edges)
-
-
-def _count_built(meta: Meta) -> dict[str, float]:
-    num_edges = [meta.num_train, meta.num_val, meta.num_test]
-    return _counts(meta.num_users, meta.num_items, num_edges)
-
-
-def _counts(num_users: int, num_items: int, num_edges: list[int]) -> dict[str, float]:
-    density = sum(num_edges) / (num_users * num_items)
-    values = (num_users, num_items, *num_edges, sum(num_edges), density)
-    return dict(zip(_COUNTS, values, strict=True))
+def built_digest(spec: DataSpec) -> str | None:
+    r"""Returns the checksum of the pairs of a built form; None if there is none."""
+    built = None if spec.name == SYNTHETIC else find_cache(spec)
+    return read_meta(built).data_sha256 if built else None
 
 
 def _describe_files(
     found: list[Path], published: type[PublishedDataset] | None
 ) -> list[dict[str, Any]]:
     references = published.references() if published else {}
-    files: list[dict[str, Any]] = [
-        {
-            'file': path.name,
-            'bytes': _size(path),
-            'state': file_state(path, references.get(plain_name(path), {})),
-        }
-        for path in found
-    ]
-    missing = references.keys() - {plain_name(path) for path in found}
+    files: list[dict[str, Any]] = []
+    for path in found:
+        parts = part_files(path) if path.is_dir() else [path]
+        size = sum(part.stat().st_size for part in parts)
+        state = file_state(path, references.pop(plain_name(path), {}))
+        files.append({'file': path.name, 'bytes': size, 'state': state})
     return files + [
         {'file': file_name, 'bytes': None, 'state': 'missing'}
-        for file_name in sorted(missing)
+        for file_name in sorted(references)
     ]
 
 
-def _size(path: Path) -> int:
-    parts = part_files(path) if path.is_dir() else [path]
-    return sum(part.stat().st_size for part in parts)
+def _to_spec(
+    spec: DataSpec | str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> DataSpec:
+    return spec if isinstance(spec, DataSpec) else DataSpec(spec, *args, **kwargs)
 
 
-def _resolve(root: str | Path | None) -> Path:
-    return Path(DEFAULT_ROOT if root is None else root).expanduser()
+def _published(spec: DataSpec) -> type[PublishedDataset] | None:
+    r"""The class of a published data set; None for files of the user's own.
 
-
-def _is_table(found: list[Path]) -> bool:
-    return bool(found) and plain_name(found[0]) not in TEXT_FILES
-
-
-def _unknown(name: str, folder: Path) -> str:
-    known = ', '.join((SYNTHETIC, *PUBLISHED))
-    return (
-        f'unknown data set {name!r}: it is none of {known}, and {folder} is no folder '
-        'with train.txt and test.txt, or NAME.inter, NAME.csv or NAME.parquet'
-    )
+    Raises:
+        InputError: If there is no data set of that name.
+    """
+    if spec.name in PUBLISHED and not spec.is_table:
+        return PUBLISHED[spec.name]
+    if not spec.folder.is_dir():
+        raise InputError(
+            f'unknown data set {spec.name!r}: it is not one of '
+            f'{", ".join((SYNTHETIC, *PUBLISHED))}, and {spec.folder} is not a folder '
+            'with train.txt and test.txt, or NAME.inter, NAME.csv or NAME.parquet'
+        )
+    return None

@@ -1,16 +1,16 @@
-r"""Who is held out: the two protocols, drawn per user with a generator of their own.
+r"""Holdout splits: two protocols, drawn per user.
 
 Interactions are sorted arrays of unique keys ``user * num_items + item``, so that a
-split depends on which interactions there are and on the seed, not on the order in
-the file.
+split depends on the set of interactions and on the seed, not on the order in a file.
 """
 
 import logging
-from collections.abc import Callable
-from typing import NamedTuple, get_args
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
+from pyg_c2f.datasets.spec import DataSpec
 from pyg_c2f.typing import InputError, Protocol
 
 logger = logging.getLogger(__name__)
@@ -24,38 +24,20 @@ class Splits(NamedTuple):
     test: np.ndarray
 
 
-def make_generator(protocol: str, split_seed: int) -> np.random.Generator:
-    r"""Returns the generator of a split.
-
-    Raises:
-        InputError: If the protocol is unknown or the seed is no natural number.
-    """
-    protocols = get_args(Protocol)
-    if protocol not in protocols:
-        raise InputError(
-            f'unknown protocol {protocol!r}; choose one of {", ".join(protocols)}'
-        )
-    if isinstance(split_seed, bool) or not isinstance(split_seed, int | np.integer):
-        raise InputError(f'split_seed must be an integer (got {split_seed!r})')
-    if split_seed < 0:
-        raise InputError(f'split_seed must not be negative (got {split_seed})')
-    return np.random.default_rng(split_seed)
-
-
 def draw_per_user(
     user: np.ndarray,
     quota: Callable[[np.ndarray], np.ndarray],
     rng: np.random.Generator,
 ) -> np.ndarray:
-    r"""Draws a number of interactions of each user, uniformly without replacement.
+    r"""Draws some interactions of each user, uniformly without replacement.
 
     Args:
         user (np.ndarray): The user of each interaction, sorted, ``[n]``.
-        quota (Callable): Maps how many interactions users have to how many are drawn.
+        quota (Callable): Maps users' numbers of interactions to how many are drawn.
         rng (np.random.Generator): The source of randomness.
 
     Returns:
-        np.ndarray: The mask of what is drawn, ``[n]``.
+        np.ndarray: The mask of drawn interactions, ``[n]``.
     """
     count = np.bincount(user)
     order = _order_by_user(user, rng.random(user.size))
@@ -66,7 +48,7 @@ def draw_per_user(
 
 
 def _order_by_user(user: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """The order by user, then value; users stay where they are, for they are sorted."""
+    """The order by user, then value; the users are sorted already."""
     if user.size and user[-1] < 2**19:
         # One sort of numbers instead of two. A value is a multiple of 2^-53.
         key = user.astype(np.int64) << 44 | (value * 2**53).astype(np.int64) >> 9
@@ -78,7 +60,7 @@ def _order_by_user(user: np.ndarray, value: np.ndarray) -> np.ndarray:
 
 
 def fifth(count: np.ndarray) -> np.ndarray:
-    """How many of a user's interactions a single file keeps for the test."""
+    """How many of a user's interactions in a single file are test."""
     return (count + 2) // 5
 
 
@@ -104,60 +86,92 @@ def hold_out(
     return keys[~mask], keys[mask]
 
 
-def split(
+def draw_validation(
     train: np.ndarray,
-    valid: np.ndarray | None,
     test: np.ndarray,
     num_items: int,
     protocol: Protocol,
     rng: np.random.Generator,
-    name: str,
 ) -> Splits:
-    r"""Applies a protocol to the interactions of train, validation and test file.
+    r"""Draws the validation interactions, of test by ``c2f``, else of train."""
+    if protocol == 'c2f':
+        mask = draw_per_user(test // num_items, third, rng)
+        return Splits(train, test[mask], test[~mask])
+    mask = draw_per_user(train // num_items, tenth, rng)
+    return Splits(train[~mask], train[mask], test)
 
-    What is also a train interaction is dropped from validation and test, and what is
-    also a test interaction from the validation file; both are logged.
+
+def count_splits(per_user: np.ndarray, protocol: Protocol) -> tuple[int, int, int]:
+    r"""How many interactions :func:`split` makes train, validation and test.
+
+    Args:
+        per_user (np.ndarray): How many interactions of a single file users have.
+        protocol (str): ``'c2f'`` or ``'standard'``.
+    """
+    held = fifth(per_user)
+    val = third(held) if protocol == 'c2f' else tenth(per_user - held)
+    total, num_held, num_val = (int(x.sum()) for x in (per_user, held, val))
+    if protocol == 'c2f':
+        return total - num_held, num_val, num_held - num_val
+    return total - num_held - num_val, num_val, num_held
+
+
+def check_counts(num_val: int, num_test: int, spec: DataSpec) -> None:
+    r"""Warns of a split without validation interactions.
+
+    Raises:
+        InputError: If there is no test interaction.
+    """
+    if not num_test:
+        raise InputError(
+            f'{spec.name}: protocol {spec.protocol} leaves no test interaction; give '
+            'users more held-out items that are not among their train items'
+        )
+    if not num_val:
+        logger.warning('%s: protocol %s leaves no validation', spec.name, spec.protocol)
+
+
+def split(parts: Mapping[str, np.ndarray], num_items: int, spec: DataSpec) -> Splits:
+    r"""Splits interactions by the protocol and the seed of a data set.
+
+    A single set of interactions is divided by :func:`hold_out` first. Otherwise
+    interactions that are also in train are dropped from validation and test, and those
+    that are also in test from the validation file; both are logged.
 
     * ``c2f``: validation is :math:`\lceil n / 3 \rceil` of each user's :math:`n` test
       items, the rest remains test. A validation file is not used.
-    * ``standard``: test remains as it is. Validation is the validation file, or
-      where there is none :math:`\lfloor n / 10 + 1/2 \rfloor` of each user's
-      :math:`n` train items, which leave train: a tenth rounded to the nearest
-      integer, none of users with fewer than five.
+    * ``standard``: test remains as it is. Validation is the validation file or, if
+      there is none, :math:`\lfloor n / 10 + 1/2 \rfloor` of each user's :math:`n` train
+      items, which leave train: a tenth rounded to the nearest integer, none of users
+      with fewer than five.
 
     Args:
-        train (np.ndarray): The keys of the train file.
-        valid (np.ndarray, optional): The keys of the validation file.
-        test (np.ndarray): The keys of the test file.
+        parts (Mapping): The keys of ``train.txt``, ``test.txt`` and perhaps
+            ``valid.txt``, or of a single file of any other name.
         num_items (int): The number of items, the base of the keys.
-        protocol (str): ``'c2f'`` or ``'standard'``.
-        rng (np.random.Generator): The source of randomness.
-        name (str): The name of the data set, for messages.
+        spec (DataSpec): Protocol, seed, and the name for messages.
 
     Raises:
         InputError: If no test interaction remains.
     """
+    rng, valid = spec.generator(), parts.get('valid.txt')
+    if 'train.txt' in parts:
+        train, test = parts['train.txt'], parts['test.txt']
+    else:
+        (keys,) = parts.values()
+        train, test = hold_out(keys, num_items, rng)
+    name = spec.name
     test = _without(test, train, name, 'test interactions that are also in train')
-    if protocol == 'c2f':
+    if valid is None or spec.protocol == 'c2f':
         if valid is not None:
             logger.info('%s: protocol c2f does not use the validation file', name)
-        mask = draw_per_user(test // num_items, third, rng)
-        val, test = test[mask], test[~mask]
-    elif valid is not None:
-        what = 'validation interactions that are also in'
-        val = _without(valid, train, name, f'{what} train')
-        val = _without(val, test, name, f'{what} test')
+        out = draw_validation(train, test, num_items, spec.protocol, rng)
     else:
-        mask = draw_per_user(train // num_items, tenth, rng)
-        train, val = train[~mask], train[mask]
-    if not test.size:
-        raise InputError(
-            f'{name}: protocol {protocol} leaves no test interaction; give users more '
-            'held-out items that are not among their train items'
-        )
-    if not val.size:
-        logger.warning('%s: protocol %s leaves no validation', name, protocol)
-    return Splits(train, val, test)
+        what = 'validation interactions that are also in'
+        valid = _without(valid, train, name, f'{what} train')
+        out = Splits(train, _without(valid, test, name, f'{what} test'), test)
+    check_counts(out.val.size, out.test.size, spec)
+    return out
 
 
 def _without(keys: np.ndarray, others: np.ndarray, name: str, what: str) -> np.ndarray:

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch_geometric.data import HeteroData, InMemoryDataset
 
-from pyg_c2f.datasets.interactions import build_data
-from pyg_c2f.datasets.splits import hold_out, make_generator, split
+from pyg_c2f.datasets.interactions import make_graph, to_edges
+from pyg_c2f.datasets.spec import DataSpec
+from pyg_c2f.datasets.splits import split
 from pyg_c2f.sparse import pair_keys
 from pyg_c2f.typing import ITEM, USER, InputError, Protocol
 
@@ -91,10 +92,10 @@ class SyntheticHierarchy(InMemoryDataset):
         split_seed: int = 2024,
         transform: Callable[[HeteroData], HeteroData] | None = None,
     ) -> None:
-        split_rng = make_generator(protocol, split_seed)
+        self.name = 'synthetic'
+        spec = DataSpec(self.name, protocol=protocol, split_seed=split_seed)
         _check_sizes(num_users, num_items, num_interactions, num_groups, num_subgroups)
         super().__init__(None, transform)
-        self.name = 'synthetic'
         rng = np.random.default_rng(seed)
 
         num_children = num_subgroups // num_groups
@@ -115,15 +116,9 @@ class SyntheticHierarchy(InMemoryDataset):
             _activity(num_users, num_items, num_interactions, rng),
             rng,
         )
-        train, test = hold_out(keys, num_items, split_rng)
-        self._data = build_data(
-            split(train, None, test, num_items, protocol, split_rng, self.name),
-            num_users,
-            num_items,
-            dataset=self.name,
-            protocol=protocol,
-            split_seed=int(split_seed),
-        )
+        splits = split({self.name: keys}, num_items, spec)
+        edges = to_edges(splits, num_items)
+        self._data = make_graph(edges, (num_users, num_items), spec)
         self._data[USER].group = torch.from_numpy(user_group)
         self._data[USER].subgroup = torch.from_numpy(favourites)
         self._data[ITEM].group = torch.from_numpy(item_subgroup // num_children)

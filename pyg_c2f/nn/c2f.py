@@ -30,20 +30,6 @@ from pyg_c2f.sparse import CSR, csr_matmul, take_rows
 from pyg_c2f.typing import COARSE, FINE, ITEM, USER, Assignment, Score, Stage
 
 MAX_LAYERS = 1000
-# What the constructor takes, of what a file holds; and which of these are real numbers.
-SETTINGS = (
-    'num_users',
-    'num_items',
-    'num_coarse',
-    'num_fine',
-    'embedding_dim',
-    'num_layers',
-    'anchors_per_entity',
-    'fine_per_coarse',
-    'gate',
-    'threshold',
-)
-REAL = ('gate', 'threshold')
 
 
 class C2F(Recommender):
@@ -94,7 +80,7 @@ class C2F(Recommender):
         torch.Size([2, 2])
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         edge_index: Tensor,
         num_users: int,
@@ -140,7 +126,7 @@ class C2F(Recommender):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        r"""Draws everything anew: codebooks and :math:`b` from
+        r"""Resets everything: codebooks and :math:`b` from
         :math:`\mathcal{N}(0, 1)` (:math:`b_0 = 0`), random assignments, stage coarse.
         """
         self.coarse.reset_parameters()
@@ -153,7 +139,7 @@ class C2F(Recommender):
         """Enters a stage: freezes the codebook that the stage does not train.
 
         Raises:
-            ValueError: If there is no such stage.
+            ValueError: If the stage is unknown.
         """
         super().set_stage(stage)
         self.coarse.codebook.requires_grad_(stage == 'coarse')
@@ -163,16 +149,7 @@ class C2F(Recommender):
     def set_assignment(
         self, coarse: Assignment | None = None, fine: Assignment | None = None
     ) -> None:
-        """Puts other assignments in place.
-
-        Args:
-            coarse (Assignment, optional): Entities to coarse anchors.
-            fine (Assignment, optional): Coarse anchors to fine ones.
-        """
-        if coarse is not None:
-            self.coarse.set_assignment(coarse)
-        if fine is not None:
-            self.fine.set_assignment(fine)
+        super().set_assignment(coarse, fine)
         self._graph = None
 
     @torch.no_grad()
@@ -206,7 +183,7 @@ class C2F(Recommender):
         }
 
     def anchors_in_use(self) -> int:
-        """The number of the stage's anchors that any node is tied to."""
+        """The number of this stage's anchors that have nodes assigned to them."""
         index, weight = (
             self.coarse if self.stage == 'coarse' else self.fine
         ).assignment
@@ -233,7 +210,7 @@ class C2F(Recommender):
 
         Args:
             columns (slice, optional): The columns to compute, here and, from these, in
-                :meth:`propagate`: none depends on another. (default: all)
+                :meth:`propagate`; columns are independent. (default: all)
         """
         ego = self.ego(columns)
         codebook = _take_columns(self.coarse.codebook, columns)
@@ -283,7 +260,7 @@ class C2F(Recommender):
         r"""The mean over all layers, for all nodes in block order.
 
         Args:
-            x (Tuple, optional): The output of :meth:`layer0`, if at hand.
+            x (Tuple, optional): The output of :meth:`layer0`. (default: computed)
             fused (bool, optional): Whether to go over one CSR matrix, or to pass
                 messages relation by relation: the same numbers, the readable way.
                 (default: :obj:`True`)
@@ -309,7 +286,7 @@ class C2F(Recommender):
         """The features of every layer, relation by relation (the readable way).
 
         Args:
-            x (Tuple, optional): The output of :meth:`layer0`, if at hand.
+            x (Tuple, optional): The output of :meth:`layer0`. (default: computed)
         """
         ego, coarse, fine = self.layer0() if x is None else x
         user, item = ego.split([self.num_users, self.num_items])
@@ -338,8 +315,8 @@ class C2F(Recommender):
             users (Tensor): User ids, ``[batch_size]``.
             items (Tensor): Item ids, ``[batch_size]``, or several rows of them,
                 ``[*, batch_size]``, such as positive and negative items.
-            h (Tensor, optional): The output of :meth:`propagate`, if at hand; some of
-                its columns give a part of the products.
+            h (Tensor, optional): The output of :meth:`propagate`, or some of its
+                columns, which give a part of the products. (default: computed)
             with_bias (bool, optional): Whether to add the scalars :math:`b`. (default:
                 :obj:`True`)
 
@@ -372,10 +349,10 @@ class C2F(Recommender):
 
     @torch.no_grad()
     def history_scorer(self, rowptr: Tensor, col: Tensor) -> Score:
-        r"""The scores of all items for people whom the model has never seen.
+        r"""The scores of all items for people unknown to the model.
 
-        Somebody new enters by a history of items: a user node without anchors of its
-        own, whose features are what its items send to it,
+        A new person is a user node without anchors of its own, whose features are what
+        the items of the history send to it,
 
         .. math::
             \mathbf{h}_u = \frac{1}{L + 1} \sum_{i \in \mathcal{N}(u)} \hat{x}_{ui}
@@ -386,7 +363,7 @@ class C2F(Recommender):
 
         Args:
             rowptr (Tensor): The starts of the histories, ``[num_histories + 1]``.
-            col (Tensor): Their items, each once in a history; none is empty.
+            col (Tensor): Their items, each once in a history; no history is empty.
 
         Returns:
             Callable: Maps row numbers ``[B]`` to ``[B, num_items]``.
@@ -415,7 +392,7 @@ class C2F(Recommender):
         return score
 
     def _new_features(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """From histories, as CSR, to the features of the people who have them."""
+        """A function from histories, as CSR, to features of people."""
         num_layers, graph = self.num_layers, self.block_graph()
         scale = graph.scale[self.num_users : self.num_users + self.num_items]
         deg = self.item_degree()
@@ -470,9 +447,6 @@ class C2F(Recommender):
     def _forget(self) -> None:
         self._entities = self._graph = None
 
-    def settings(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in SETTINGS}
-
     def to_tensors(self) -> dict[str, Tensor]:
         """The tensors that stand for the model in a file.
 
@@ -489,9 +463,7 @@ class C2F(Recommender):
             'global_bias': self.global_bias.detach(),
         } | graph_tensors(self.edge_index, self.num_users, self.num_items)
         if self.stage == 'fine':
-            codebook = self.fine.codebook.detach().cpu()
-            is_zero = self.soft_threshold(codebook) == 0
-            tensors |= sparse_codebook(codebook.masked_fill(is_zero, 0)) | {
+            tensors |= sparse_codebook(self.fine.codebook, self.threshold) | {
                 'fine.index': small_int_below(self.fine.index, self.num_fine),
                 'fine.weight': self.fine.assignment_weight,
             }
@@ -501,7 +473,7 @@ class C2F(Recommender):
     def from_tensors(
         cls, tensors: dict[str, Tensor], settings: dict[str, Any], stage: Stage
     ) -> Self:
-        sizes = check_settings(settings, SETTINGS, REAL)
+        sizes = check_settings(settings, cls.setting_kinds())
         num_entities = sizes['num_users'] + sizes['num_items']
         anchors = max(sizes['num_coarse'], sizes['num_fine'])
         check_sizes(

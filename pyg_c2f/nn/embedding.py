@@ -57,7 +57,7 @@ class MetaEmbedding(torch.nn.Module):
 
     The assignment (two buffers) starts at random, seeded by the global generator;
     :meth:`set_assignment` puts another one in place, such as those of
-    :mod:`pyg_c2f.anchors`. As of :class:`torch.nn.EmbeddingBag`, there is no second
+    :mod:`pyg_c2f.anchors`. Like :class:`torch.nn.EmbeddingBag`, it has no second
     derivative.
 
     Args:
@@ -137,7 +137,7 @@ class MetaEmbedding(torch.nn.Module):
                 f'{tuple(self.index.shape)} (got {tuple(index.shape)} and '
                 f'{tuple(weight.shape)})'
             )
-        if not index.is_meta:  # No anchors are there yet to look at.
+        if not index.is_meta:  # On the meta device there are no values.
             self._check_anchors(index)
         # New tensors, not copies into the old ones: a graph of the old assignment
         # may still be waiting for its backward pass. Nor the given ones, which

@@ -1,11 +1,12 @@
 from collections.abc import Callable
-from typing import Any, Self, get_args
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from pyg_c2f.graph import (
+    add_relation,
     assignment_to_edges,
     interaction_weight,
     normalized_interactions,
@@ -52,30 +53,14 @@ from pyg_c2f.typing import (
 
 # Users whose anchor scores, one column each, stay in a core's cache.
 SCORE_BLOCK = 128
-# What the constructor takes, of what a file holds; and which of these are real numbers.
-SETTINGS = (
-    'num_users',
-    'num_items',
-    'num_coarse',
-    'num_fine',
-    'embedding_dim',
-    'max_coarse_per_item',
-    'fine_per_item',
-    'threshold',
-    'score_power',
-    'diffusion',
-    'user_norm',
-    'item_norm',
-)
-REAL = ('threshold', 'score_power', 'diffusion', 'user_norm', 'item_norm')
 
 
 class LinearC2F(Recommender):
     r"""Coarse and fine anchors without a nonlinearity: the model of recipe ``fast``.
 
     An item is a sparse mixture of coarse anchors plus one fine anchor of each level,
-    which says what the coarse ones leave over; a user has no row and lives from the
-    items, by one layer of propagation:
+    which says what the coarse ones leave over; a user has no row and is
+    represented by the items it interacted with, by one layer of propagation:
 
     .. math::
         \mathbf{x} = \mathbf{S}_1 \mathbf{E}_c + \mathbf{S}_2 \, \mathrm{soft}(
@@ -93,9 +78,9 @@ class LinearC2F(Recommender):
     feature beside the meta-embeddings: it has no parameter but needs the train graph.
 
     It differs from :class:`C2F` (the published model) in four ways: no tanh; anchors
-    send to their nodes only, and get nothing back; items are tied to the fine anchors
-    directly; and users need no row. Without a diffusion channel the graph is not needed
-    to recommend: a history of items is enough.
+    send to their nodes only, and get nothing back; items are assigned to the fine
+    anchors directly; and users need no row. Without a diffusion channel a history of
+    items is enough to recommend, without the graph.
 
     Args:
         edge_index (Tensor): The unique train pairs, ``[2, num_edges]``.
@@ -129,7 +114,7 @@ class LinearC2F(Recommender):
         torch.Size([2])
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         edge_index: Tensor,
         num_users: int,
@@ -152,10 +137,8 @@ class LinearC2F(Recommender):
         self.num_users, self.num_items = int(num_users), int(num_items)
         self.num_coarse, self.num_fine = int(num_coarse), int(num_fine)
         self.embedding_dim = int(embedding_dim)
-        self.max_coarse_per_item, self.fine_per_item = (
-            int(max_coarse_per_item),
-            int(fine_per_item),
-        )
+        self.max_coarse_per_item = int(max_coarse_per_item)
+        self.fine_per_item = int(fine_per_item)
         self.threshold = float(threshold)
         self.score_power, self.diffusion = float(score_power), float(diffusion)
         self.user_norm, self.item_norm = float(user_norm), float(item_norm)
@@ -190,22 +173,13 @@ class LinearC2F(Recommender):
         return model
 
     def reset_parameters(self) -> None:
-        r"""Draws everything anew: codebooks from :math:`\mathcal{N}(0, 1)`, random
+        r"""Resets everything: codebooks from :math:`\mathcal{N}(0, 1)`, random
         links, :math:`b = 0`, stage coarse.
         """
         self.coarse.reset_parameters()
         self.fine.reset_parameters()
         torch.nn.init.zeros_(self.bias)
         self.set_stage('coarse')
-
-    def set_assignment(
-        self, coarse: Assignment | None = None, fine: Assignment | None = None
-    ) -> None:
-        """Puts other assignments of the items in place."""
-        if coarse is not None:
-            self.coarse.set_assignment(coarse)
-        if fine is not None:
-            self.fine.set_assignment(fine)
 
     @torch.no_grad()
     def round_(self) -> None:
@@ -219,11 +193,7 @@ class LinearC2F(Recommender):
             return super().item_degree()
         return self._item_degree.clamp(min=1).to(self.bias)
 
-    def _norms(self) -> tuple[float, float]:
-        return self.user_norm, self.item_norm
-
     def needs_graph(self) -> bool:
-        """Whether recommending needs more of the train graph than a user's history."""
         return self.diffusion != 0
 
     def check_pairs(self) -> None:
@@ -247,8 +217,13 @@ class LinearC2F(Recommender):
         """
         self.check_pairs()
         if self._by_user is None:
-            sizes, norms = (self.num_users, self.num_items), self._norms()
-            rows = normalized_interactions(self.edge_index, *sizes, *norms)
+            rows = normalized_interactions(
+                self.edge_index,
+                self.num_users,
+                self.num_items,
+                self.user_norm,
+                self.item_norm,
+            )
             self._by_user = rows.to(self.bias.dtype)
         return self._by_user
 
@@ -309,9 +284,9 @@ class LinearC2F(Recommender):
 
     @torch.no_grad()
     def history_scorer(self, rowptr: Tensor, col: Tensor) -> Score:
-        r"""The scores of all items for people whom the model has never seen.
+        r"""The scores of all items for people unknown to the model.
 
-        Somebody new enters by a history of items, as a user node with edges to them:
+        A new person is a user node with edges to the items of the history:
 
         .. math::
             \mathbf{h}_u = \tfrac{1}{2} \sum_{i \in \mathcal{N}(u)} n^{-a} d_i^{-b}
@@ -322,7 +297,7 @@ class LinearC2F(Recommender):
 
         Args:
             rowptr (Tensor): The starts of the histories, ``[num_histories + 1]``.
-            col (Tensor): Their items, each once in a history; none is empty.
+            col (Tensor): Their items, each once in a history; no history is empty.
 
         Returns:
             Callable: Maps row numbers ``[B]`` to ``[B, num_items]``.
@@ -331,7 +306,7 @@ class LinearC2F(Recommender):
         return self._scorer(rows, self._new_features(rows))
 
     def user_scorer(self, users: Tensor, rowptr: Tensor, col: Tensor) -> Score:
-        # Nothing but the items of these users is looked at: no pass over the graph.
+        # Only the items of these users are needed: no pass over the graph.
         return self.history_scorer(rowptr, col)
 
     def _scorer(self, rows: CSR, features: Callable[[Tensor], Tensor]) -> Score:
@@ -355,10 +330,9 @@ class LinearC2F(Recommender):
 
     def _history_rows(self, rowptr: Tensor, col: Tensor) -> CSR:
         """The normalised interactions of histories."""
-        user_norm, item_norm = self._norms()
         count = rowptr.diff()
-        of_user = power(count.clamp(min=1), -user_norm).to(self.bias)
-        of_item = power(self.item_degree(), -item_norm).to(self.bias)
+        of_user = power(count.clamp(min=1), -self.user_norm).to(self.bias)
+        of_item = power(self.item_degree(), -self.item_norm).to(self.bias)
         weight = torch.repeat_interleave(of_user, count) * of_item[col.long()]
         return CSR(rowptr, col, weight)
 
@@ -369,7 +343,7 @@ class LinearC2F(Recommender):
 
         Args:
             rows (CSR): The normalised interactions of all of them.
-            sent (Callable, optional): The output of :meth:`_sent`, if at hand.
+            sent (Callable, optional): The output of :meth:`_sent`. (default: computed)
         """
         # Only the items that any of them has: few, where few people ask.
         col = rows.col.long()
@@ -402,12 +376,14 @@ class LinearC2F(Recommender):
         """The scores as inner products, the scale in the items' vectors.
 
         Raises:
-            ValueError: If the model has a diffusion channel, whose scores are none.
+            ValueError: If the model has a diffusion channel, whose scores are not inner
+                products.
         """
         if self.diffusion:
             raise ValueError(
-                "'LinearC2F' expected diffusion=0 for an index: with a diffusion "
-                f'channel scores are no inner products (got diffusion={self.diffusion})'
+                f"'LinearC2F' expected diffusion=0 for an index (got "
+                f'{self.diffusion}): '
+                'with a diffusion channel scores are not inner products'
             )
         by_user, sent = self.by_user(), self._sent()
         items = self.item_features() * self.item_scale().unsqueeze(1)
@@ -437,20 +413,20 @@ class LinearC2F(Recommender):
         data = HeteroData()
         data[USER].num_nodes, data[ITEM].num_nodes = self.num_users, self.num_items
         weight = interaction_weight(
-            self.edge_index, self.num_users, self.num_items, *self._norms()
+            self.edge_index,
+            self.num_users,
+            self.num_items,
+            self.user_norm,
+            self.item_norm,
         )
-        data[RATES].edge_index, data[RATES].edge_weight = self.edge_index, weight
-        data[RATED_BY].edge_index = self.edge_index.flip(0)
-        data[RATED_BY].edge_weight = weight
+        add_relation(data, RATES, RATED_BY, (self.edge_index, weight))
         data[COARSE].x = self.coarse.codebook.detach()
-        relations = [(self.coarse, ITEM_COARSE, COARSE_ITEM)]
+        edges = assignment_to_edges(self.coarse.assignment)
+        add_relation(data, ITEM_COARSE, COARSE_ITEM, edges)
         if self.stage == 'fine':
             data[FINE].x = self.soft_threshold(self.fine.codebook).detach()
-            relations.append((self.fine, ITEM_FINE, FINE_ITEM))
-        for table, there, back in relations:
-            pairs, value = assignment_to_edges(table.assignment)
-            data[there].edge_index, data[there].edge_weight = pairs, value
-            data[back].edge_index, data[back].edge_weight = pairs.flip(0), value
+            edges = assignment_to_edges(self.fine.assignment)
+            add_relation(data, ITEM_FINE, FINE_ITEM, edges)
         return data
 
     def _forget(self) -> None:
@@ -458,8 +434,7 @@ class LinearC2F(Recommender):
 
     def settings(self) -> dict[str, Any]:
         _, grid = round_weights(self.coarse.assignment_weight, WEIGHT_BITS)
-        names = (*SETTINGS, 'dtype')
-        return {name: getattr(self, name) for name in names} | {'weight_grid': grid}
+        return super().settings() | {'weight_grid': grid}
 
     def to_tensors(self) -> dict[str, Tensor]:
         """The tensors that stand for the model in a file, in the form of its ``dtype``.
@@ -506,9 +481,7 @@ class LinearC2F(Recommender):
                     'of pyg_c2f.anchors.codes.residual_codes'
                 )
             per_level = self.num_fine // self.fine_per_item
-            codebook = self.fine.codebook.detach().cpu()
-            is_zero = self.soft_threshold(codebook) == 0
-            tensors |= sparse_codebook(codebook.masked_fill(is_zero, 0))
+            tensors |= sparse_codebook(self.fine.codebook, self.threshold)
             tensors['fine.value'] = tensors['fine.value'].to(wide)
             local = self.fine.index.cpu() % per_level
             tensors['fine.index'] = self._pack(local.flatten(), per_level)
@@ -518,9 +491,7 @@ class LinearC2F(Recommender):
     def from_tensors(
         cls, tensors: dict[str, Tensor], settings: dict[str, Any], stage: Stage
     ) -> Self:
-        sizes = check_settings(settings, SETTINGS, REAL)
-        if settings['dtype'] not in get_args(Stored):
-            raise ValueError(f'dtype is {settings["dtype"]!r}')
+        sizes = check_settings(settings, cls.setting_kinds())
         num_items = sizes['num_items']
         anchors = max(sizes['num_coarse'], sizes['num_fine'])
         check_sizes(
@@ -532,7 +503,7 @@ class LinearC2F(Recommender):
                 anchors * sizes['embedding_dim'],
             ],
         )
-        model = cls.blank(stored_edges(tensors), **sizes, dtype=settings['dtype'])
+        model = cls.blank(stored_edges(tensors), **sizes)
         model.set_stage(stage)
         count, weight = tensors['coarse.count'].long(), tensors['coarse.weight']
         num_links = int(count.sum())
@@ -600,7 +571,7 @@ def are_codes(assignment: Assignment, num_anchors: int) -> bool:
 
 
 class _Histories(torch.autograd.Function):
-    """What users get from the items of their histories."""
+    """The sums that users receive from the items of their histories."""
 
     @staticmethod
     def forward(ctx, item, by_user, by_item):  # type: ignore[no-untyped-def]

@@ -115,8 +115,8 @@ class WholeDataLoss(_Loss):
           :math:`o` :math:`(|R|)` in the pairs' order *(optional)*; weights :math:`p`
           :math:`(U)` and :math:`q` :math:`(I)`, not negative *(optional: 1)*. An
           offset leaves out the part of a positive's score that comes from the pair
-          itself, as where a user is made from his items; the sum over all pairs takes
-          the scores as they are.
+          itself, as where a user's features are made from its items; the sum over all
+          pairs takes the scores as they are.
         - **output:** a scalar
 
     Raises:

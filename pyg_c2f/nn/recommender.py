@@ -1,17 +1,18 @@
-r"""Lists out of a model: the best items for a person, and the items most alike."""
+r"""The base of the models: lists of items for people, and of similar items."""
 
 from collections.abc import Callable, Sequence
 from itertools import chain
 from numbers import Integral
-from typing import Any, ClassVar, NamedTuple, Self, get_args
+from typing import Any, ClassVar, NamedTuple, Self, get_args, get_type_hints
 
 import torch
 from torch import Tensor
 
+from pyg_c2f.nn.embedding import MetaEmbedding
 from pyg_c2f.sparse import degree, rowptr_of, take_rows, top_items, unique_pairs
-from pyg_c2f.typing import ITEM, USER, Score, Stage
+from pyg_c2f.typing import ITEM, USER, Assignment, Score, Stage, Stored
 
-# Scores alive at once, 64 MB: people are served in blocks of rows of these.
+# Scores in memory at once, 64 MB: people are served in blocks of rows.
 BLOCK_SCORES = 1 << 24
 WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -56,7 +57,7 @@ class InnerProducts(NamedTuple):
 
 
 class Requests(NamedTuple):
-    """The people who ask: known users, or histories; with their items as CSR."""
+    """The people of a call: known users, or histories; with their items as CSR."""
 
     rowptr: Tensor  # [num_people + 1]
     col: Tensor
@@ -70,8 +71,8 @@ class Recommender(torch.nn.Module):
     A subclass says how it scores: :meth:`scorer` for known users and
     :meth:`history_scorer` for others, :meth:`train_items` for what users have seen,
     :meth:`item_features` for what items are compared by, and :meth:`inner_products`,
-    where scores are such, for an index. To be stored, it gives and takes its tensors
-    (:meth:`to_tensors`, :meth:`from_tensors`, :meth:`settings`).
+    where scores are inner products, for an index. To be stored, it gives and takes its
+    tensors (:meth:`to_tensors`, :meth:`from_tensors`, :meth:`settings`).
 
     Users and items are numbers from 0 on; :class:`~pyg_c2f.vocabulary.NamedModel`
     lets a model answer in original ids.
@@ -96,8 +97,8 @@ class Recommender(torch.nn.Module):
         torch.Size([2])
 
     Attributes:
-        diagnostics (Dict): What is known of how the model was made, such as how exact
-            its singular vectors are; goes into the metrics of a run.
+        diagnostics (Dict): How the model was made, such as the accuracy of its singular
+            vectors; part of the metrics of a run.
     """
 
     # The classes that a file can hold, by name.
@@ -109,6 +110,8 @@ class Recommender(torch.nn.Module):
     num_coarse: int
     num_fine: int
     embedding_dim: int
+    coarse: MetaEmbedding
+    fine: MetaEmbedding
     edge_index: Tensor
     bias: Tensor
     is_fine: Tensor
@@ -130,7 +133,7 @@ class Recommender(torch.nn.Module):
         """Lets the fine anchors take part, or not.
 
         Raises:
-            ValueError: If there is no such stage.
+            ValueError: If the stage is unknown.
         """
         if stage not in get_args(Stage):
             raise ValueError(
@@ -163,7 +166,7 @@ class Recommender(torch.nn.Module):
 
         Args:
             rowptr (Tensor): The starts of the histories, ``[num_histories + 1]``.
-            col (Tensor): Their items, each once in a history; none is empty.
+            col (Tensor): Their items, each once in a history; no history is empty.
         """
         raise NotImplementedError
 
@@ -179,7 +182,7 @@ class Recommender(torch.nn.Module):
         """The scores as inner products.
 
         Raises:
-            ValueError: If they are none.
+            ValueError: If they are not.
         """
         raise NotImplementedError
 
@@ -207,9 +210,16 @@ class Recommender(torch.nn.Module):
         """The number of the stage's anchors that any node is assigned to."""
         raise NotImplementedError
 
+    @classmethod
+    def setting_kinds(cls) -> dict[str, Any]:
+        """The names and types of the constructor's arguments that are not tensors."""
+        kinds = get_type_hints(cls.__init__)
+        kept = (int, float, Stored)
+        return {name: kind for name, kind in kinds.items() if kind in kept}
+
     def settings(self) -> dict[str, Any]:
         """What a file has to know beside the tensors and the stage, for JSON."""
-        raise NotImplementedError
+        return {name: getattr(self, name) for name in self.setting_kinds()}
 
     def to_tensors(self) -> dict[str, Tensor]:
         """The tensors that stand for the model in a file; its bytes are theirs."""
@@ -227,6 +237,22 @@ class Recommender(torch.nn.Module):
         """
         raise NotImplementedError
 
+    # Anchors --------------------------------------------------------------------------
+
+    def set_assignment(
+        self, coarse: Assignment | None = None, fine: Assignment | None = None
+    ) -> None:
+        """Puts other assignments in place, those that are given.
+
+        Args:
+            coarse (Assignment, optional): Entities to coarse anchors.
+            fine (Assignment, optional): Entities or coarse anchors to fine ones.
+        """
+        if coarse is not None:
+            self.coarse.set_assignment(coarse)
+        if fine is not None:
+            self.fine.set_assignment(fine)
+
     # Lists ----------------------------------------------------------------------------
 
     def check_ids(self, ids: int | Numbers, kind: str) -> Tensor:
@@ -240,7 +266,7 @@ class Recommender(torch.nn.Module):
             Tensor: The numbers, ``[num_ids]``, or ``[]`` for one id.
 
         Raises:
-            ValueError: If there is none, or numbers are not whole or out of range.
+            ValueError: If there are no ids, or they are not whole numbers in range.
         """
         name = f"'{type(self).__name__}'"
         try:
@@ -281,8 +307,8 @@ class Recommender(torch.nn.Module):
     ) -> tuple[Tensor, Tensor]:
         r"""The best items that are not in a user's train items or history.
 
-        A person whom the model has never seen enters by a history of items; which
-        features that gives says :meth:`history_scorer`. With its own train items for a
+        A person unknown to the model is represented by a history of items; see
+        :meth:`history_scorer` for the features. With its own train items for a
         history, a known user gets its own lists from a :class:`LinearC2F`. From a
         :class:`C2F` it does not, since that has given it anchors of its own: of its
         best 20 after ten coarse epochs on the synthetic data set 83 % are the same (a
@@ -372,7 +398,7 @@ class Recommender(torch.nn.Module):
             ids, top = top_items(scores if choice is None else scores[:, choice], k)
             if top.isnan().any():  # They come first.
                 raise ValueError(
-                    "'recommend' found NaN among the scores; train the model anew"
+                    "'recommend' found NaN among the scores; train the model again"
                 )
             ids = ids if choice is None else choice[ids]
             out.append((ids.masked_fill(top == -torch.inf, -1), top))
@@ -398,7 +424,7 @@ class Recommender(torch.nn.Module):
             the number of other items.
 
         Raises:
-            ValueError: If there is no item, one is out of range, or ``k`` is not
+            ValueError: If there are no items, one is out of range, or ``k`` is not
                 positive.
         """
         asked = self.check_ids(items, ITEM)
@@ -445,7 +471,7 @@ def is_list(x: Any) -> bool:
 
 
 def flatten(history: Any) -> tuple[Any, list[int] | None]:
-    """The items of all histories, and their numbers, or none for one flat history."""
+    """The items of all histories, and the length of each; one flat history has none."""
     if isinstance(history, Tensor) and history.dim() in (1, 2):
         sizes = [history.size(1)] * history.size(0) if history.dim() == 2 else None
         return history.flatten(), sizes

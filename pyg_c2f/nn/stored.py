@@ -1,16 +1,17 @@
 r"""What models share in files: tensors of graphs and codebooks, and limits."""
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pyg_c2f.packing import small_int_below
 from pyg_c2f.sparse import pair_keys, rowptr_of
 
-# So many entries has a table at the most, or so many times those of the whole file: no
-# small file takes all memory.
+# The most entries of a table, absolute and relative to those of the whole file: a small
+# file must not take all memory.
 MAX_ENTRIES, MAX_TIMES = 1 << 28, 64
 
 
@@ -32,14 +33,10 @@ def stored_edges(tensors: dict[str, Tensor]) -> Tensor:
     return torch.stack([_row(rowptr, col), col.long()])
 
 
-def sparse_codebook(codebook: Tensor) -> dict[str, Tensor]:
-    """The entries of a fine codebook that are not zero, as CSR.
-
-    Args:
-        codebook (Tensor): The codebook, with zeros where the soft threshold makes them.
-    """
-    is_stored = codebook != 0
-    row, col = is_stored.nonzero(as_tuple=True)
+def sparse_codebook(codebook: Tensor, threshold: float) -> dict[str, Tensor]:
+    """The entries of a fine codebook that a soft threshold lets through, as CSR."""
+    codebook = codebook.detach().cpu()
+    row, col = F.softshrink(codebook, threshold).nonzero(as_tuple=True)
     return {
         'fine.rowptr': rowptr_of(row, len(codebook)).int(),
         'fine.col': small_int_below(col, codebook.size(1)),
@@ -69,20 +66,20 @@ def _row(rowptr: Tensor, col: Tensor) -> Tensor:
     return torch.repeat_interleave(count)
 
 
-def check_settings(
-    settings: dict[str, Any], names: tuple[str, ...], real: tuple[str, ...]
-) -> dict[str, Any]:
-    """The settings of these names: whole numbers from 0 on, or real ones.
+def check_settings(settings: dict[str, Any], kinds: dict[str, Any]) -> dict[str, Any]:
+    """The settings of these names and types; whole numbers are from 0 on.
 
     Raises:
-        KeyError or ValueError: If one is missing, or of another kind.
+        KeyError or ValueError: If one is missing, or of another type.
     """
-    out = {name: settings[name] for name in names}
+    out = {name: settings[name] for name in kinds}
     for name, value in out.items():
-        if name in real:
+        if kinds[name] is float:
             fits = type(value) in (int, float) and math.isfinite(value)
-        else:
+        elif kinds[name] is int:
             fits = type(value) is int and 0 <= value < 2**31
+        else:
+            fits = value in get_args(kinds[name])
         if not fits:
             raise ValueError(f'{name} is {value!r}')
     return out

@@ -133,7 +133,7 @@ class Recipe(ABC):
     recipe of your own is one file: see ``examples/custom_recipe.py``.
 
     Raises:
-        InputError: If a setting is out of range or of another kind.
+        InputError: If a setting is out of range or of another type.
     """
 
     ranges: ClassVar[dict[str, tuple[float, float]]] = {}
@@ -279,7 +279,7 @@ class StageRun:
         data (HeteroData): The data set, on the model's device.
         trainer (Trainer, optional): What trains it, where there is something to train.
         options (TrainingOptions): The options of the run.
-        context (Dict, optional): Kept beside the state for whoever resumes the run:
+        context (Dict, optional): Stored with the state for a resumed run:
             the ``phases`` and ``seconds`` of earlier stages.
         vocabulary (Vocabulary, optional): The names that models are saved with.
 
@@ -334,7 +334,7 @@ class StageRun:
             except NotFiniteError as error:
                 raise InputError(
                     f'{error} of epoch {state.epoch} of the {state.stage} stage: '
-                    f'{self.trainer.remedy} and start anew in another directory; the '
+                    f'{self.trainer.remedy} and start again in another directory; the '
                     f'last good checkpoint is {self._last_good()}'
                 ) from None
             state.seconds += time.perf_counter() - start
@@ -531,12 +531,12 @@ def train(
             except UNFIT as error:
                 raise InputError(
                     f'{out}: the interrupted run does not fit the configuration '
-                    f'({error}); start anew without resume'
+                    f'({error}); start again without resume'
                 ) from None
         phases[stage] = stage_run.run()
         seconds['train'] += stage_run.state.seconds
         seconds['evaluate'] += stage_run.state.evaluate_seconds
-        group.wait()  # Whoever goes on finds the files whole.
+        group.wait()  # The files are complete for all processes.
     assert model is not None
     return Run(NamedModel(model, vocabulary), phases, seconds)
 

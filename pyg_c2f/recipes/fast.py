@@ -49,7 +49,7 @@ DENSITY = 0.125
 class FastRecipe(Recipe):
     """Anchors in closed form from the spectrum of the interactions.
 
-    It differs from the published schedule in everything but the graph: spectral anchors
+    It shares only the graph with the published schedule: spectral anchors
     instead of METIS, users represented by the items they interacted with, no sampled
     training. That takes seconds instead of hours, and gives better lists (README). The
     values were chosen on Gowalla's validation items of protocol c2f;
@@ -74,7 +74,7 @@ class FastRecipe(Recipe):
     coarse_per_item: float = 8.0
     """coarse anchors of an item, on average"""
     fine_per_item: int = 2
-    """fine anchors of an item: levels of codes for the residual; 0 for none"""
+    """fine anchors of an item, one a level of residual codes; 0: no fine stage"""
     user_norm: float = 0.4
     """exponent of a user's degree in the normalisation of the interactions"""
     item_norm: float = 0.4
@@ -255,7 +255,7 @@ def share_pairs(data: HeteroData, group: Group) -> tuple[Tensor, Rows, Tensor]:
     edge_index, num_items = data[RATES].edge_index, data[ITEM].num_nodes
     if group.size == 1:
         edge_index = unique_pairs(edge_index, num_items)
-    # Where pairs are not in memory, a process looks at its own ones only.
+    # Where pairs are not in memory, a process reads only its own.
     targets = range(1, group.num_blocks)
     first = [edge_index.size(1) * part // group.num_blocks for part in targets]
     bounds = sorted(edge_index[0, first].tolist())
@@ -317,11 +317,11 @@ def _fine_anchors(
 ) -> tuple[float, Assignment, Tensor]:
     """Threshold, links and codebook of the levels behind the coarse anchors."""
     per_level = min(recipe.num_fine // recipe.fine_per_item, rows.num_rows)
-    # One threshold for all levels, from a first look at the centroids.
-    look, _ = kmeans(
+    # One threshold for all levels, from a short run of k-means.
+    centroids, _ = kmeans(
         rest, per_level, importance, generator, num_iterations=4, rows=rows
     )
-    size = look.abs().flatten().sort(descending=True).values
+    size = centroids.abs().flatten().sort(descending=True).values
     threshold = float(size[min(int(DENSITY * size.numel()), len(size) - 1)])
     return threshold, *residual_codes(
         rest,

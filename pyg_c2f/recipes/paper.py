@@ -329,9 +329,9 @@ class C2FTrainer(Trainer):
 
     bytes are summed up, the parts of :math:`2 B` scores and of the penalty. All compute
     the same loss from the sums, and each learns its columns alone; the first one learns
-    the scalars. The others' columns are out of date until :meth:`gather`, once an
-    epoch: a codebook and its two moments, :math:`4 \cdot 3 c d` bytes. Re-assigning
-    takes the features of all :math:`N` nodes, :math:`4 N d` bytes. These have the bits
+    the scalars. The others' columns are exchanged once an epoch: a codebook and its two
+    moments, :math:`4 \cdot 3 c d` bytes. Re-assigning takes the features of all
+    :math:`N` nodes, :math:`4 N d` bytes. These have the bits
     that one process gives them, but for the last few rows of a table: where its numbers
     no longer fill a vector register, they are rounded in another way before they are
     propagated.

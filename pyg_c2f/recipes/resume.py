@@ -59,7 +59,7 @@ def write_resume(out: Path, tensors: dict[str, Tensor], content: Any) -> None:
 
 
 def read_resume(out: Path) -> State | None:
-    """The newest whole state in a directory, or nothing where there is none.
+    """The newest complete state in a directory, or :obj:`None`.
 
     Raises:
         InputError: If all that is there is damaged.
@@ -76,8 +76,8 @@ def read_resume(out: Path) -> State | None:
     if not states:
         paths = ' and '.join(map(str, errors))
         raise InputError(
-            f'{next(iter(errors.values()))}: nothing whole is left to go on from; '
-            f'delete {paths} to begin anew'
+            f'{next(iter(errors.values()))}: no complete state is left to resume from; '
+            f'delete {paths} to start again'
         )
     newest = max(states, key=lambda path: _place(states[path]))
     for path in errors:
@@ -106,7 +106,7 @@ def _read(path: Path) -> State:
                 raise TypeError(f'{key} is {value!r}')
         phases, seconds = (content['context'][key] for key in ('phases', 'seconds'))
         if not all(isinstance(x, dict) for x in (phases, seconds, content['results'])):
-            raise TypeError('phases, seconds or results are none')
+            raise TypeError('phases, seconds or results are missing')
     except UNFIT as error:
         raise InputError(f'{path}: holds no interrupted run ({error!r})') from None
     return tensors, content

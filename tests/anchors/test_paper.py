@@ -64,7 +64,7 @@ def test_random_assignment():
     torch.testing.assert_close(first.weight.sum(dim=1), torch.ones(50))
 
 
-def test_metis_partition_finds_separate_groups():
+def test_metis_partition(toy):
     pytest.importorskip('pymetis')
     users, items = 30, 20
     group = torch.arange(users) % 2
@@ -73,14 +73,12 @@ def test_metis_partition_finds_separate_groups():
     assert labels.dtype == torch.long and labels.shape == (users + items,)
     ours = torch.cat([group, torch.arange(items) % 2])
     assert labels.equal(ours) or labels.equal(1 - ours)
-
-
-@pytest.mark.parametrize('num_parts', [1, 5])
-def test_metis_partition_labels_are_in_range(toy, num_parts):
-    pytest.importorskip('pymetis')
-    labels = metis_partition(toy.edge_index, toy.num_users, toy.num_items, num_parts)
-    assert labels.shape == (toy.num_entities,)
-    assert 0 <= int(labels.min()) and int(labels.max()) < num_parts
+    for num_parts in (1, 5):
+        labels = metis_partition(
+            toy.edge_index, toy.num_users, toy.num_items, num_parts
+        )
+        assert labels.shape == (toy.num_entities,)
+        assert 0 <= int(labels.min()) and int(labels.max()) < num_parts
 
 
 def test_metis_partition_without_pymetis(toy, monkeypatch):
@@ -122,17 +120,6 @@ def test_pinv_assignment(features, num_links):
     np.testing.assert_allclose(weight, theirs.clip(min=0), atol=1e-5)
 
 
-def test_pinv_assignment_of_dependent_anchors(features):
-    nodes, coarse, _ = features
-    coarse = torch.cat([coarse, coarse[:1], torch.zeros(1, 6)])
-    product = numpy_product(nodes, coarse)
-    index, weight = pinv_assignment(nodes, coarse, 3)
-    theirs = -np.sort(-product, axis=1)[:, :3]
-    np.testing.assert_allclose(weight, theirs.clip(min=0), atol=1e-5)
-    at_index = np.take_along_axis(product, index.numpy(), axis=1).clip(min=0)
-    np.testing.assert_allclose(weight, at_index, atol=1e-5)
-
-
 HARD = {
     f'{num} anchors, {name}': anchors
     for num in (48, 12)
@@ -148,7 +135,7 @@ def hard_nodes(h_anchors):
 
 
 def exact_product(nodes, other):
-    """The product of nodes and pseudo-inverse; features dependent up to rounding are so."""
+    """The product in double precision, with the rank that single precision sees."""
     rounding = max(other.shape) * torch.finfo(other.dtype).eps
     other = other.double().numpy()
     return nodes.double().numpy() @ np.linalg.pinv(other, rcond=rounding)

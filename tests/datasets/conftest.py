@@ -3,11 +3,20 @@ from pathlib import Path
 
 import pytest
 
+from pyg_c2f.datasets.registry import PUBLISHED
+
 
 @pytest.fixture(autouse=True)
 def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keeps requests to local servers from going through a proxy."""
     monkeypatch.setenv('no_proxy', '*')
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Published data sets cannot be downloaded."""
+    for cls in PUBLISHED.values():
+        monkeypatch.setattr(cls, 'base_url', f'http://127.0.0.1:1/{cls.folder}')
 
 
 @pytest.fixture

@@ -20,8 +20,9 @@ def test_card_agrees_with_class(name):
     card = (FOLDER / f'{name}.md').read_text()
     cls = PUBLISHED[name]
     numbers = row_of_numbers(card)
-    listed = [line.strip(' *-') for line in cls.__doc__.splitlines() if ' - ' in line]
-    assert listed[-5:] == numbers
+    keys = ('Users', 'Items', 'Train', 'Test', 'Density')
+    stats = ' '.join(f'{x}: {y}.' for x, y in zip(keys, numbers[:5], strict=True))
+    assert stats in cls.__doc__
     users, items, train, test = (int(cell.replace(',', '')) for cell in numbers[:4])
     density = 100 * (train + test) / (users * items)
     assert abs(density - float(numbers[4].rstrip(' %'))) < 5e-4

@@ -11,7 +11,7 @@ from torch_geometric.loader.utils import filter_node_store_
 
 import pyg_c2f.datasets.interactions
 from pyg_c2f.datasets import InteractionDataset, Labels, with_validation_in_train
-from pyg_c2f.typing import ITEM, RATED_BY, RATES, USER, InputError
+from pyg_c2f.typing import ITEM, RATED_BY, RATES, USER
 
 HELD_OUT = ('val_edge_label_index', 'test_edge_label_index')
 
@@ -23,17 +23,18 @@ def lines(pairs):
     return ''.join(f'{u} {" ".join(map(str, i))}\n' for u, i in items.items())
 
 
+KEYS = np.random.default_rng(0).choice(40 * 70, 900, False).tolist()
+
+
 @pytest.fixture
 def root(put):
-    rng = np.random.default_rng(0)
-    pairs = [divmod(key, 70) for key in rng.choice(40 * 70, 900, False).tolist()]
+    pairs = [divmod(key, 70) for key in KEYS]
     return put('toy', {'train.txt': lines(pairs[:700]), 'test.txt': lines(pairs[700:])})
 
 
 @pytest.fixture
 def table_root(put):
-    rng = np.random.default_rng(0)
-    pairs = [divmod(key, 70) for key in rng.choice(40 * 70, 900, False).tolist()]
+    pairs = [divmod(key, 70) for key in KEYS]
     rows = ''.join(f'u{user},i{item}\n' for user, item in pairs)
     return put('table', {'table.csv': 'user_id,item_id\n' + rows})
 
@@ -85,22 +86,14 @@ def test_table_protocols(table_root):
     standard.validate()
 
 
-def test_nothing_is_written(root):
+def test_access(root):
     before = sorted(os.walk(root))
-    InteractionDataset(str(root), 'toy')
-    assert sorted(os.walk(root)) == before
-
-
-def test_transform(root):
-    data = InteractionDataset(root, 'toy', transform=T.ToUndirected())[0]
-    reverse = data[ITEM, 'rev_rates', USER].edge_index
-    assert reverse.equal(data[RATES].edge_index.flip(0))
-
-
-def test_access_does_not_share_stores(root):
-    dataset = InteractionDataset(root, 'toy')
+    dataset = InteractionDataset(str(root), 'toy', transform=T.ToUndirected())
+    reverse = dataset[0][ITEM, 'rev_rates', USER].edge_index
+    assert reverse.equal(dataset[0][RATES].edge_index.flip(0))
     dataset[0][USER].x = torch.ones(40, 1)
     assert 'x' not in dataset[0][USER]
+    assert sorted(os.walk(root)) == before
 
 
 @pytest.mark.parametrize('name', ['toy', 'table'])
@@ -154,11 +147,6 @@ def test_with_validation_in_train(root):
         assert data[RATES][key].equal(before[RATES][key])
     again = with_validation_in_train(merged)
     assert again[RATES].edge_index.equal(merged[RATES].edge_index)
-
-
-def test_wrong_protocol(root):
-    with pytest.raises(InputError, match='unknown protocol'):
-        InteractionDataset(root, 'toy', protocol='other')
 
 
 def test_example():

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from pyg_c2f.datasets import InteractionDataset, describe, get_dataset
+from pyg_c2f.datasets import DataSpec, InteractionDataset, describe, get_dataset
 from pyg_c2f.datasets.published import PublishedDataset
 from pyg_c2f.datasets.registry import PUBLISHED
 from pyg_c2f.typing import RATES, InputError
@@ -10,15 +10,9 @@ from pyg_c2f.typing import RATES, InputError
 FILES = {'train.txt': '0 0 1 2\n1 1 3 4 5 0\n', 'test.txt': '0 3\n1 2\n'}
 
 
-@pytest.fixture
-def offline(monkeypatch):
-    for cls in PUBLISHED.values():
-        monkeypatch.setattr(cls, 'base_url', f'http://127.0.0.1:1/{cls.folder}')
-
-
 def test_folder(put, monkeypatch):
     root = put('toy', FILES)
-    data = get_dataset('toy', root, split_seed=3)
+    data = get_dataset(DataSpec('toy', root, split_seed=3))
     expected = InteractionDataset(root, 'toy', split_seed=3)[0]
     assert data[RATES].edge_index.equal(expected[RATES].edge_index)
     assert data.split_seed == 3

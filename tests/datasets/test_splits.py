@@ -3,7 +3,8 @@ from math import ceil
 import numpy as np
 import pytest
 
-from pyg_c2f.datasets.splits import draw_per_user, hold_out, make_generator, split
+from pyg_c2f.datasets import DataSpec
+from pyg_c2f.datasets.splits import draw_per_user, hold_out, split
 from pyg_c2f.typing import InputError
 
 NUM_ITEMS = 400
@@ -23,6 +24,13 @@ def per_user(keys):
 
 def disjoint(*parts):
     return np.unique(np.concatenate(parts)).size == sum(part.size for part in parts)
+
+
+def split_files(files, protocol='standard', seed=0):
+    names = ('train.txt', 'valid.txt', 'test.txt')
+    parts = {name: x for name, x in zip(names, files, strict=True) if x is not None}
+    spec = DataSpec('toy', protocol=protocol, split_seed=seed)
+    return split(parts, NUM_ITEMS, spec)
 
 
 @pytest.fixture
@@ -51,9 +59,24 @@ def test_hold_out():
     assert per_user(test).tolist() == expected
 
 
+def test_single_file():
+    keys = random_keys(0)
+    for protocol in ('c2f', 'standard'):
+        spec = DataSpec('toy', protocol=protocol, split_seed=3)
+        out = split({'toy.csv': keys}, NUM_ITEMS, spec)
+        rng = spec.generator()
+        train, test = hold_out(keys, NUM_ITEMS, rng)
+        assert disjoint(*out) and np.union1d(*out[:2]).size + out.test.size == keys.size
+        both = (out.val, out.test) if protocol == 'c2f' else (out.train, out.val)
+        assert (
+            np.union1d(*both).tolist()
+            == (test if protocol == 'c2f' else train).tolist()
+        )
+
+
 def test_c2f(files):
-    train, valid, test = files
-    out = split(train, valid, test, NUM_ITEMS, 'c2f', np.random.default_rng(0), 'toy')
+    train, _, test = files
+    out = split_files(files, 'c2f')
     assert out.train.tolist() == train.tolist()
     assert disjoint(*out)
     assert np.union1d(out.val, out.test).tolist() == test.tolist()
@@ -61,27 +84,17 @@ def test_c2f(files):
     assert per_user(out.val).tolist() == expected
 
 
-def test_standard_without_file(files):
+def test_standard(files):
     train, _, test = files
-    out = split(
-        train, None, test, NUM_ITEMS, 'standard', np.random.default_rng(0), 'toy'
-    )
+    for part, file in zip(split_files(files), files, strict=True):
+        assert part.tolist() == file.tolist()
+    out = split_files((train, None, test))
     assert out.test.tolist() == test.tolist()
     assert disjoint(*out)
     assert np.union1d(out.train, out.val).tolist() == train.tolist()
     expected = [int(n / 10 + 0.5) for n in per_user(train).tolist()]
     assert per_user(out.val).tolist() == expected
     assert (per_user(out.train) > 0).tolist() == (per_user(train) > 0).tolist()
-    assert abs(out.val.size / train.size - 0.1) < 0.02
-
-
-def test_standard_with_file(files):
-    train, valid, test = files
-    out = split(
-        train, valid, test, NUM_ITEMS, 'standard', np.random.default_rng(0), 'toy'
-    )
-    for part, file in zip(out, files, strict=True):
-        assert part.tolist() == file.tolist()
 
 
 @pytest.mark.parametrize('protocol', ['c2f', 'standard'])
@@ -89,10 +102,9 @@ def test_overlaps_are_dropped(files, caplog, protocol):
     train, valid, test = files
     more_test = np.union1d(test, train[:7])
     more_valid = np.union1d(valid, np.concatenate([train[:5], test[:3]]))
-    rngs = [np.random.default_rng(0) for _ in range(2)]
-    clean = split(train, valid, test, NUM_ITEMS, protocol, rngs[0], 'toy')
+    clean = split_files(files, protocol)
     assert not caplog.records
-    mixed = split(train, more_valid, more_test, NUM_ITEMS, protocol, rngs[1], 'toy')
+    mixed = split_files((train, more_valid, more_test), protocol)
     for left, right in zip(clean, mixed, strict=True):
         assert left.tolist() == right.tolist()
     assert 'toy: 7 test interactions that are also in train' in caplog.text
@@ -104,37 +116,33 @@ def test_overlaps_are_dropped(files, caplog, protocol):
 def test_nothing_left(files, caplog):
     train, _, _ = files
     one = np.array([0]), None, np.array([1])
-    with pytest.raises(InputError, match='no test interaction'):
-        split(*one, NUM_ITEMS, 'c2f', np.random.default_rng(0), 'toy')
-    with pytest.raises(InputError, match='no test interaction'):
-        split(
-            train, None, train, NUM_ITEMS, 'standard', np.random.default_rng(0), 'toy'
-        )
-    split(*one, NUM_ITEMS, 'standard', np.random.default_rng(0), 'toy')
+    for wrong, protocol in ((one, 'c2f'), ((train, None, train), 'standard')):
+        with pytest.raises(InputError, match='no test interaction'):
+            split_files(wrong, protocol)
+    split_files(one)
     assert 'toy: protocol standard leaves no validation' in caplog.text
 
 
 @pytest.mark.parametrize('protocol', ['c2f', 'standard'])
 def test_seed(files, protocol):
-    train, _, test = files
-
-    def val(seed):
-        rng = make_generator(protocol, seed)
-        return split(train, None, test, NUM_ITEMS, protocol, rng, 'toy').val.tolist()
-
-    assert val(3) == val(3)
-    assert val(3) != val(4)
+    files = files[0], None, files[2]
+    val = [split_files(files, protocol, seed).val.tolist() for seed in (3, 3, 4)]
+    assert val[0] == val[1] != val[2]
 
 
 @pytest.mark.parametrize(
-    ('protocol', 'seed', 'message'),
+    ('options', 'message'),
     [
-        ('lightgcn', 0, "unknown protocol 'lightgcn'; choose one of c2f, standard"),
-        ('c2f', -1, 'must not be negative'),
-        ('c2f', 0.5, 'must be an integer'),
-        ('c2f', None, 'must be an integer'),
+        (
+            {'protocol': 'lightgcn'},
+            "unknown protocol 'lightgcn'; choose one of c2f, standard",
+        ),
+        ({'split_seed': -1}, 'must not be negative'),
+        ({'split_seed': 0.5}, 'must be an integer'),
+        ({'split_seed': True}, 'must be an integer'),
+        ({'user_column': 'item_id'}, "both be in the column 'item_id'"),
     ],
 )
-def test_wrong_call(protocol, seed, message):
+def test_wrong_spec(options, message):
     with pytest.raises(InputError, match=message):
-        make_generator(protocol, seed)
+        DataSpec('toy', **options)

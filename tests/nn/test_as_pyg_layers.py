@@ -8,7 +8,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
 from torch_geometric import EdgeIndex
-from torch_geometric.nn import GraphConv, HeteroConv, summary, to_hetero
+from torch_geometric.nn import summary
 from torch_geometric.testing import assert_module
 from torch_geometric.utils import to_torch_csr_tensor
 
@@ -24,7 +24,6 @@ from pyg_c2f.nn import (
     SoftThreshold,
     WholeDataLoss,
     build_pairs,
-    fused,
     sampled_dot,
 )
 from pyg_c2f.nn.fused import fused_ego, fused_propagation
@@ -160,30 +159,6 @@ def test_flow_of_a_bipartite_graph():
         conv(torch.randn(U, D), to_torch_csr_tensor(SQUARE, size=(U, U)))
 
 
-class TwoLayers(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = AnchorConv(), AnchorConv()
-
-    def forward(self, x, edge_index, edge_weight):
-        x = self.first(x, edge_index, edge_weight).relu()
-        return self.second(x, edge_index, edge_weight)
-
-
-def test_to_hetero():
-    x_dict, edges, weights = hetero('fine')
-    out = to_hetero(TwoLayers(), (list(x_dict), list(edges)))(x_dict, edges, weights)
-    for _ in range(2):
-        conv = HeteroConv({rel: GraphConv(D, D, bias=False) for rel in edges})
-        for layer in conv.convs.values():  # Leave only the sum of GraphConv.
-            torch.nn.init.eye_(layer.lin_rel.weight)
-            torch.nn.init.zeros_(layer.lin_root.weight)
-        x_dict = conv(x_dict, edges, weights)
-        x_dict = {key: x.relu() for key, x in x_dict.items()}
-    for key, x in out.items():
-        torch.testing.assert_close(x.relu(), x_dict[key], atol=1e-5, rtol=1e-5)
-
-
 # State, copies, precision -----------------------------------------------------------
 
 
@@ -236,7 +211,8 @@ def test_copies(case):
 
 
 @pytest.mark.parametrize(
-    ('dtype', 'tolerance'), [(torch.double, 1e-5), (torch.bfloat16, 5e-2)]
+    ('dtype', 'tolerance'),
+    [(torch.double, 1e-5), (torch.half, 5e-3), (torch.bfloat16, 5e-2)],
 )
 @every_case
 def test_precisions(case, dtype, tolerance):
@@ -244,7 +220,7 @@ def test_precisions(case, dtype, tolerance):
     expected = parts(module(*args))
     out = parts(module.to(dtype)(*cast(args, dtype)))
     # The whole-data loss sums in single precision at least.
-    wide = case == 'WholeDataLoss' and dtype == torch.bfloat16
+    wide = case == 'WholeDataLoss' and dtype != torch.double
     for ours, theirs in zip(out, expected, strict=True):
         assert ours.dtype == (torch.float if wide else dtype)
         torch.testing.assert_close(ours.float(), theirs, atol=tolerance, rtol=tolerance)
@@ -298,18 +274,6 @@ def test_autocast(case, low):
         sum(x.float().cos().sum() for x in out).backward()
         found = [p.grad for p in module.parameters() if p.grad is not None]
         assert found and all(grad.isfinite().all() for grad in found)
-
-
-@pytest.mark.parametrize('dtype', [torch.half, torch.bfloat16])
-def test_sampled_dot_in_low_precision(dtype):
-    a, b = pair_features()
-    expected = sampled_dot(PAIRS, a, b)
-    a = a.to(dtype).requires_grad_()
-    out = sampled_dot(PAIRS, a, b)
-    assert out.dtype == torch.float
-    torch.testing.assert_close(out, expected, atol=0.05, rtol=0.05)
-    out.sum().backward()
-    assert a.grad.dtype == dtype and a.grad.isfinite().all()
 
 
 # Gradients --------------------------------------------------------------------------
@@ -430,17 +394,6 @@ def test_derivatives(name):
     else:
         with pytest.raises(NotImplementedError, match='_embedding_bag_backward'):
             gradgradcheck(run, tables)
-
-
-def test_second_derivative_in_blocks_of_columns(monkeypatch):
-    run, _ = propagation_gradients('fine')
-    x, pull = draw(U + V + 4 + 3, 128).requires_grad_(), draw(U + V + 4 + 3, 128)
-    found = []
-    for num_bytes in (fused.CACHE_BYTES, 1):
-        monkeypatch.setattr(fused, 'CACHE_BYTES', num_bytes)
-        (grad,) = torch.autograd.grad(run(x).square().sum(), x, create_graph=True)
-        found.append(torch.autograd.grad((grad * pull).sum(), x)[0])
-    torch.testing.assert_close(*found)
 
 
 @pytest.mark.parametrize('layout', [torch.sparse_csr, torch.sparse_coo])

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.fuzz import READERS, Wrong, case, expected, judge, main, valid_files
-from pyg_c2f.datasets import InteractionDataset
-from pyg_c2f.datasets import files as tables
+from pyg_c2f.datasets import InteractionDataset, sources, tables
 from pyg_c2f.typing import InputError
 
 CASES = 300
@@ -45,22 +44,21 @@ def test_damaged_files_are_read_for_what_they_say_or_refused(reader, tmp_path):
     assert min(counts) > CASES / 20
 
 
-@pytest.mark.parametrize('block', [40, 2**17])
 @pytest.mark.parametrize('reader', ['inter', 'csv'])
-def test_tables_in_one_go_are_tables_row_by_row(reader, block, monkeypatch):
-    monkeypatch.setattr(tables, '_BLOCK_BYTES', block)
-    path, plain_rows, used = Path(f'toy.{reader}'), tables._read_plain_rows, Counter()
+def test_tables_at_once_are_tables_row_by_row(reader, monkeypatch):
+    pytest.importorskip('pyarrow')
+    path, read_at_once, used = Path(f'toy.{reader}'), tables._read_at_once, Counter()
 
     def outcome(raw):
         try:
-            both = tables._read_delimited(raw, path, ('user_id', 'item_id'))
+            both = tables.read_delimited(raw, path, ('user_id', 'item_id'))
         except InputError as error:
             return str(error)
-        ids = [tables._sorted(column) for column in both]
+        ids = [sources._sorted(column) for column in both]
         return [(column.rows.tolist(), column.labels) for column in ids]
 
     def spy(*args):
-        ids = plain_rows(*args)
+        ids = read_at_once(*args)
         used[ids is not None] += 1
         return ids
 
@@ -68,10 +66,10 @@ def test_tables_in_one_go_are_tables_row_by_row(reader, block, monkeypatch):
         raw = case(2, reader, number).get(path.name, b'')
         if number % 2:  # quotes are read row by row
             raw = raw.replace(b'"', b'')
-        monkeypatch.setattr(tables, '_read_plain_rows', spy)
-        in_one_go = outcome(raw)
-        monkeypatch.setattr(tables, '_read_plain_rows', lambda *_: None)
-        assert in_one_go == outcome(raw), number
+        monkeypatch.setattr(tables, '_read_at_once', spy)
+        at_once = outcome(raw)
+        monkeypatch.setattr(tables, '_read_at_once', lambda *_: None)
+        assert at_once == outcome(raw), number
     # There is something of both.
     assert min(used[True], used[False]) > CASES / 20
 

@@ -12,11 +12,16 @@ import pytest
 import torch
 
 import run
-from pyg_c2f.datasets import InteractionDataset, build_dataset, describe, get_dataset
-from pyg_c2f.datasets import built as module
+from pyg_c2f.datasets import (
+    DataSpec,
+    InteractionDataset,
+    build_dataset,
+    describe,
+    get_dataset,
+)
+from pyg_c2f.datasets import cache as module
 from pyg_c2f.datasets import parquet as parquet_module
-from pyg_c2f.datasets.built import find_built, read_built, read_meta
-from pyg_c2f.datasets.registry import PUBLISHED
+from pyg_c2f.datasets.cache import read_meta
 from pyg_c2f.experiment import data_digest
 from pyg_c2f.typing import ITEM, RATED_BY, RATES, USER, InputError
 from tests.memory import peak
@@ -24,7 +29,6 @@ from tests.memory import peak
 pa = pytest.importorskip('pyarrow')
 pq = pytest.importorskip('pyarrow.parquet')
 
-EDGES = ('edge_index', 'val_edge_label_index', 'test_edge_label_index')
 BOTH = pytest.mark.parametrize('protocol', ['c2f', 'standard'])
 
 
@@ -57,7 +61,7 @@ def write_table(root, users, items, num_parts=3, rows=200, name='toy'):
 
 
 def random_pairs(seed=0, num=2000, num_users=200, num_items=150):
-    """Skewed, with pairs that are there twice and users of one item."""
+    """Skewed, with repeated pairs and users of one item."""
     rng = np.random.default_rng(seed)
     users = (num_users * rng.random(num) ** 3).astype(np.int64)
     return users, rng.integers(num_items, size=num)
@@ -96,15 +100,16 @@ def test_same_as_in_memory(tmp_path, tiny, caplog, kind, protocol):
     users, items = random_pairs()
     root = write_table(tmp_path, KINDS[kind](users), KINDS[kind](items))
     for seed in (7, 8):
-        expected = InteractionDataset(root, 'toy', protocol=protocol, split_seed=seed)
+        spec = DataSpec('toy', root, protocol, seed)
+        expected = get_dataset(spec)
         told = caplog.messages.copy()
         caplog.clear()
-        folder = build_dataset(root, 'toy', protocol, seed)
+        folder = build_dataset(spec)
         assert caplog.messages == told
         caplog.clear()
         assert folder == root / 'toy' / f'built-{protocol}-{seed}'
-        data = InteractionDataset(root, 'toy', protocol=protocol, split_seed=seed)[0]
-        assert same(expected[0], data)
+        data = get_dataset(spec)
+        assert same(expected, data)
         assert data_digest(data) == read_meta(folder).data_sha256
         assert {x.name for x in folder.iterdir()} == {
             *('edges.i64', 'val.i64', 'test.i64', 'meta.json'),
@@ -113,14 +118,13 @@ def test_same_as_in_memory(tmp_path, tiny, caplog, kind, protocol):
 
 
 @BOTH
-def test_buckets_of_any_size(tmp_path, monkeypatch, protocol):
+@pytest.mark.parametrize('size', [1, 500, 2**21])
+def test_buckets_of_any_size(tmp_path, monkeypatch, protocol, size):
     root = write_table(tmp_path, *random_pairs())
-    expected = InteractionDataset(root, 'toy', protocol=protocol)[0]
-    for size in (1, 500, 2**21):
-        monkeypatch.setattr(module, 'BUCKET', size)
-        folder = build_dataset(root, 'toy', protocol)
-        assert same(expected, InteractionDataset(root, 'toy', protocol=protocol)[0])
-        shutil.rmtree(folder)
+    expected = get_dataset('toy', root, protocol)
+    monkeypatch.setattr(module, 'BUCKET', size)
+    build_dataset('toy', root, protocol)
+    assert same(expected, get_dataset('toy', root, protocol))
 
 
 def test_columns_of_other_types_in_other_files(tmp_path, tiny):
@@ -130,10 +134,10 @@ def test_columns_of_other_types_in_other_files(tmp_path, tiny):
     for number, kind in enumerate((pa.int32(), pa.string(), pa.int64())):
         pairs = {'user_id': pa.array(users + number).cast(kind), 'item_id': items}
         pq.write_table(pa.table(pairs), folder / f'{number}.parquet')
-    expected = InteractionDataset(tmp_path, 'toy')[0]
+    expected = get_dataset('toy', tmp_path)
     assert list(expected[USER].raw_id)[:3] == ['0', '1', '2']
-    build_dataset(tmp_path, 'toy')
-    assert same(expected, InteractionDataset(tmp_path, 'toy')[0])
+    build_dataset('toy', tmp_path)
+    assert same(expected, get_dataset('toy', tmp_path))
 
 
 SOURCES = {
@@ -164,29 +168,17 @@ def test_other_files(put, protocol, kind):
         name: gzip.compress(text.encode()) if name.endswith('.gz') else text
         for name, text in files.items()
     })  # fmt: skip
-    expected = InteractionDataset(root, 'toy', protocol=protocol)[0]
-    folder = build_dataset(root, 'toy', protocol)
-    data = InteractionDataset(root, 'toy', protocol=protocol)[0]
+    expected = get_dataset('toy', root, protocol)
+    folder = build_dataset('toy', root, protocol)
+    data = get_dataset('toy', root, protocol)
     assert same(expected, data)
     assert data_digest(data) == read_meta(folder).data_sha256
     assert ('title' in data[ITEM]) == (kind == 'inter')
 
 
-def test_titles_of_a_parquet_table(tmp_path):
-    root = write_table(tmp_path, *random_pairs())
-    (root / 'toy' / 'toy.item').write_text('item_id\ttitle\n3\tZoë\n')
-    expected = InteractionDataset(root, 'toy')[0]
-    build_dataset(root, 'toy')
-    data = InteractionDataset(root, 'toy')[0]
-    assert same(expected, data) and data[ITEM].title[3] == 'Zoë'
-    (root / 'toy' / 'toy.item').write_text('item_id\ttitle\n3\tanother\n')
-    with pytest.raises(InputError, match='was made from other files'):
-        InteractionDataset(root, 'toy')
-
-
 def test_it_is_mapped(tmp_path):
     root = write_table(tmp_path, *random_pairs(num=200_000, num_users=5000))
-    folder = build_dataset(root, 'toy')
+    folder = build_dataset('toy', root)
     held = []
     assert peak(lambda: held.append(InteractionDataset(root, 'toy')[0])) < 10**6
     (data,) = held
@@ -202,7 +194,7 @@ def test_it_is_mapped(tmp_path):
 def test_labels_of_a_mapped_file(tmp_path):
     users, items = random_pairs()
     root = write_table(tmp_path, texts(users), texts(items))
-    build_dataset(root, 'toy')
+    build_dataset('toy', root)
     labels = InteractionDataset(root, 'toy')[0][USER].raw_id
     values = list(labels)
     assert values == sorted(values) == [labels[i] for i in range(len(labels))]
@@ -213,7 +205,7 @@ def test_labels_of_a_mapped_file(tmp_path):
         labels[len(labels)]
 
 
-# What is taken, and what is not -------------------------------------------------------
+# Sources and calls --------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -221,118 +213,125 @@ def root(tmp_path):
     return write_table(tmp_path, *random_pairs())
 
 
+def entries(root):
+    return sorted(x.name for x in (root / 'toy').iterdir())
+
+
 def test_other_seeds_and_protocols_are_read_from_the_files(root):
-    expected = InteractionDataset(root, 'toy', split_seed=1)[0]
-    build_dataset(root, 'toy', split_seed=2)
-    build_dataset(root, 'toy', 'c2f', split_seed=1)
-    assert same(expected, InteractionDataset(root, 'toy', split_seed=1)[0])
+    expected = get_dataset('toy', root, split_seed=1)
+    build_dataset('toy', root, split_seed=2)
+    build_dataset('toy', root, 'c2f', split_seed=1)
+    assert same(expected, get_dataset('toy', root, split_seed=1))
 
 
-def test_sources_that_are_gone(root):
-    expected = get_dataset('toy', root)
-    facts = describe('toy', root)
-    build_dataset(root, 'toy')
+def test_deleted_sources(root):
+    expected, facts = get_dataset('toy', root), describe('toy', root)
+    build_dataset('toy', root)
     assert describe('toy', root) == facts
     shutil.rmtree(root / 'toy' / 'toy.parquet')
     assert same(expected, get_dataset('toy', root))
     assert describe('toy', root) == facts | {'files': []}
-    assert build_dataset(root, 'toy').is_dir()
+    assert build_dataset('toy', root).is_dir()
 
 
-def test_sources_that_have_changed(root):
-    folder = build_dataset(root, 'toy')
+def test_changed_sources(root):
+    titles = root / 'toy' / 'toy.item'
+    titles.write_text('item_id\ttitle\n3\tZoë\n')
+    expected = get_dataset('toy', root)
+    folder = build_dataset('toy', root)
+    data = get_dataset('toy', root)
+    assert same(expected, data) and data[ITEM].title[3] == 'Zoë'
     state = (folder / 'meta.json').stat()
-    build_dataset(root, 'toy')  # is there already
+    build_dataset('toy', root)  # is there already
     assert (folder / 'meta.json').stat() == state
     part = root / 'toy' / 'toy.parquet' / 'part-0.parquet'
-    os.utime(part, (1, 1))
-    for read in (InteractionDataset, lambda root, name: describe(name, root)):
-        with pytest.raises(InputError, match='other files .*data --build'):
-            read(root, 'toy')
-    build_dataset(root, 'toy')
-    before = describe('toy', root)['num_train']
-    assert before == InteractionDataset(root, 'toy')[0][RATES].edge_index.size(1)
-    part.unlink()
-    with pytest.raises(InputError, match='was made from other files'):
-        InteractionDataset(root, 'toy')
-    assert read_meta(build_dataset(root, 'toy')).num_train < before
+    for change in (
+        lambda: titles.write_text('item_id\ttitle\n3\tanother\n'),
+        lambda: os.utime(part, (1, 1)),
+        part.unlink,
+    ):
+        change()
+        for read in (get_dataset, describe):
+            with pytest.raises(InputError, match='other files .*data --build'):
+                read('toy', root)
+        num_train = read_meta(build_dataset('toy', root)).num_train
+        assert get_dataset('toy', root)[RATES].edge_index.size(1) == num_train
+    assert num_train < data[RATES].edge_index.size(1)
 
 
 def test_other_columns(put):
     rows = ''.join(f'{u},{i},{i % 5}\n' for u in range(9) for i in range(20))
     root = put('toy', {'toy.csv': 'user_id,item_id,kind\n' + rows})
-    build_dataset(root, 'toy')
-    other = {'item_column': 'kind'}
-    for read in (InteractionDataset, lambda *x, **y: describe(x[1], x[0], **y)):
-        with pytest.raises(
-            InputError, match='made from the columns .*not user_id,kind'
-        ):
-            read(root, 'toy', **other)
-    build_dataset(root, 'toy', **other)
-    assert InteractionDataset(root, 'toy', **other)[0][ITEM].num_nodes == 5
+    build_dataset('toy', root)
+    spec = DataSpec('toy', root, item_column='kind')
+    for read in (get_dataset, describe):
+        with pytest.raises(InputError, match='from the columns .*not user_id,kind'):
+            read(spec)
+    build_dataset(spec)
+    assert get_dataset(spec)[ITEM].num_nodes == 5
 
 
-def test_wrong_calls(root, put):
-    with pytest.raises(InputError, match='unknown protocol'):
-        build_dataset(root, 'toy', '../up')
-    with pytest.raises(InputError, match='split_seed'):
-        find_built(root / 'toy', 'toy', 'c2f', -1)
-    with pytest.raises(InputError, match='no data set'):
-        build_dataset(root, 'nowhere')
-    with pytest.raises(InputError, match='both to be in the column'):
-        build_dataset(root, 'toy', user_column='item_id')
-    with pytest.raises(InputError, match="no column 'x'"):
-        build_dataset(root, 'toy', user_column='x')
-    assert sorted(x.name for x in (root / 'toy').iterdir()) == ['toy.parquet']
+def test_wrong_calls(root):
+    for name, options, message in (
+        ('toy', {'protocol': '../up'}, 'unknown protocol'),
+        ('nowhere', {}, 'unknown data set'),
+        ('synthetic', {}, 'there is nothing to build'),
+        ('toy', {'user_column': 'x'}, "no column 'x'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            build_dataset(name, root, **options)
+    assert entries(root) == ['toy.parquet']
 
 
 def test_too_few_interactions(tmp_path):
     root = write_table(tmp_path, [1, 2, 3], [1, 2, 3])
-    for read in (InteractionDataset, build_dataset):
+    for read in (get_dataset, build_dataset):
         with pytest.raises(InputError, match='toy: .*leaves no test interaction'):
-            read(root, 'toy')
+            read('toy', root)
     root = write_table(tmp_path, [1] * 3, [1, 2, 3], name='few')
-    expected = InteractionDataset(root, 'few')[0]
-    build_dataset(root, 'few')
-    assert same(expected, InteractionDataset(root, 'few')[0])
+    expected = get_dataset('few', root)
+    build_dataset('few', root)
+    assert same(expected, get_dataset('few', root))
     root = write_table(tmp_path, *[pa.array([], pa.int64())] * 2, 1, name='none')
     with pytest.raises(InputError, match='none.parquet has no rows'):
-        build_dataset(root, 'none')
+        build_dataset('none', root)
 
 
 def test_faulty_rows_are_named(tmp_path):
     users = pa.array([*range(500), None, *range(99)])
     root = write_table(tmp_path, users, pa.array(range(600)), rows=7)
-    for read in (InteractionDataset, build_dataset):
+    for read in (get_dataset, build_dataset):
         with pytest.raises(InputError, match=r"part-2.parquet, row 101: no 'user_id'"):
-            read(root, 'toy')
-    assert sorted(x.name for x in (root / 'toy').iterdir()) == ['toy.parquet']
+            read('toy', root)
+    assert entries(root) == ['toy.parquet']
 
 
 # Interrupted and damaged --------------------------------------------------------------
 
 
-@pytest.mark.parametrize('step', ['_write_runs', '_divide', '_digest', 'read_meta'])
+@pytest.mark.parametrize(
+    'step',
+    ['_TableBuild.write_runs', '_TableBuild.write_splits', '_digest', 'read_meta'],
+)
 def test_interrupted(root, monkeypatch, step):
     def stop(*_):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(module, step, stop)
-        with pytest.raises(KeyboardInterrupt):
-            build_dataset(root, 'toy')
-    assert sorted(x.name for x in (root / 'toy').iterdir()) == ['toy.parquet']
+    monkeypatch.setattr(f'pyg_c2f.datasets.cache.{step}', stop)
+    with pytest.raises(KeyboardInterrupt):
+        build_dataset('toy', root)
+    assert entries(root) == ['toy.parquet']
 
 
 def test_leftovers_are_replaced(root):
-    expected = InteractionDataset(root, 'toy')[0]
+    expected = get_dataset('toy', root)
     part = root / 'toy' / 'built-standard-2024-part'
-    shutil.move(build_dataset(root, 'toy'), part)  # killed before it had its name
+    shutil.move(build_dataset('toy', root), part)  # killed before it had its name
     (part / 'keys').write_text('no keys')
-    assert same(expected, InteractionDataset(root, 'toy')[0])
-    folder = build_dataset(root, 'toy')
+    assert same(expected, get_dataset('toy', root))
+    folder = build_dataset('toy', root)
     assert not part.exists() and not (folder / 'keys').exists()
-    assert same(expected, InteractionDataset(root, 'toy')[0])
+    assert same(expected, get_dataset('toy', root))
 
 
 def test_two_builds_at_once(root, monkeypatch):
@@ -342,13 +341,12 @@ def test_two_builds_at_once(root, monkeypatch):
         out = digest(part, num_train)
         shutil.move(part, part.with_name('away'))
         part.mkdir()
-        (part / 'edges.i64').touch()
         shutil.copy(part.with_name('away') / 'edges.i64', part)
         return out
 
     monkeypatch.setattr(module, '_digest', overtaken)
     with pytest.raises((OSError, InputError)):
-        build_dataset(root, 'toy')
+        build_dataset('toy', root)
     assert not (root / 'toy' / 'built-standard-2024').exists()
 
 
@@ -358,54 +356,54 @@ def test_full_disk(root, monkeypatch):
 
     monkeypatch.setattr(module._PairFile, 'append', full)
     with pytest.raises(OSError, match='No space left on device.*make room') as info:
-        build_dataset(root, 'toy')
+        build_dataset('toy', root)
     assert '\n' not in str(info.value)
-    assert sorted(x.name for x in (root / 'toy').iterdir()) == ['toy.parquet']
+    assert entries(root) == ['toy.parquet']
 
 
 def test_files_that_change_meanwhile(root, monkeypatch):
-    collect = module._collect
+    collect = module._TableBuild.collect_ids
 
-    def then_write(table, progress):
-        out = collect(table, progress)
+    def then_write(build):
+        out = collect(build)
         users, items = random_pairs(1, num_users=900)
         (root / 'toy' / 'toy.parquet').rename(root / 'old')
         write_table(root / 'x', users, items)
         (root / 'x' / 'toy' / 'toy.parquet').rename(root / 'toy' / 'toy.parquet')
         return out
 
-    monkeypatch.setattr(module, '_collect', then_write)
+    monkeypatch.setattr(module._TableBuild, 'collect_ids', then_write)
     with pytest.raises(InputError, match='change.*build when they are whole'):
-        build_dataset(root, 'toy')
+        build_dataset('toy', root)
 
 
 @pytest.mark.parametrize(
     'file', ['edges.i64', 'val.i64', 'test.i64', 'users.bin', 'items.offsets.i64']
 )
 def test_truncated(root, file):
-    expected = InteractionDataset(root, 'toy')[0]
-    folder = build_dataset(root, 'toy')
+    expected = get_dataset('toy', root)
+    folder = build_dataset('toy', root)
     whole = (folder / file).read_bytes()
     for content in (whole[:-8], whole[:-1], whole + b'x', b''):
         (folder / file).write_bytes(content)
         with pytest.raises(InputError, match=f'damaged .*{file} .*--build'):
-            InteractionDataset(root, 'toy')
+            get_dataset('toy', root)
     (folder / file).unlink()
     with pytest.raises(InputError, match=f'damaged .*{file}: No such file'):
-        InteractionDataset(root, 'toy')
-    build_dataset(root, 'toy')
-    assert same(expected, InteractionDataset(root, 'toy')[0])
+        get_dataset('toy', root)
+    build_dataset('toy', root)
+    assert same(expected, get_dataset('toy', root))
 
 
 def test_offsets_of_other_texts(root):
-    folder = build_dataset(root, 'toy')
+    folder = build_dataset('toy', root)
     offsets = np.fromfile(folder / 'users.offsets.i64', np.int64)
     for at, value in ((0, 1), (-1, 2**40), (-1, -5)):
         wrong = offsets.copy()
         wrong[at] = value
         wrong.tofile(folder / 'users.offsets.i64')
         with pytest.raises(InputError, match='the offsets of users do not fit'):
-            InteractionDataset(root, 'toy')
+            get_dataset('toy', root)
 
 
 HOSTILE = {
@@ -424,55 +422,42 @@ HOSTILE = {
     'data_sha256': [3, None, []],
     'more': [1],
 }
+RAW = [b'', b'{', b'[]', b'null', b'\xff\xfe', b'[' * 10**5, b'9' * 10**5]
+RAW += [b'{"format": NaN}', bytes(2**24 + 1)]
 
 
 def test_hostile_meta(root):
-    folder = build_dataset(root, 'toy')
-    path = folder / 'meta.json'
+    path = build_dataset('toy', root) / 'meta.json'
     meta = json.loads(path.read_text())
     for key, values in HOSTILE.items():
         for value in values:
             path.write_text(json.dumps(meta | {key: value}))
             with pytest.raises(InputError, match='--build') as info:
-                InteractionDataset(root, 'toy')
+                get_dataset('toy', root)
             assert '\n' not in str(info.value)
         if key in meta:
             path.write_text(json.dumps({k: meta[k] for k in meta if k != key}))
             with pytest.raises(InputError, match='is damaged'):
-                InteractionDataset(root, 'toy')
-    for raw in (
-        b'',
-        b'{',
-        b'[]',
-        b'null',
-        b'\xff\xfe',
-        b'[' * 10**5,
-        b'9' * 10**5,
-        b'{"format": NaN}',
-        bytes(2**24 + 1),
-    ):
+                get_dataset('toy', root)
+    for raw in RAW:
         path.write_bytes(raw)
-        with pytest.raises(InputError, match='is damaged'):
-            InteractionDataset(root, 'toy')
-        with pytest.raises(InputError, match='is damaged'):
-            describe('toy', root)
+        for read in (get_dataset, describe):
+            with pytest.raises(InputError, match='is damaged'):
+                read('toy', root)
     path.unlink()
     path.mkdir()
     with pytest.raises(InputError, match='is damaged'):
-        read_built(folder)
+        get_dataset('toy', root)
 
 
-# By name ------------------------------------------------------------------------------
+# From the command line ----------------------------------------------------------------
 
 
-def test_published(put, monkeypatch):
-    for cls in PUBLISHED.values():
-        monkeypatch.setattr(cls, 'base_url', f'http://127.0.0.1:1/{cls.folder}')
+def test_published(put, offline):
     files = {'train.txt': '0 0 1 2\n1 1 3 4 5 0\n', 'test.txt': '0 3\n1 2\n'}
     root = put('gowalla', files)
     expected = get_dataset('gowalla', root)
     call = ['data', '--dataset', 'gowalla', '--data-root', str(root), '--build']
-    call += ['--protocol', 'standard']
     assert run.main(call) == 0
     assert same(expected, get_dataset('gowalla', root))
     for file in files:
@@ -491,15 +476,16 @@ def test_command(root, capsys):
     facts = capsys.readouterr().out
     assert run.main([*call, '--build']) == 0
     first, _, rest = capsys.readouterr().out.partition('\n')
-    assert first.endswith('built-c2f-2024') and rest == facts
-    assert (root / 'toy' / 'built-c2f-2024' / 'meta.json').exists()
-    build_dataset(root, 'toy', progress=True)
+    assert first.endswith('built-standard-2024') and rest == facts
+    assert (root / 'toy' / 'built-standard-2024' / 'meta.json').exists()
+    build_dataset('toy', root, 'c2f', progress=True)
     assert 'merge' in capsys.readouterr().err
     assert 'toy.parquet' in facts
     for wrong, message in (
         (['--dataset', 'synthetic'], 'there is nothing to build'),
         (['--dataset', 'nowhere'], 'unknown data set'),
         (['--columns', 'a,b'], "made from the columns|no column 'a'"),
+        (['--columns', 'a,a'], "both be in the column 'a'"),
         (['--columns', 'a'], 'expected two names'),
     ):
         assert run.main([*call, '--build', *wrong]) == 2

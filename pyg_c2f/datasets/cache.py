@@ -1,0 +1,718 @@
+r"""Interactions that do not fit in memory: prepared once, then mapped from the disk.
+
+A table is never in memory as a whole. Held at a time are a batch of its rows, a range
+of users with about ``BUCKET`` interactions, and the ids themselves: the rows are
+numbered, sorted in runs, and the runs are merged by ranges of users. Held-out
+interactions are drawn with the same numbers as in memory, from the same generator.
+
+The result is a folder ``built-PROTOCOL-SEED`` beside the files:
+
+* ``edges.i64``: users, items and users again of the train interactions, three rows of
+  int64, so that both directions are views of one mapping;
+* ``val.i64``, ``test.i64``: users and items, two rows of int64;
+* ``users.bin``, ``items.bin``, ``titles.bin``: texts in UTF-8, one after the other, and
+  their offsets in ``users.offsets.i64`` and so on, where the files have them;
+* ``meta.json``, written last: sizes, sources, and a checksum.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pyg_c2f.datasets.parquet import Column, ParquetTable, Texts, buffers
+from pyg_c2f.datasets.sources import fingerprint, no_rows, read_source
+from pyg_c2f.datasets.spec import DataSpec, locate, plain_name
+from pyg_c2f.datasets.splits import (
+    check_counts,
+    count_splits,
+    draw_validation,
+    hold_out,
+    split,
+)
+from pyg_c2f.datasets.tables import read_titles
+from pyg_c2f.datasets.text import sorted_unique
+from pyg_c2f.typing import InputError, Protocol
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 'pyg_c2f built 1'
+META = 'meta.json'
+SIDES = {'edges': (0, 1, 0), 'val': (0, 1), 'test': (0, 1)}  # 0 for users, 1 for items
+TEXTS = ('users', 'items', 'titles')
+BUCKET = 2**21  # interactions sorted at a time
+_META_BYTES = 2**24  # a line for each of a hundred thousand part files
+_MOST = 2**59  # of anything: the bytes can still be counted
+_SPARSE = 8  # ids are looked up in a table with up to so many entries for each
+_LABELS = 2**18  # texts encoded at a time
+_MEND = 'build it again (run.py data --build), or delete that folder'
+
+
+class Meta(NamedTuple):
+    r"""The checked content of ``meta.json``."""
+
+    protocol: str
+    split_seed: int
+    columns: list[str] | None  # None: the source has no columns
+    num_users: int
+    num_items: int
+    num_train: int
+    num_val: int
+    num_test: int
+    text_bytes: dict[str, int]  # of those of TEXTS that exist
+    sources: list[list[Any]]  # file name, bytes and mtime_ns of each
+    data_sha256: str
+
+
+class Cache(NamedTuple):
+    r"""The built form of a data set, mapped into memory."""
+
+    meta: Meta
+    edges: Tensor  # [3, num_train]: users, items, users
+    val: Tensor  # [2, num_val]
+    test: Tensor  # [2, num_test]
+    texts: dict[str, tuple[np.ndarray, np.ndarray]]  # bytes and offsets
+
+
+def cache_folder(spec: DataSpec) -> Path:
+    r"""Returns the folder of a data set's built form, which may not exist."""
+    return spec.folder / f'built-{spec.protocol}-{spec.split_seed}'
+
+
+def is_built(spec: DataSpec) -> bool:
+    r"""Whether a data set has a built form, valid or not."""
+    return (cache_folder(spec) / META).exists()
+
+
+# Reading ------------------------------------------------------------------------------
+
+
+def find_cache(spec: DataSpec) -> Path | None:
+    r"""Returns the folder of the built form of a data set, if there is one.
+
+    Raises:
+        InputError: If it is damaged, was made from other columns, or from files that
+            have changed since. Deleted files are not missed.
+    """
+    if not is_built(spec):
+        return None
+    folder = cache_folder(spec)
+    meta = read_meta(folder)
+    if (meta.protocol, meta.split_seed) != (spec.protocol, spec.split_seed):
+        raise _damaged(folder, f'it is of {meta.protocol}, {meta.split_seed}')
+    if meta.columns not in (None, [*spec.columns]):
+        raise InputError(
+            f'{folder} was made from the columns '
+            f'{ascii(",".join(meta.columns or []))}, not {",".join(spec.columns)}; ask '
+            f'for these (run.py: --columns), or {_MEND}'
+        )
+    if spec.files and fingerprint(spec) != meta.sources:
+        raise InputError(
+            f'{folder} was made from other files than those in {spec.folder} (name, '
+            f'size or time of one has changed); {_MEND}'
+        )
+    return folder
+
+
+def read_meta(folder: Path) -> Meta:
+    r"""Returns the content of ``meta.json``, without reading the rest.
+
+    Args:
+        folder (Path): The folder ``built-PROTOCOL-SEED``.
+
+    Raises:
+        InputError: If it is damaged, or does not fit the sizes of the files beside it.
+    """
+    path = folder / META
+    try:
+        if path.stat().st_size > _META_BYTES:
+            raise ValueError('it is too large')
+        content = json.loads(path.read_text(encoding='utf-8'))
+        if content.pop('format') != FORMAT:
+            raise ValueError(f'its format is not {FORMAT!r}')
+        meta = Meta(**content)
+        _check_meta(meta)
+        for file, size in _sizes(meta).items():
+            if (folder / file).stat().st_size != size:
+                raise ValueError(f'{file} should have {size:,} bytes')
+    except OSError as error:
+        raise _damaged(folder, f'{error.filename}: {error.strerror}') from error
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        raise _damaged(folder, ascii(str(error)[:200])) from error
+    return meta
+
+
+def _damaged(folder: Path, what: str) -> InputError:
+    return InputError(f'{folder} is damaged ({what}); {_MEND}')
+
+
+def _check_meta(meta: Meta) -> None:
+    def is_size(value: Any) -> bool:
+        return type(value) is int and 0 <= value < _MOST
+
+    def is_list(value: Any, types: tuple[type, ...]) -> bool:
+        return isinstance(value, list) and tuple(map(type, value)) == types
+
+    counts = [value for key, value in meta._asdict().items() if key.startswith('num_')]
+    texts, seed = meta.text_bytes, meta.split_seed
+    sets_of_texts: list[set[str]] = [set(), {'users', 'items'}, set(TEXTS)]
+    is_right = {
+        'protocol': meta.protocol in get_args(Protocol),
+        'split_seed': type(seed) is int and seed >= 0,
+        'columns': meta.columns is None or is_list(meta.columns, (str, str)),
+        # All readers hold the numbers of users and items as int32.
+        'num_*': all(map(is_size, counts)) and all(0 < x < 2**31 for x in counts[:2]),
+        'text_bytes': isinstance(texts, dict)
+        and set(texts) in sets_of_texts
+        and all(map(is_size, texts.values())),
+        'sources': isinstance(meta.sources, list)
+        and all(is_list(x, (str, int, int)) for x in meta.sources),
+        'data_sha256': isinstance(meta.data_sha256, str),
+    }
+    for key, is_valid in is_right.items():
+        if not is_valid:
+            raise ValueError(f'{key} is wrong')
+
+
+def _counts(meta: Meta) -> dict[str, int]:
+    r"""The interactions in each file of pairs."""
+    counts = meta.num_train, meta.num_val, meta.num_test
+    return dict(zip(SIDES, counts, strict=True))
+
+
+def _sizes(meta: Meta) -> dict[str, int]:
+    r"""The bytes of each file."""
+    sizes = {
+        f'{key}.i64': 8 * len(SIDES[key]) * num for key, num in _counts(meta).items()
+    }
+    for key, size in meta.text_bytes.items():
+        num = meta.num_users if key == 'users' else meta.num_items
+        sizes |= {f'{key}.bin': size, f'{key}.offsets.i64': 8 * (num + 1)}
+    return sizes
+
+
+def read_cache(folder: Path) -> Cache:
+    r"""Maps a built form into memory; only what is used is read.
+
+    Args:
+        folder (Path): The folder ``built-PROTOCOL-SEED``.
+
+    Raises:
+        InputError: If it is damaged, as far as the sizes of its files tell.
+    """
+    meta = read_meta(folder)
+    try:
+        pairs = [
+            torch.from_file(
+                str(folder / f'{key}.i64'),
+                shared=False,
+                size=len(SIDES[key]) * num,
+                dtype=torch.int64,
+            ).view(len(SIDES[key]), num)
+            for key, num in _counts(meta).items()
+        ]
+        texts = {key: _map_texts(folder, key) for key in meta.text_bytes}
+    except (OSError, RuntimeError) as error:
+        raise _damaged(folder, ascii(str(error)[:200])) from error
+    return Cache(meta, pairs[0], pairs[1], pairs[2], texts)
+
+
+def _map_texts(folder: Path, key: str) -> tuple[np.ndarray, np.ndarray]:
+    path, blob = folder / f'{key}.bin', np.empty(0, np.uint8)
+    if path.stat().st_size:
+        blob = np.asarray(np.memmap(path, np.uint8, 'r'))
+    offsets = np.asarray(np.memmap(folder / f'{key}.offsets.i64', np.int64, 'r'))
+    if offsets[0] != 0 or offsets[-1] != len(blob):
+        raise _damaged(folder, f'the offsets of {key} do not fit')
+    return blob, offsets
+
+
+# Building -----------------------------------------------------------------------------
+
+
+def build_cache(spec: DataSpec, progress: bool = False) -> Path:
+    r"""Makes the built form of a data set, unless there is a valid one.
+
+    An interrupted call leaves nothing that would be taken for one.
+
+    Args:
+        spec (DataSpec): The data set, its protocol and its seed.
+        progress (bool, optional): Whether to show progress bars.
+            (default: :obj:`False`)
+
+    Returns:
+        Path: The folder of the built form.
+
+    Raises:
+        InputError: If the data set is missing or a file is wrong.
+        OSError: If the folder cannot be written; the disk is full, say.
+    """
+    target = cache_folder(spec)
+    with suppress(InputError):  # an invalid one is replaced
+        if find_cache(spec):
+            logger.info('%s: is there already', target)
+            return target
+    files = spec.files
+    if not files:
+        read_source(spec)  # says what is missing
+    sources = fingerprint(spec)
+    with _whole_folder(target) as part:
+        if plain_name(files[0]).endswith('.parquet'):
+            sizes = _TableBuild(part, spec, progress).run()
+        else:
+            sizes = _build_in_memory(part, spec)
+        if fingerprint(spec) != sources:
+            raise InputError(
+                f'{spec.folder}: its files change; build when they are whole'
+            )
+        content = {
+            'format': FORMAT,
+            'protocol': spec.protocol,
+            'split_seed': spec.split_seed,
+            'columns': [*spec.columns] if spec.is_table else None,
+            **sizes,
+            'sources': sources,
+            'data_sha256': _digest(part, sizes['num_train']),
+        }
+        with _new_file(part / META) as file:
+            file.write(json.dumps(content, indent=1).encode() + b'\n')
+        read_meta(part)
+    return target
+
+
+@contextmanager
+def _whole_folder(target: Path) -> Iterator[Path]:
+    r"""Gives a folder to write to that becomes ``target`` in one step, or nothing."""
+    part = target.with_name(f'{target.name}-part')
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        # Another build, which takes this one for a leftover, has a mark of its own.
+        mark = part / secrets.token_hex()
+        mark.touch()
+        try:
+            yield part
+            if not mark.exists():
+                raise OSError('another build of the same data has taken over')
+            mark.unlink()
+            if target.exists():
+                shutil.rmtree(target)
+            os.replace(part, target)
+        except BaseException:
+            if mark.exists():
+                shutil.rmtree(part, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise OSError(
+            f'{target}: cannot be written ({error.strerror or error}); make room, or '
+            'correct its permissions, and build again'
+        ) from error
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[Any]:
+    r"""Opens a file to write that is on the disk once it is closed."""
+    with path.open('wb') as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _digest(part: Path, num_train: int) -> str:
+    r"""The SHA-256 of all edges, without the third row of the train ones.
+
+    It is that of the tensors in memory, train, validation and test.
+    """
+    digest = hashlib.sha256()
+    for key in SIDES:
+        path = part / f'{key}.i64'
+        left = 16 * num_train if key == 'edges' else path.stat().st_size
+        with path.open('rb') as file:
+            while block := file.read(min(left, 2**22)):
+                digest.update(block)
+                left -= len(block)
+    return digest.hexdigest()
+
+
+class _PairFile:
+    r"""A file of pairs, row by row, to which interactions are appended.
+
+    Args:
+        file (BinaryIO): The file, open to write. A full disk is an error, which it
+            would not be of a mapped file.
+        num_pairs (int): The number of interactions it will hold.
+        sides (tuple): What is in each row: 0 for users, 1 for items.
+    """
+
+    def __init__(self, file: Any, num_pairs: int, sides: tuple[int, ...]) -> None:
+        self.file, self.num_pairs, self.sides = file, num_pairs, sides
+        self.done = 0
+
+    def append(self, keys: np.ndarray, num_items: int, first_user: int = 0) -> None:
+        r"""Appends interactions, given as keys of users counted from a first one."""
+        users, items = np.divmod(keys, num_items)
+        users += first_user
+        for row, side in enumerate(self.sides):
+            self.file.seek(8 * (row * self.num_pairs + self.done))
+            self.file.write((items if side else users).data)
+        self.done += len(keys)
+
+
+@contextmanager
+def _pair_files(part: Path, counts: Iterable[int]) -> Iterator[list[_PairFile]]:
+    r"""The files of train, validation and test interactions, of given lengths."""
+    with ExitStack() as stack:
+        yield [
+            _PairFile(stack.enter_context(_new_file(part / f'{key}.i64')), num, sides)
+            for (key, sides), num in zip(SIDES.items(), counts, strict=True)
+        ]
+
+
+def _write_texts(
+    part: Path, key: str, blocks: Iterable[tuple[np.ndarray, np.ndarray]]
+) -> int:
+    r"""Writes texts, given as bytes and offsets; returns the number of bytes."""
+    size = 0
+    with (
+        _new_file(part / f'{key}.bin') as blob_file,
+        _new_file(part / f'{key}.offsets.i64') as offset_file,
+    ):
+        offset_file.write(bytes(8))
+        for blob, offsets in blocks:
+            blob_file.write(np.ascontiguousarray(blob).data)
+            offset_file.write((offsets[1:] + size).data)
+            size += len(blob)
+    return size
+
+
+def encode_texts(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    r"""Returns the bytes of texts one after the other and the ``[n + 1]`` offsets."""
+    encoded = [text.encode(errors='surrogatepass') for text in texts]
+    offsets = np.zeros(len(texts) + 1, np.int64)
+    np.cumsum([len(text) for text in encoded], out=offsets[1:])
+    return np.frombuffer(b''.join(encoded), np.uint8), offsets
+
+
+def _blocks_of(texts: list[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for start in range(0, len(texts), _LABELS):
+        yield encode_texts(texts[start : start + _LABELS])
+
+
+def _sizes_of(
+    num_nodes: tuple[int, int], counts: Iterable[int], text_bytes: dict[str, int]
+) -> dict[str, Any]:
+    keys = ('num_users', 'num_items', 'num_train', 'num_val', 'num_test')
+    sizes = dict(zip(keys, (*num_nodes, *counts), strict=True))
+    return {**sizes, 'text_bytes': text_bytes}
+
+
+def _build_in_memory(part: Path, spec: DataSpec) -> dict[str, Any]:
+    r"""Writes the built form of files that fit in memory."""
+    source = read_source(spec)
+    splits = split(source.parts, source.num_items, spec)
+    counts = [len(keys) for keys in splits]
+    with _pair_files(part, counts) as files:
+        for keys, file in zip(splits, files, strict=True):
+            for start in range(0, len(keys), BUCKET):
+                file.append(keys[start : start + BUCKET], source.num_items)
+    text_bytes = {
+        key: _write_texts(part, key, _blocks_of(texts))
+        for key, texts in source.texts.items()
+    }
+    return _sizes_of((source.num_users, source.num_items), counts, text_bytes)
+
+
+class _TableBuild:
+    r"""Writes the built form of a Parquet table, which may exceed the memory."""
+
+    def __init__(self, part: Path, spec: DataSpec, progress: bool) -> None:
+        (self.path,) = spec.files
+        self.part, self.spec = part, spec
+        self.table = ParquetTable(self.path, spec.columns)
+        if not self.table.num_rows:
+            raise no_rows(self.path)
+        self.bar = partial(tqdm, unit_scale=True, leave=False, disable=not progress)
+
+    def run(self) -> dict[str, Any]:
+        r"""Returns the sizes of what is written."""
+        users, items = self.collect_ids()
+        self.num_items = len(items.keys)
+        num_nodes = len(users.keys), self.num_items
+        lengths = self.write_runs(users, items)
+        text_bytes = {
+            'users': _write_texts(self.part, 'users', [buffers(users.labels())]),
+            'items': _write_texts(self.part, 'items', [buffers(items.labels())]),
+        }
+        spec = self.spec
+        if locate(spec.folder, f'{spec.name}.item'):
+            labels = items.labels().cast('large_string').to_pylist()
+            titles = read_titles(spec.folder, spec.name, spec.item_column, labels)
+            if titles is not None:
+                blocks = _blocks_of(titles)
+                text_bytes['titles'] = _write_texts(self.part, 'titles', blocks)
+        del users, items
+        self.bounds = _bounds(self.per_user)
+        self.merge_runs(lengths)
+        if num_merged := self.table.num_rows - int(self.per_user.sum()):
+            logger.warning(
+                '%s: %d duplicate interactions merged', self.path, num_merged
+            )
+        return _sizes_of(num_nodes, self.write_splits(), text_bytes)
+
+    def collect_ids(self) -> tuple['_Ids', '_Ids']:
+        r"""Numbers the ids in the order that they have in memory."""
+        users, items = (_Integers() if x else _Strings() for x in self.table.is_int)
+        with self.bar(desc='ids', total=self.table.num_rows) as bar:
+            for batch in self.table.batches():
+                users.add(batch[0])
+                items.add(batch[1])
+                bar.update(_num_rows(batch[0]))
+        users.finish()
+        items.finish()
+        return users, items
+
+    def write_runs(self, users: '_Ids', items: '_Ids') -> list[int]:
+        r"""Writes sorted runs of keys to the file ``runs``; returns their lengths.
+
+        Counts the interactions of users: no fewer than there are, for some are in
+        several runs.
+        """
+        num_users, lengths = len(users.keys), []
+        self.per_user = np.zeros(num_users, np.int64)
+        with (
+            (self.part / 'runs').open('wb') as file,
+            self.bar(desc='sort', total=self.table.num_rows) as bar,
+        ):
+            for batch in self.large_batches():
+                keys = users.number(batch[0]) * self.num_items
+                keys += items.number(batch[1])
+                keys = sorted_unique(keys)
+                self.per_user += np.bincount(
+                    keys // self.num_items, minlength=num_users
+                )
+                file.write(keys.data)
+                lengths.append(len(keys))
+                bar.update(_num_rows(batch[0]))
+        return lengths
+
+    def large_batches(self) -> Iterator[tuple[Column, Column]]:
+        r"""Joins batches to ones of at least ``BUCKET`` rows."""
+        parts: list[tuple[Column, Column]] = []
+        size = 0
+        for batch in self.table.batches():
+            parts.append(batch)
+            size += _num_rows(batch[0])
+            if size >= BUCKET:
+                yield _join([x for x, _ in parts]), _join([x for _, x in parts])
+                parts, size = [], 0
+        if size:
+            yield _join([x for x, _ in parts]), _join([x for _, x in parts])
+
+    def merge_runs(self, lengths: list[int]) -> None:
+        r"""Merges the runs to the file ``keys``, and counts users' interactions."""
+        runs = np.memmap(self.part / 'runs', np.int64, 'r')
+        ends = np.cumsum(lengths).tolist()
+        starts = [0, *ends[:-1]]
+        with (
+            (self.part / 'runs').open('rb') as file,
+            (self.part / 'keys').open('wb') as out,
+        ):
+            for first, end in self.ranges('merge'):
+                keys, parts, size = np.empty(0, np.int64), [], 0
+                for run, start in enumerate(starts):
+                    rest = runs[start : ends[run]]
+                    num = int(rest.searchsorted(end * self.num_items))
+                    file.seek(8 * start)
+                    parts.append(np.fromfile(file, np.int64, num))
+                    starts[run] += num
+                    size += num
+                    if size > BUCKET:  # of a single user, in many runs
+                        keys, parts = sorted_unique(np.concatenate([keys, *parts])), []
+                        size = 0
+                keys = sorted_unique(np.concatenate([keys, *parts]))
+                out.write(keys.data)
+                users = keys // self.num_items - first
+                self.per_user[first:end] = np.bincount(users, minlength=end - first)
+        del runs
+        (self.part / 'runs').unlink()
+
+    def ranges(self, what: str) -> Iterator[tuple[int, int]]:
+        r"""Yields the ranges of users."""
+        with self.bar(desc=what, total=len(self.bounds) - 1) as bar:
+            for first, end in zip(self.bounds, self.bounds[1:], strict=False):
+                yield first, end
+                bar.update()
+
+    def write_splits(self) -> tuple[int, int, int]:
+        r"""Writes train, validation and test interactions; returns their numbers.
+
+        They are those that :func:`split` draws of all interactions together. Both of
+        its steps draw a number for every interaction they are given, in their order,
+        so that two generators, the second that much further, can go from range to
+        range.
+        """
+        protocol, num_items = self.spec.protocol, self.num_items
+        counts = count_splits(self.per_user, protocol)
+        check_counts(*counts[1:], self.spec)
+        first_rng, second_rng = self.spec.generator(), self.spec.generator()
+        second_rng.bit_generator.advance(int(self.per_user.sum()))  # type: ignore[attr-defined]
+        ends = np.cumsum(self.per_user)
+        with (
+            (self.part / 'keys').open('rb') as file,
+            _pair_files(self.part, counts) as files,
+        ):
+            start = 0
+            for first, end in self.ranges('split'):
+                keys = np.fromfile(file, np.int64, int(ends[end - 1]) - start)
+                start += len(keys)
+                keys -= first * num_items
+                train, test = hold_out(keys, num_items, first_rng)
+                drawn = draw_validation(train, test, num_items, protocol, second_rng)
+                for out, part in zip(files, drawn, strict=True):
+                    out.append(part, num_items, first)
+        (self.part / 'keys').unlink()
+        return counts
+
+
+def _num_rows(column: Column) -> int:
+    return len(column.rows if isinstance(column, Texts) else column)
+
+
+def _join(columns: list[Any]) -> Column:
+    if not isinstance(columns[0], Texts):
+        return np.concatenate(columns)
+    import pyarrow as pa
+
+    labels = [column.labels for column in columns]
+    first = np.cumsum([0, *map(len, labels)])
+    rows = [column.rows + at for column, at in zip(columns, first, strict=False)]
+    return Texts(pa.concat_arrays(labels), np.concatenate(rows))
+
+
+def _bounds(per_user: np.ndarray) -> list[int]:
+    r"""Divides the users into ranges of one, or of ``BUCKET`` interactions at most."""
+    total, bounds = np.cumsum(per_user), [0]
+    while (first := bounds[-1]) < len(per_user):
+        before = int(total[first - 1]) if first else 0
+        end = int(total.searchsorted(before + BUCKET, side='right'))
+        bounds.append(max(end, first + 1))
+    return bounds
+
+
+class _Collector:
+    r"""Collects the distinct ids of a column."""
+
+    def __init__(self, keys: Any, unique: Callable[[list[Any]], Any]) -> None:
+        self.keys, self._unique = keys, unique  # sorted, once all are collected
+        self._parts: list[Any] = []
+        self._num_parts = 0
+
+    def add(self, column: Column) -> None:
+        part = column.labels if isinstance(column, Texts) else sorted_unique(column)
+        self._parts.append(part)
+        self._num_parts += len(part)
+        if self._num_parts > max(len(self.keys), BUCKET):
+            self._merge()
+
+    def _merge(self) -> None:
+        self.keys = self._unique([self.keys, *self._parts])
+        self._parts, self._num_parts = [], 0
+
+
+class _Integers(_Collector):
+    r"""Numbers a column of integers: as numbers, or as text if some are negative."""
+
+    def __init__(self) -> None:
+        empty = np.empty(0, np.int64)
+        super().__init__(empty, lambda parts: sorted_unique(np.concatenate(parts)))
+
+    def finish(self) -> None:
+        import pyarrow.compute as pc
+
+        self._merge()
+        self._order = np.arange(len(self.keys))
+        if self.keys[0] < 0:
+            texts = self.labels().cast('large_binary')
+            self._order = pc.array_sort_indices(texts).to_numpy().astype(np.int64)
+        self._number = np.argsort(self._order)
+        low, high = int(self.keys[0]), int(self.keys[-1])
+        self._table = None
+        if high - low < _SPARSE * len(self.keys):
+            self._table = np.full(high - low + 1, -1, np.int32)
+            self._table[self.keys - low] = self._number
+
+    def number(self, column: Any) -> np.ndarray:
+        low, high = self.keys[0], self.keys[-1]
+        if column.min() < low or column.max() > high:
+            raise _changes()
+        if self._table is not None:
+            number = self._table[column - low].astype(np.int64)
+            if number.min() < 0:
+                raise _changes()
+            return number
+        # Looked up in order, what is needed of a large table is in the cache.
+        unique, rows = np.unique(column, return_inverse=True)
+        at = self.keys.searchsorted(unique)
+        if (self.keys[at] != unique).any():
+            raise _changes()
+        return self._number[at][rows]
+
+    def labels(self) -> Any:
+        r"""Returns them as text in the order of their numbers."""
+        import pyarrow as pa
+
+        return pa.array(self.keys[self._order]).cast('large_string')
+
+
+class _Strings(_Collector):
+    r"""Numbers a column of text: as numbers, if all are digits, else as text."""
+
+    def __init__(self) -> None:
+        import pyarrow as pa
+
+        empty = pa.array([], pa.large_binary())
+        super().__init__(empty, lambda parts: pa.concat_arrays(parts).unique())
+
+    def finish(self) -> None:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        self._merge()
+        blob, offsets = buffers(self.keys)
+        columns, by = {'text': self.keys}, [('text', 'ascending')]
+        if (blob - ord('0') < 10).all():  # wraps around below '0'
+            # Of digits in the order of text, the shorter are the smaller number.
+            columns['size'] = pa.array(np.diff(offsets))
+            by.insert(0, ('size', 'ascending'))
+        self.keys = self.keys.take(pc.sort_indices(pa.table(columns), sort_keys=by))
+
+    def number(self, column: Any) -> np.ndarray:
+        import pyarrow.compute as pc
+
+        at = pc.index_in(column.labels, value_set=self.keys)
+        if at.null_count:
+            raise _changes()
+        return at.to_numpy().astype(np.int64)[column.rows]
+
+    def labels(self) -> Any:
+        r"""Returns them in the order of their numbers."""
+        return self.keys
+
+
+_Ids = _Integers | _Strings
+
+
+def _changes() -> InputError:
+    return InputError('the files of the data set change; build when they are whole')
