@@ -1,4 +1,4 @@
-"""Small models of every kind, and who asks them."""
+"""Small models of every kind, and histories to ask them with."""
 
 import torch
 

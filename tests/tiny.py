@@ -1,4 +1,4 @@
-"""A data set and settings whose training takes a second."""
+"""A data set and settings that train in a second."""
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ def as_text(rows, part):
 
 
 def write_text_data(root):
-    """The data set ``root/text``; returns the items of each user, the last for test."""
+    """Writes the data set ``root/text``; returns each user's items, test items last."""
     rng = np.random.default_rng(0)
     rows = {user: rng.permutation(50)[:12].tolist() for user in range(40)}
     (root / 'text').mkdir()
@@ -67,7 +67,7 @@ def epochs_of(results):
 
 
 def assert_same_model(one, other):
-    """Whether two models have the same bytes in a file."""
+    """Two models have the same bytes in a file."""
     ours, theirs = one.to_tensors(), other.to_tensors()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
