@@ -11,13 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from pyg_c2f import load, save
-from pyg_c2f.checkpoint import (
-    KINDS,
-    TEXTS,
-    model_bytes,
-    read_tensors,
-    write_tensors,
-)
+from pyg_c2f.checkpoint import KINDS, TEXTS, model_bytes, read_tensors, write_tensors
 from pyg_c2f.datasets import SyntheticHierarchy
 from pyg_c2f.files import write_json
 from pyg_c2f.nn import C2F
@@ -161,7 +155,7 @@ def test_any_changed_byte_is_noticed(toy, tmp_path):
     rng = np.random.default_rng(0)
     for at in [*range(start, len(content)), *rng.integers(0, start, 500)]:
         path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
-        assert_refused(path, '')
+        assert_refused(path, None)
 
 
 def assert_untouched(write, folder, says):
@@ -256,17 +250,11 @@ def assert_unfit(model, path, spoil, says=''):
 @pytest.mark.parametrize(
     'spoil',
     [
-        without('bias'),
         without('fine.col'),
-        other_meta(num_users='5'),
         other_meta(num_items='-1'),
-        other_meta(num_coarse='"many"'),
-        other_meta(embedding_dim='7'),
         other_meta(gate='nothing'),
         lambda tensors, meta: meta.pop('stage'),
         other_tensor('coarse.index', lambda x: x + 4),
-        cut('coarse.weight'),
-        other_tensor('fine.col', lambda x: x + 4),
         other_tensor('graph.col', lambda x: x + 4),
         cut('graph.rowptr'),
     ],
@@ -281,15 +269,6 @@ def other_meta(**kwargs):
 
 def other_tensor(name, change):
     return lambda tensors, meta: tensors.update({name: change(tensors[name])})
-
-
-def test_write_tensors_and_read_them(tmp_path):
-    path = tmp_path / 'x.safetensors'
-    tensors = {'a': torch.randn(3, 4).T, 'b': torch.arange(3)}
-    write_tensors(path, tensors, {'more': 'yes'})
-    again, meta = read_tensors(path)
-    assert meta['more'] == 'yes' and set(again) == set(tensors)
-    assert all(again[key].equal(tensors[key]) for key in tensors)
 
 
 def test_write_json(tmp_path):
@@ -478,22 +457,16 @@ def test_packed_is_smaller():
     'spoil',
     [
         without('coarse.count'),
-        without('fine.value'),
-        without('graph.col'),
-        cut('coarse.count'),
         cut('coarse.index'),
         cut('coarse.weight'),
         cut('fine.index', by=3),
         cut('graph.rowptr'),
         other_tensor('coarse.codebook', lambda x: x[:, :-1]),
         other_tensor('fine.col', lambda x: x + 18),
-        other_meta(num_users='5'),
-        other_meta(num_items='"all"'),
         other_meta(num_fine='4'),
         other_meta(fine_per_item='0'),
         other_meta(max_coarse_per_item='1'),
         other_meta(dtype='"none"'),
-        other_meta(threshold='nothing'),
         other_meta(model='"cubic"'),
         lambda tensors, meta: meta.pop('score_power'),
     ],

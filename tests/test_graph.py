@@ -21,12 +21,7 @@ both_stages = pytest.mark.parametrize('stage', ['coarse', 'fine'])
 def hetero_data(toy, stage):
     fine = (toy.fine, toy.num_fine) if stage == 'fine' else ()
     return build_hetero_data(
-        toy.edge_index,
-        toy.num_users,
-        toy.num_items,
-        toy.coarse,
-        toy.num_coarse,
-        *fine,
+        toy.edge_index, toy.num_users, toy.num_items, toy.coarse, toy.num_coarse, *fine
     )
 
 

@@ -140,23 +140,20 @@ def test_the_scale_of_rows_and_weights_does_not_matter(scale):
     assert scaled.weight.equal(scale * links.weight)
 
 
-def test_no_centroid_is_empty():
+def test_kmeans_of_few_distinct_rows():
     # All starts are among the heavy rows; the others get their centroids later.
-    x = torch.cat([torch.zeros(50, 3), 10 * rows(6, 3)])
-    importance = torch.cat([torch.ones(50), torch.full((6,), 1e-9)])
-    centroids, label = kmeans(x, 7, importance, generator())
-    assert label.unique().numel() == 7
-    assert kmeans_error(x, centroids, label, torch.ones(56)) < 1e-4
-
-
-def test_fewer_distinct_rows_than_centroids():
-    x = rows(3).repeat(4, 1)
-    centroids, label = kmeans(x, 9, torch.ones(12), generator())
-    assert centroids.shape == (9, 8) and centroids.isfinite().all()
-    assert kmeans_error(x, centroids, label, torch.ones(12)) < 1e-4
-    centroids, label = kmeans(x[:3], 9, torch.zeros(3), generator())
-    assert centroids.isfinite().all()
-    assert kmeans_error(x[:3], centroids, label, torch.ones(3)) < 1e-4
+    few = torch.cat([torch.zeros(50, 3), 10 * rows(6, 3)])
+    heavy = torch.cat([torch.ones(50), torch.full((6,), 1e-9)])
+    repeated, alone = rows(3).repeat(4, 1), torch.zeros(3)
+    for x, num, importance in (
+        (few, 7, heavy),
+        (repeated, 9, torch.ones(12)),
+        (repeated[:3], 9, alone),
+    ):
+        centroids, label = kmeans(x, num, importance, generator())
+        assert len(centroids) == num and centroids.isfinite().all()
+        assert label.unique().numel() == len(x.unique(dim=0))
+        assert kmeans_error(x, centroids, label, torch.ones(len(x))) < 1e-4
 
 
 def test_residual_codes():

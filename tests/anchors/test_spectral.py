@@ -295,33 +295,19 @@ def test_varimax_of_hard_rows(rows):
     assert reached >= best - 1e-5 * fourth
 
 
-@pytest.mark.parametrize('scale', [2.0**-50, 2.0**50])
-def test_varimax_does_not_depend_on_scales(scale):
-    rows = HARD['clusters']
-    weight = weights(len(rows), 1e3)
-    rotation = varimax(rows, weight)
-    assert varimax(scale * rows, weight).equal(rotation)
-    assert varimax(rows, scale * weight).equal(rotation)
-
-
 def test_varimax_samples_rows():
-    rows = torch.randn(100, 4, generator=generator())
-    weight = torch.ones(100)
+    rows, weight = HARD['clusters'], weights(600, 1e3)
     ours, again, other = (
-        varimax(rows, weight, generator(seed), num_rows=10) for seed in (0, 0, 1)
+        varimax(rows, weight, generator(seed), num_rows=200) for seed in (0, 0, 1)
     )
     assert ours.equal(again) and not ours.allclose(other, atol=1e-3)
     # It takes at least twelve rows for each column, so all of these, in any order.
-    wide = torch.randn(30, 4, generator=generator())
-    ours, other = (
-        varimax(wide, torch.ones(30), generator(seed), num_rows=1) for seed in (0, 1)
-    )
+    few = rows[:190], weight[:190]
+    ours, other = (varimax(*few, generator(seed), num_rows=1) for seed in (0, 1))
     assert ours.equal(other)
-
-
-def top_two_share(x):
-    energy = x.square().sort(dim=1, descending=True).values
-    return float(energy[:, :2].sum() / energy.sum())
+    # The scale of rows and weights does not matter.
+    for scale in (2.0**-50, 2.0**50):
+        assert varimax(scale * few[0], scale * few[1]).equal(ours)
 
 
 def test_rotated_axes_are_communities():
@@ -329,15 +315,10 @@ def test_rotated_axes_are_communities():
     group = torch.arange(num * size) // size
     chance = torch.where(group[:, None] == group, 0.5, 0.01)
     rated = torch.rand(len(group), len(group), generator=generator()) < chance
-    edges = rated.nonzero().T
-    interactions = normalized_interactions(edges, len(group), len(group))
+    interactions = normalized_interactions(rated.nonzero().T, len(group), len(group))
     _, value, right = randomized_svd(interactions, len(group), num, generator())
     x = right * value.sqrt()
     rotated = x @ varimax(x, torch.ones(len(group)), generator())
-    torch.testing.assert_close(
-        torch.linalg.vector_norm(rotated, dim=1), torch.linalg.vector_norm(x, dim=1)
-    )
-    assert top_two_share(rotated) > 0.9 > top_two_share(x) + 0.2
     # For nearly all items an axis is one community.
     axis = rotated.abs().argmax(dim=1)
     names = axis.view(num, size).mode(dim=1).values

@@ -346,25 +346,12 @@ def whole_gradients():
     return lambda user, item, *rest: loss(user, item, PAIRS, *rest), tables
 
 
-def softmax_gradients():
-    mask, loss = torch.rand(3, 5) < 0.3, SampledSoftmaxLoss(0.7)
-    tables = [draw(3), draw(3, 5), draw(5), positive(3)]
-    return lambda pos, neg, log_q, w: loss(pos, neg, log_q, mask, w), tables
-
-
-count = torch.tensor([2, 0, 1])
 # Functions that are differentiated twice, and the tables to differentiate by.
 TWICE = {
     'AnchorConv': lambda: conv_gradients('tensor'),
     'AnchorConv-edge_index': lambda: conv_gradients('edge_index'),
     'AnchorConv-csr': lambda: conv_gradients('csr'),
     'C2FConv': c2f_conv_gradients,
-    'SoftThreshold': lambda: (SoftThreshold(0.4), [draw(3, 4)]),
-    'BPRLoss': lambda: (
-        lambda pos, neg, ego: BPRLoss(0.1)(pos, neg, ego, count),
-        [draw(4), draw(4), draw(3, 2)],
-    ),
-    'SampledSoftmaxLoss': softmax_gradients,
     'WholeDataLoss': whole_gradients,
     'sampled_dot': lambda: (
         lambda a, b: sampled_dot(PAIRS, a, b),
@@ -374,11 +361,9 @@ TWICE = {
     'fused_propagation-coarse': lambda: propagation_gradients('coarse'),
     'fused_propagation-fine': lambda: propagation_gradients('fine'),
     'histories': history_gradients,
-    'C2F-coarse': lambda: of_parameters(make_c2f('coarse'), (IDS, ITEMS)),
 }
 # torch.nn.EmbeddingBag, which mixes the anchors, has no second derivative.
 ONCE = {
-    'C2F-fine': lambda: of_parameters(make_c2f('fine'), (IDS, ITEMS)),
     'MetaEmbedding': lambda: of_parameters(*CASES['MetaEmbedding']()),
     'LinearC2F': lambda: of_parameters(make_linear(diffusion=0.4), (IDS, ITEMS)),
 }

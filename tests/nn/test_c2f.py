@@ -102,19 +102,6 @@ def test_scores(toy, stage):
     np.testing.assert_allclose(one_row, expected[users, items[0]], atol=1e-5)
 
 
-@both_stages
-def test_hetero_data_holds_the_anchors_features(toy, stage):
-    model = toy.model(stage)
-    data = model.to_hetero_data()
-    assert data.validate()
-    assert data['coarse'].x.equal(model.coarse.codebook)
-    if stage == 'fine':
-        assert data['fine'].x.equal(model.soft_threshold(model.fine.codebook))
-        assert (data['fine'].x == 0).any()
-    else:
-        assert 'fine' not in data.node_types
-
-
 def with_a_person(toy, model, history):
     """The scores of a user node without anchors, which sends nothing to the items."""
     num_rated = toy.rated.sum(axis=0).clip(min=1)

@@ -103,22 +103,6 @@ def test_anchor_conv_refuses_weights_beside_a_sparse_matrix(graph, form):
         AnchorConv()(x, adj_t, weight)
 
 
-@every_form
-def test_anchor_conv_gradients(graph, form):
-    edge_index, weight, x = graph
-    x.requires_grad_()
-    for learned in (False, True) if form in FORMS[:4] else (False,):
-        leaves = [x, weight.requires_grad_()] if learned else [x]
-        adj = in_form(form, edge_index, weight, (6, 4))
-        out = AnchorConv()((x, None), *adj, (6, 4))
-        pull = torch.randn_like(out)
-        theirs = dense(edge_index, weight, (6, 4)).T @ x
-        torch.testing.assert_close(
-            torch.autograd.grad((out * pull).sum(), leaves),
-            torch.autograd.grad((theirs * pull).sum(), leaves),
-        )
-
-
 @pytest.mark.parametrize('form', ['tensor', 'edge_index', *FORMS[4:]])
 @pytest.mark.parametrize(
     ('inside', 'low'), [(True, False), (True, True), (False, True)]
@@ -137,22 +121,6 @@ def test_anchor_conv_in_low_precision(graph, form, inside, low):
     out.float().sum().backward()
     send = expected.sum(dim=1)
     torch.testing.assert_close(leaf.grad[:, 0].float(), send, atol=0.03, rtol=0.03)
-
-
-def test_anchor_conv_on_an_undirected_edge_index(graph):
-    edge_index, _, x = graph
-    edge_index = torch.cat([edge_index, edge_index.flip(0)], dim=1).unique(dim=1)
-    edge_index = edge_index.contiguous()
-    weight = torch.rand(edge_index.size(1))
-    index = EdgeIndex(edge_index, sparse_size=(6, 6), is_undirected=True)
-    index, perm = index.sort_by('col')
-    perm = torch.arange(len(weight)) if perm is None else perm
-    x.requires_grad_()
-    out = AnchorConv()(x, index, weight[perm])
-    adj = dense(edge_index, weight, (6, 6))
-    torch.testing.assert_close(out, adj.T @ x)
-    (grad,) = torch.autograd.grad(out[:, 0].sum(), x)
-    torch.testing.assert_close(grad[:, 0], adj.sum(dim=1))
 
 
 def test_anchor_conv_inside_hetero_conv(toy):

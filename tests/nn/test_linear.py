@@ -4,43 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from pyg_c2f.nn import LinearC2F
 from pyg_c2f.nn.linear import _Histories
 from pyg_c2f.typing import Assignment
+from tests.models import make_linear
 
 both_stages = pytest.mark.parametrize('stage', ['coarse', 'fine'])
 diffusions = pytest.mark.parametrize('diffusion', [0.0, 0.7])
-THRESHOLD, POWER = 0.4, 0.6
-USER_NORM, ITEM_NORM = 0.3, 0.6
+POWER, USER_NORM, ITEM_NORM = 0.6, 0.3, 0.6  # as in SETTINGS of tests/models.py
 NUM_COARSE, NUM_FINE, DIM = 5, 4, 6
-
-
-def make_model(toy, stage='fine', **kwargs):
-    """A model of the graph of ``toy`` with random tables, links and biases."""
-    settings = {
-        'max_coarse_per_item': 3,
-        'fine_per_item': 2,
-        'threshold': THRESHOLD,
-        'score_power': POWER,
-        'user_norm': USER_NORM,
-        'item_norm': ITEM_NORM,
-    } | kwargs
-    model = LinearC2F(
-        toy.edge_index,
-        toy.num_users,
-        toy.num_items,
-        NUM_COARSE,
-        NUM_FINE,
-        DIM,
-        **settings,
-    )
-    weight = torch.randn(model.coarse.index.shape)
-    weight[torch.rand(weight.shape) < 0.2] = 0
-    model.set_assignment(Assignment(model.coarse.index, weight))
-    with torch.no_grad():
-        model.bias.normal_()
-    model.set_stage(stage)
-    return model
 
 
 def adjacency(toy):
@@ -79,7 +50,7 @@ def all_scores(toy, model, dense):
 
 @both_stages
 def test_propagate(toy, stage, dense):
-    model = make_model(toy, stage)
+    model = make_linear(toy, stage)
     ours = torch.cat(model.propagate()).detach()
     np.testing.assert_allclose(ours, features(toy, model, dense), atol=1e-5)
 
@@ -87,7 +58,7 @@ def test_propagate(toy, stage, dense):
 @both_stages
 @diffusions
 def test_scores(toy, stage, diffusion, dense):
-    model = make_model(toy, stage, diffusion=diffusion)
+    model = make_linear(toy, stage, diffusion=diffusion)
     expected = all_scores(toy, model, dense)
     ids = torch.tensor([5, 0, 1, 0])
     scores = model.scorer()(ids)
@@ -101,7 +72,7 @@ def test_scores(toy, stage, diffusion, dense):
 
 
 def test_scorer_in_blocks(toy, monkeypatch):
-    model = make_model(toy, diffusion=0.5)
+    model = make_linear(toy, diffusion=0.5)
     users = torch.arange(6).repeat(3)
     whole = model.scorer()(users)
     monkeypatch.setattr('pyg_c2f.nn.linear.SCORE_BLOCK', 4)
@@ -112,7 +83,7 @@ def test_scorer_in_blocks(toy, monkeypatch):
 @both_stages
 @diffusions
 def test_the_history_of_a_known_user(toy, stage, diffusion):
-    model = make_model(toy, stage, diffusion=diffusion)
+    model = make_linear(toy, stage, diffusion=diffusion)
     for user in set(toy.edge_index[0].tolist()):
         history = toy.edge_index[1, toy.edge_index[0] == user]
         expected = model.scorer()(torch.tensor([user]))
@@ -131,7 +102,7 @@ def test_the_history_of_a_known_user(toy, stage, diffusion):
 @diffusions
 def test_a_history(toy, stage, diffusion, dense):
     history = [4, 2, 5]
-    model = make_model(toy, stage, diffusion=diffusion)
+    model = make_linear(toy, stage, diffusion=diffusion)
     a = adjacency(toy)
     degree = toy.rated.sum(axis=0).clip(min=1)
     row = np.zeros(toy.num_items)
@@ -149,13 +120,13 @@ def test_a_history(toy, stage, diffusion, dense):
 
 
 def test_only_diffusion_needs_the_graph(toy):
-    assert not make_model(toy).needs_graph()
-    assert make_model(toy, diffusion=0.1).needs_graph()
+    assert not make_linear(toy).needs_graph()
+    assert make_linear(toy, diffusion=0.1).needs_graph()
 
 
 def test_gradient_of_a_plain_sum_over_histories(toy):
     # It is one number, expanded. Numerical derivatives are in test_as_pyg_layers.py.
-    model = make_model(toy)
+    model = make_linear(toy)
     leaf = torch.randn(toy.num_items, 4, requires_grad=True)
     _Histories.apply(leaf, model.by_user(), model.by_item()).sum().backward()
     a = torch.from_numpy(adjacency(toy)).float()[:6, 6:]
@@ -164,7 +135,7 @@ def test_gradient_of_a_plain_sum_over_histories(toy):
 
 @both_stages
 def test_hetero_data(toy, stage, dense):
-    model = make_model(toy, stage)
+    model = make_linear(toy, stage)
     data = model.to_hetero_data()
     assert data.validate()
     assert data['coarse'].x.equal(model.coarse.codebook)
@@ -194,7 +165,7 @@ def test_hetero_data(toy, stage, dense):
 
 @both_stages
 def test_stages_and_anchors_in_use(toy, stage):
-    model = make_model(toy, stage)
+    model = make_linear(toy, stage)
     assert model.stage == stage
     weight = torch.zeros(toy.num_items, 3)
     weight[:, 0] = 1
@@ -209,7 +180,7 @@ def test_stages_and_anchors_in_use(toy, stage):
 
 @pytest.mark.parametrize('dtype', ['packed', 'float32'])
 def test_round(toy, dtype):
-    model = make_model(toy, dtype=dtype)
+    model = make_linear(toy, dtype=dtype)
     before = copy.deepcopy(model)
     model.round_()
     for name, parameter in model.named_parameters():

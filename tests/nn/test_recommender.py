@@ -136,37 +136,29 @@ def test_users_with_anchors_have_more_than_their_histories(synthetic, fast_model
     [
         ({}, 'either users or a history'),
         ({'users': 6}, r'user ids in \[0, 6\) \(got 6\)'),
-        ({'users': [0, -1]}, r'user ids in \[0, 6\)'),
         ({'users': []}, 'at least one user id'),
         ({'history': []}, 'at least one item id'),
         ({'history': 'a'}, "give a list .got 'a'"),
         ({'users': [[0, 1]]}, r'flat list of user ids \(got shape \[1, 2\]\)'),
         ({'users': torch.tensor([True, False])}, 'whole numbers as user ids'),
-        ({'users': [1.0]}, 'whole numbers as user ids'),
         ({'users': {0, 1}}, 'user ids, whole numbers'),
-        ({'users': [None]}, 'user ids, whole numbers'),
         ({'users': [10**30]}, 'user ids, whole numbers'),
         ({'users': 0, 'k': '3'}, "whole number k >= 1 .got '3'"),
-        ({'users': 0, 'k': True}, 'whole number k >= 1'),
-        ({'users': torch.tensor([1j])}, 'whole numbers as user ids'),
         ({'users': torch.tensor(200, dtype=torch.uint8)}, r'\[0, 6\) \(got 200\)'),
         ({'users': torch.arange(90)}, r'\(got \[6, 7, 8\]\)'),
         ({'history': 3}, r'give a list \(got 3\)'),
-        ({'history': torch.tensor(3)}, 'give a list'),
         ({'history': torch.zeros(1, 1, 1)}, 'flat list of item ids'),
         ({'history': [[1], 2]}, 'both ids and lists'),
         ({'history': [[1], [2], [], [3]]}, r'each history \(history 2 is empty\)'),
-        ({'history': [[]]}, 'history 0 is empty'),
         ({'history': torch.zeros(2, 0, dtype=torch.long)}, 'history 0 is empty'),
         ({'history': torch.zeros(0, 2, dtype=torch.long)}, 'at least one item id'),
         ({'history': [[1], [8]]}, r'item ids in \[0, 8\) \(got \[8\]\)'),
         ({'users': 0, 'candidates': []}, 'at least one candidate'),
-        ({'users': 0, 'candidates': [-1]}, r'item ids in \[0, 8\)'),
         ({'users': 0, 'candidates': 3}, 'a list of item ids'),
         ({'users': 0, 'k': 0}, r'k >= 1 \(got 0\)'),
     ],
 )
-def test_wrong_people(toy, kwargs, match):
+def test_wrong_questions(toy, kwargs, match):
     with pytest.raises(ValueError, match=match):
         make_model(toy, 'fine').recommend(**kwargs)
 
