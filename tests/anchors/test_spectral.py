@@ -45,21 +45,6 @@ def to_dense(csr, num_cols):
     return torch.sparse_csr_tensor(csr.rowptr, csr.col, csr.weight, size).to_dense()
 
 
-@pytest.mark.parametrize('share', [0.08, 0])
-def test_normalized_interactions(share):
-    edges = random_edges(share)
-    by_user = normalized_interactions(edges, U, V)
-    by_item = by_user.transpose(V)
-    expected = dense(edges).float()
-    torch.testing.assert_close(to_dense(by_user, V), expected)
-    torch.testing.assert_close(to_dense(by_item, U), expected.T)
-    for csr in (by_user, by_item):
-        assert csr.rowptr.dtype == csr.col.dtype == torch.int32
-        row = torch.repeat_interleave(csr.rowptr.diff().long())
-        key = row * max(U, V) + csr.col
-        assert (key.diff() > 0).all()
-
-
 def assert_orthonormal(x, atol=3e-5):
     torch.testing.assert_close(x.T @ x, torch.eye(x.size(1)), atol=atol, rtol=0)
 

@@ -51,15 +51,6 @@ def test_sampled_dot(block, monkeypatch):
     torch.testing.assert_close(sampled_dot(some, a, b), (a @ b.t())[some.row, some.col])
 
 
-@pytest.mark.parametrize('wrt', ['a', 'b'])
-def test_sampled_dot_gradient(wrt):
-    some = build_pairs(random_pairs(), U, V)
-    a, b = torch.randn(U, 3).double(), torch.randn(V, 3).double()
-    a.requires_grad_('a' in wrt)
-    b.requires_grad_('b' in wrt)
-    assert torch.autograd.gradcheck(lambda a, b: sampled_dot(some, a, b), (a, b))
-
-
 def test_sampled_dot_of_strided_tables_and_gradients():
     some = build_pairs(random_pairs(), U, V)
     a = torch.randn(3, U).double().t().requires_grad_()

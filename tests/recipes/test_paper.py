@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch_geometric.typing import WITH_TORCH_SPARSE
 
 import pyg_c2f
 from pyg_c2f.anchors.paper import pinv_assignment
@@ -182,15 +181,3 @@ def test_numbers_and_kinds_of_anchors(data, whole):
     assert run.model.num_coarse == 140
     run = run_of(data, replace(recipe, anchors='random'))
     assert not run.model.coarse.index.equal(whole[0].model.coarse.index)
-
-
-@pytest.mark.skipif(not WITH_TORCH_SPARSE, reason='needs torch-sparse')
-def test_with_and_without_the_extensions(data, whole, monkeypatch):
-    for name in ('WITH_TORCH_SPARSE', 'WITH_TORCH_SCATTER', 'WITH_PYG_LIB'):
-        monkeypatch.setattr(f'torch_geometric.typing.{name}', False)
-    lines = []
-    run = run_of(data, on_evaluation=lines.append)
-    for ours, theirs in zip(lines, whole[1], strict=True):
-        assert ours['val'] == pytest.approx(theirs['val'], rel=1e-5)
-    h, other = run.model.propagate(), whole[0].model.propagate()
-    torch.testing.assert_close(h, other, rtol=1e-5, atol=1e-6)
