@@ -11,7 +11,6 @@ from pyg_c2f.graph import (
     build_hetero_data,
     entity_csr,
     interaction_weight,
-    inverse_sqrt,
     joint_norm,
 )
 
@@ -49,11 +48,6 @@ def to_dense(csr, num_cols):
     rows = len(csr.rowptr) - 1
     csr = torch.sparse_csr_tensor(*csr, size=(rows, num_cols))
     return csr.to_dense().numpy()
-
-
-def test_inverse_sqrt():
-    out = inverse_sqrt(torch.tensor([4.0, 0.0, 1.0, -1.0]))
-    assert out.tolist() == [0.5, 0.0, 1.0, 0.0]
 
 
 @pytest.mark.parametrize('norms', [{}, {'user_norm': 0.3, 'item_norm': 1}])

@@ -119,15 +119,6 @@ def test_kmeans_of_hard_rows(x):
     assert error <= 1.001 * best + rounding
 
 
-def test_kmeans_of_many_rows():
-    x = 1e3 + torch.rand(300_000, 2, generator=generator())
-    importance = weights(len(x), 1e3)
-    (centroid,), _ = kmeans(x, 1, importance, generator(), num_iterations=1)
-    weight = importance.double().unsqueeze(1)
-    mean = (weight * x.double()).sum(dim=0) / weight.sum()
-    torch.testing.assert_close(centroid.double(), mean, rtol=3e-7, atol=0)
-
-
 @pytest.mark.parametrize('scale', [2.0**-50, 2.0**50])
 def test_the_scale_of_rows_and_weights_does_not_matter(scale):
     x, importance = rows(), importances()

@@ -159,12 +159,6 @@ def test_hard_anchors(h_anchors):
     np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=atol)
 
 
-def test_negative_entries_give_no_link():
-    index, weight = pinv_assignment(-torch.eye(3), torch.eye(3), 2)
-    assert weight.equal(torch.zeros(3, 2))
-    assert_distinct(index)
-
-
 @pytest.mark.usefixtures('block')
 def test_bridge_scores(features):
     nodes, coarse, fine = features

@@ -94,6 +94,7 @@ def test_in_blocks(toy, name, monkeypatch):
 
     whole = lists()
     monkeypatch.setattr('pyg_c2f.nn.recommender.BLOCK_SCORES', 3 * toy.num_items)
+    monkeypatch.setattr('pyg_c2f.nn.linear.SCORE_BLOCK', 4)
     for ours, theirs in zip(lists(), whole, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
 

@@ -112,33 +112,16 @@ def test_the_log_shows_the_schedule(whole):
     run, lines = whole
     for stage, phases in run.phases.items():
         of_stage = [line for line in lines if line['stage'] == stage]
-        scores = [line['val']['ndcg@5'] for line in of_stage]
-        expected = naive_schedule(
-            dict(enumerate(scores)), 1, TINY.patience, TINY.max_epochs
-        )
-        assert epochs_of(phases) == expected
         for phase, result in phases.items():
             best = of_stage[result['best_epoch']]
             assert (best['phase'], best['val']) == (phase, result['val'])
         assert of_stage[0]['loss'] is None
         assert all(0 < line['loss'] < 20 for line in of_stage[1:])
+        if stage == 'coarse':
+            val = [of_stage[i]['val']['recall@20'] for i in (0, -1)]
+            assert val[1] > val[0]
     assert set(run.phases) == {'coarse', 'fine'}
     assert all(seconds > 0 for seconds in run.seconds.values())
-
-
-def test_training_improves_the_model(whole):
-    first, *_, last = [x for x in whole[1] if x['stage'] == 'coarse']
-    assert last['val']['recall@20'] > first['val']['recall@20']
-
-
-def test_coarse_codebook_is_frozen_in_the_fine_stage(whole, whole_out):
-    run, _ = whole
-    phase = max(run.phases['coarse'])
-    coarse = pyg_c2f.load(phase_file(whole_out, 'coarse', phase))
-    for name in ('codebook', 'index', 'assignment_weight'):
-        assert getattr(run.model.coarse, name).equal(getattr(coarse.coarse, name))
-    assert not run.model.bias.equal(coarse.bias)
-    assert coarse.stage == 'coarse' and run.model.stage == 'fine'
 
 
 def test_two_runs_are_one(data, whole, whole_out):
@@ -183,8 +166,8 @@ def resumed_is_whole(data, whole, out):
     assert not list(out.glob('*.part'))
 
 
-def stage_starts(whole):
-    return [i for i, line in enumerate(whole[1]) if line['epoch'] == 0]
+def fine_start(whole):
+    return [line['stage'] for line in whole[1]].index('fine')
 
 
 def interrupted_run(data, out, at, **options):
@@ -198,7 +181,7 @@ def test_interrupted_in_an_evaluation(where, data, whole, tmp_path):
     at = {
         'untrained': 0,
         'switch': run.phases['coarse'][1]['last_epoch'],
-        'fine': stage_starts(whole)[1],
+        'fine': fine_start(whole),
         'end': len(lines) - 1,
     }
     interrupted_run(data, tmp_path, at[where])
@@ -224,7 +207,7 @@ def test_interrupted_in_a_batch(stage, data, whole, tmp_path, monkeypatch):
 
 
 def test_interrupted_again_and_again(data, whole, tmp_path):
-    at = stage_starts(whole)[1] + 2
+    at = fine_start(whole) + 2
     for number in (3, at - 3, 2):
         interrupted_run(data, tmp_path, number, resume=True)
     resumed_is_whole(data, whole, tmp_path)
@@ -267,14 +250,14 @@ def test_wrong_resume_states(changes, data, tmp_path):
 
 
 def test_a_new_run_forgets_the_state_of_an_old_one(data, whole, tmp_path):
-    for at in (stage_starts(whole)[1] + 3, 2):  # The old run got further.
+    for at in (fine_start(whole) + 3, 2):  # The old run got further.
         interrupted_run(data, tmp_path, at)
     assert read_resume(tmp_path)[1]['progress']['stage'] == 'coarse'
     resumed_is_whole(data, whole, tmp_path)
 
 
 def test_damaged_resume_files(data, whole, tmp_path, caplog):
-    interrupted_run(data, tmp_path, stage_starts(whole)[1] + 4)
+    interrupted_run(data, tmp_path, fine_start(whole) + 4)
     before, last = (tmp_path / RESUME_FILES[i] for i in (1, 0))
     content = {path: path.read_bytes() for path in (before, last)}
     for spoiled in (content[last][:-9], content[last].replace(b'fine', b'fond')):
@@ -372,18 +355,6 @@ def test_fit_keeps_the_original_ids(data, recipe, tmp_path):
     own['item'].raw_id = Labels(['same'] * 80)
     with pytest.raises(InputError, match="items 0 and 79 have the same id 'same'"):
         fit(own, recipe)
-
-
-@pytest.mark.filterwarnings('ignore:Unable to accurately infer')
-def test_fit_refuses_graphs_of_another_form(data):
-    own = copy.copy(data)
-    own[RATES].edge_index = data[RATES].edge_index.int()
-    with pytest.raises(InputError, match='int32: convert'):
-        fit(own, TINY)
-    own = copy.copy(data)
-    del own['item']['num_nodes']
-    with pytest.raises(InputError, match='num_nodes'):
-        fit(own, TINY)
 
 
 def test_a_recipe_by_name_has_the_settings_of_the_data_set(data, monkeypatch):

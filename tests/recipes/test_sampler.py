@@ -116,17 +116,6 @@ def test_one_seed_gives_the_same_epochs():
     assert not torch.equal(make_sampler(edge_index, 1).sample_epoch()[2], one[2])
 
 
-def test_users_with_nearly_all_items():
-    num_items = 20_000
-    seen = torch.arange(num_items - NUM_NEG)
-    edge_index = torch.stack([torch.zeros_like(seen), seen + 2])
-    generator = torch.Generator().manual_seed(0)
-    sampler = TripletSampler(edge_index, 1, num_items, NUM_NEG, generator)
-    negatives = sampler._sample_draws()[2]
-    left = torch.tensor([0, 1, num_items - 3, num_items - 2, num_items - 1])
-    assert torch.equal(negatives.sort(dim=0).values, left[:, None].expand_as(negatives))
-
-
 @pytest.mark.parametrize(
     ('edges', 'num_neg', 'match'),
     [
