@@ -426,25 +426,18 @@ def test_axes_and_zeros_are_not_stored(tmp_path):
         return set(stored(path)[0])
 
     coarse = {'coarse.count', 'coarse.index', 'coarse.weight', 'degree'}
-    graph = {'graph.rowptr', 'graph.col'}
-    fine = {'fine.rowptr', 'fine.col', 'fine.value', 'fine.index'}
-    learned = {'coarse.codebook', 'bias'}
-    assert names(stage='coarse') == coarse | graph
-    assert names() == coarse | graph | fine
-    assert names(trained=True) == coarse | graph | fine | learned
-
-
-def test_packed_is_smaller():
-    packed, whole = (
-        model_bytes(linear(dtype=dtype)) for dtype in ('packed', 'float32')
-    )
-    # Bits: 5 for one of 18 anchors, 3 for one of 8 in a level, 6 for a weight, and 8
-    # for a count.
+    coarse |= {'graph.rowptr', 'graph.col'}
+    fine = coarse | {'fine.rowptr', 'fine.col', 'fine.value', 'fine.index'}
+    assert names(stage='coarse') == coarse
+    assert names() == fine
+    assert names(trained=True) == fine | {'coarse.codebook', 'bias'}
+    # Bits: 5 for one of 18 anchors, 6 for a weight, 3 for one of 8 anchors of a level,
+    # and 8 for a count. Without packing: 8, 32, 8 and 8.
     num_links, num_items = 200, 80
-    assert packed['assignments'] == (
-        num_items + num_links * 5 // 8 + num_links * 6 // 8 + 2 * num_items * 3 // 8
-    )
-    assert whole['assignments'] == num_items + num_links * (1 + 4) + 2 * num_items
+    packed, whole = (model_bytes(linear(dtype=x)) for x in ('packed', 'float32'))
+    bits = num_links * (5 + 6) + num_items * (2 * 3 + 8)
+    assert packed['assignments'] == bits // 8
+    assert whole['assignments'] == num_links * (1 + 4) + num_items * (2 + 1)
     assert packed['codebooks'] < whole['codebooks']
 
 

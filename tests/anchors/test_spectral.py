@@ -24,9 +24,9 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def random_edges(share=0.08):
+def random_edges():
     """Shuffled pairs; users 5 and 59 and items 7 and 79 have none."""
-    rated = torch.rand(U, V, generator=generator()) < share
+    rated = torch.rand(U, V, generator=generator()) < 0.08
     rated[[5, U - 1]] = False
     rated[:, [7, V - 1]] = False
     edges = rated.nonzero().T
@@ -293,19 +293,3 @@ def test_varimax_samples_rows():
     # The scale of rows and weights does not matter.
     for scale in (2.0**-50, 2.0**50):
         assert varimax(scale * few[0], scale * few[1]).equal(ours)
-
-
-def test_rotated_axes_are_communities():
-    num, size = 12, 20
-    group = torch.arange(num * size) // size
-    chance = torch.where(group[:, None] == group, 0.5, 0.01)
-    rated = torch.rand(len(group), len(group), generator=generator()) < chance
-    interactions = normalized_interactions(rated.nonzero().T, len(group), len(group))
-    _, value, right = randomized_svd(interactions, len(group), num, generator())
-    x = right * value.sqrt()
-    rotated = x @ varimax(x, torch.ones(len(group)), generator())
-    # For nearly all items an axis is one community.
-    axis = rotated.abs().argmax(dim=1)
-    names = axis.view(num, size).mode(dim=1).values
-    assert names.unique().numel() == num
-    assert (axis == names[group]).float().mean() > 0.95

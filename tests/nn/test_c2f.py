@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from pyg_c2f.nn import BPRLoss
 from pyg_c2f.recipes import PaperRecipe, TrainingOptions
 from pyg_c2f.recipes.paper import C2FTrainer
 from pyg_c2f.typing import Assignment
@@ -58,17 +57,8 @@ def test_propagate(toy, stage, num_layers, gate, monkeypatch):
         # layout that a kernel expects.
         for loss in ((h * pull).sum(), h.sum()):
             grads.append(torch.autograd.grad(loss, tables, retain_graph=True))
-    torch.testing.assert_close(grads[:2], grads[2:], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(grads[:2], grads[2:], atol=1e-5, rtol=1e-5)
     assert all(grad.isfinite().all() and grad.any() for grad in grads[0])
-
-
-def test_a_loss_of_isolated_nodes_has_a_gradient(toy):
-    model = toy.model('coarse')
-    x = model.layer0()
-    h = model.propagate(x)
-    users, items = torch.tensor([1, 1]), torch.tensor([[3, 0], [2, 3]])
-    BPRLoss(0.1)(*model(users, items, h), x[0]).backward()
-    assert model.coarse.codebook.grad.isfinite().all()
 
 
 @both_stages

@@ -42,35 +42,26 @@ def test_ids_of_any_shape(emb, shape, dtype):
     torch.testing.assert_close(out, emb.weight[ids])
 
 
-@pytest.mark.parametrize('transposed', [False, True])
-def test_gradient(emb, dense, transposed):
+def test_gradient(emb, dense):
     ids = torch.tensor([[0, 3, 3], [11, 0, 5]])
-    pull = torch.randn(3, 2, D).transpose(0, 1) if transposed else torch.randn(2, 3, D)
+    pull = torch.randn(3, 2, D).transpose(0, 1)
     (emb(ids) * pull).sum().backward()
     g = np.zeros((N, D))
     np.add.at(g, ids.numpy(), pull.numpy())
     expected = dense(emb.assignment, C).T @ g
     np.testing.assert_allclose(emb.codebook.grad, expected, atol=1e-6)
 
-    emb.codebook.grad = None
-    emb.weight.sum().backward()
-    expected = dense(emb.assignment, C).T @ np.ones((N, D))
-    np.testing.assert_allclose(emb.codebook.grad, expected, atol=1e-6)
 
-
-def test_it_replaces_an_embedding_of_pyg():
+def test_it_replaces_the_embedding_of_a_pyg_model():
     torch.manual_seed(0)
     edge_index = torch.tensor([[0, 1, 2, 3, 6, 7], [6, 7, 8, 9, 0, 1]])
     model = LightGCN(N, D, num_layers=2)
     model.embedding = emb = MetaEmbedding(N, C, D)
     assert [name for name, _ in model.named_parameters()] == ['embedding.codebook']
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
     before, index = emb.codebook.detach().clone(), emb.index.clone()
-    labels = torch.tensor([[0, 1, 2], [6, 7, 9]])
-    positive, negative = model(edge_index, labels), model(edge_index, labels.flip(1))
-    loss = model.recommendation_loss(positive, negative, labels.unique())
-    loss.backward()
-    optimizer.step()
+    positive = model(edge_index, torch.tensor([[0, 1, 2], [6, 7, 9]]))
+    model.recommendation_loss(positive, 0 * positive).backward()
+    torch.optim.Adam(model.parameters(), lr=0.1).step()
     assert (emb.codebook != before).all(dim=1).any()
     assert emb.index.equal(index)
     top = model.recommend(edge_index, src_index=torch.tensor([0, 1]), k=3)
@@ -88,9 +79,6 @@ def test_texts_of_modules(emb):
 def test_sizes_that_do_not_fit(sizes):
     with pytest.raises(ValueError, match="'MetaEmbedding' expected positive sizes"):
         MetaEmbedding(*sizes)
-
-
-def test_a_negative_threshold():
     with pytest.raises(ValueError, match=r'expected threshold >= 0 \(got -1\)'):
         SoftThreshold(-1)
 

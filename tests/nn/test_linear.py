@@ -134,24 +134,22 @@ def test_hetero_data(toy, stage, dense):
     if stage == 'fine':
         assert data['fine'].x.equal(model.soft_threshold(model.fine.codebook))
     assert ('user', 'assigned_to', 'coarse') not in data.edge_types
-    # Following its relations gives the features: links first, then one step.
-    num = {'user': toy.num_users, 'item': toy.num_items}
-    x = {side: torch.zeros(size, DIM) for side, size in num.items()}
-    for (source, name, target), store in data.edge_items():
-        src, dst = store.edge_index
-        other = data[target, 'anchors', source] if name == 'assigned_to' else None
-        if name == 'anchors':
-            values = data[source].x[src] * store.edge_weight.unsqueeze(1)
-            x[target].index_add_(0, dst, values)
-        if other is not None:
-            assert other.edge_index.equal(store.edge_index.flip(0))
-            assert (store.edge_weight != 0).all()
-    h = {side: features.clone() for side, features in x.items()}
-    src, dst = data['item', 'rated_by', 'user'].edge_index
-    weight = data['item', 'rated_by', 'user'].edge_weight.unsqueeze(1)
-    h['user'].index_add_(0, dst, x['item'][src] * weight)
-    ours = torch.cat([h['user'], h['item']]) / 2
-    np.testing.assert_allclose(ours.detach(), features(toy, model, dense), atol=1e-5)
+
+    def product(*relation):
+        """What the targets receive from the features of the sources."""
+        store = data[relation]
+        assert store.edge_weight.all()
+        sent = x[relation[0]][store.edge_index[0]] * store.edge_weight.unsqueeze(1)
+        out = torch.zeros(data[relation[2]].num_nodes, DIM)
+        return out.index_add_(0, store.edge_index[1], sent.detach())
+
+    x = {anchor: data[anchor].x for anchor in ('coarse', 'fine')[: 1 + model.is_fine]}
+    for anchor in x:
+        there = data['item', 'assigned_to', anchor].edge_index
+        assert data[anchor, 'anchors', 'item'].edge_index.equal(there.flip(0))
+    x['item'] = sum(product(anchor, 'anchors', 'item') for anchor in x)
+    ours = torch.cat([product('item', 'rated_by', 'user'), x['item']]) / 2
+    np.testing.assert_allclose(ours, features(toy, model, dense), atol=1e-5)
 
 
 @both_stages

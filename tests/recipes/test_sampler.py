@@ -98,13 +98,6 @@ def test_draws_are_uniform():
         assert_uniform(subset.double())
 
 
-def test_epoch_is_shuffled():
-    sampler = make_sampler(train_edges())
-    first = torch.cat([sampler.sample_epoch()[0][:1] for _ in range(1000)])
-    # All active users come first about equally often.
-    assert_uniform(torch.bincount(first, minlength=NUM_USERS)[[0, 1, 2, 4, 5]].double())
-
-
 def test_one_seed_gives_the_same_epochs():
     edge_index = train_edges()
     # The order of pairs, and pairs that are there twice, do not matter.
