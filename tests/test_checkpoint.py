@@ -117,7 +117,7 @@ def assert_refused(path, says):
 
 
 @pytest.mark.parametrize('share', [0, 0.01, 0.5, 0.99, None])
-def test_files_that_are_no_checkpoints(toy, tmp_path, share):
+def test_files_that_are_not_checkpoints(toy, tmp_path, share):
     path = tmp_path / 'model.safetensors'
     for missing in (path, tmp_path):
         assert_refused(missing, 'no such checkpoint')
@@ -234,7 +234,7 @@ def cut(name, by=1):
 
 
 def assert_unfit(model, path, spoil, says=''):
-    """The file of a model is refused once its tensors or settings are spoiled."""
+    """A model's file is refused after a change of its tensors or settings."""
     save(model, path)
     tensors, meta = read_tensors(path)
     spoil(tensors, meta)
@@ -256,14 +256,6 @@ def assert_unfit(model, path, spoil, says=''):
 )
 def test_tensors_that_do_not_fit_together(toy, tmp_path, spoil):
     assert_unfit(toy.model('fine'), tmp_path / 'model.safetensors', spoil)
-
-
-def other_meta(**kwargs):
-    return lambda tensors, meta: meta.update(kwargs)
-
-
-def other_tensor(name, change):
-    return lambda tensors, meta: tensors.update({name: change(tensors[name])})
 
 
 def test_write_json(tmp_path):
@@ -331,7 +323,6 @@ def as_bytes(content):
 @pytest.mark.parametrize(
     ('spoil', 'says'),
     [
-        (as_bytes(b''), '8 item ids'),
         (as_bytes(b'\0' * 8), '8 item ids'),
         (as_bytes(b'a\0b\0c\0d\0e\0f\0g\0a'), "the same id 'a'"),
         (as_bytes(b'a\0b\0c\0d\0e\0f\0g\0\xff'), "can't decode"),

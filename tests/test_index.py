@@ -89,12 +89,9 @@ def test_wrong_index(toy, fast_model):
             ItemIndex(model, cells, visited)
 
 
-def test_a_diffusion_channel_has_no_index(toy):
-    with pytest.raises(ValueError, match=r'diffusion=0 for an index .got 0.7'):
-        ItemIndex(make_model(toy, 'diffusion'))
-
-
-def test_without_faiss(toy, monkeypatch):
+def test_without_faiss_and_with_diffusion(toy, monkeypatch):
     monkeypatch.setitem(sys.modules, 'faiss', None)
     with pytest.raises(ImportError, match=r'pip install pyg-c2f\[faiss\]'):
         ItemIndex(make_model(toy, 'fine'))
+    with pytest.raises(ValueError, match=r'diffusion=0 for an index .got 0.7'):
+        ItemIndex(make_model(toy, 'diffusion'))

@@ -1,5 +1,7 @@
 """A data set and settings that train in a second."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -41,18 +43,12 @@ def write_text_data(root):
     return rows
 
 
-TINY = PaperRecipe(
-    num_coarse=6,
-    num_fine=4,
-    embedding_dim=8,
-    num_layers=2,
-    fine_per_coarse=2,
-    pca_components=4,
+TINY = replace(
+    PaperRecipe(**SETTINGS),
     lr_coarse=0.3,
     lr_fine=0.3,
     batch_size_coarse=1024,
     batch_size_fine=2048,
-    eval_every=1,
     patience=2,
     max_epochs=12,
 )

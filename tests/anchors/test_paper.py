@@ -104,7 +104,7 @@ def block(request, monkeypatch):
 @pytest.mark.usefixtures('block')
 @pytest.mark.parametrize('num_links', [1, 5])
 def test_pinv_assignment(features, num_links):
-    nodes, coarse, _ = features
+    nodes, coarse, fine = features
     product = exact_product(nodes, coarse)
     order = np.argsort(-product, axis=1)[:, :num_links]
     index, weight = pinv_assignment(nodes, coarse, num_links)
@@ -113,6 +113,8 @@ def test_pinv_assignment(features, num_links):
     if num_links == 5:
         assert (theirs < 0).any()
     np.testing.assert_allclose(weight, theirs.clip(min=0), atol=1e-5)
+    theirs = product.T @ exact_product(nodes, fine)
+    np.testing.assert_allclose(bridge_scores(nodes, coarse, fine), theirs, rtol=1e-4)
 
 
 HARD = {

@@ -230,23 +230,19 @@ def criterion(rows, weight, rotation):
     return float(z.square().var(dim=0, unbiased=False).sum())
 
 
-@pytest.mark.parametrize('num_rows', [12_000, 50])
-def test_varimax_rotates_to_a_larger_criterion(num_rows):
+def test_varimax_rotates_to_a_larger_criterion():
     rows = torch.randn(400, 6, generator=generator()) ** 3
     rows = rows @ torch.linalg.qr(torch.randn(6, 6, generator=generator(1))).Q
     weight = torch.rand(400, generator=generator(2))
     rows[3], weight[4] = 0, 0
-    rotation = varimax(rows, weight, generator(), num_rows)
-    assert_orthonormal(rotation)
     last = criterion(rows, weight, torch.eye(6))
-    assert criterion(rows, weight, rotation) > 1.5 * last
-    if num_rows > 400:
-        # More iterations give a larger criterion.
-        for num_iterations in (1, 2, 4, 8):
-            rotation = varimax(rows, weight, num_iterations=num_iterations)
-            value = criterion(rows, weight, rotation)
-            assert value > last
-            last = value
+    for num_iterations in (1, 2, 4, 8):
+        rotation = varimax(rows, weight, num_iterations=num_iterations)
+        assert_orthonormal(rotation)
+        value = criterion(rows, weight, rotation)
+        assert value > last
+        last = value
+    assert last > 1.5 * criterion(rows, weight, torch.eye(6))
 
 
 def test_varimax_ends_at_a_maximum():

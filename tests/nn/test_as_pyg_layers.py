@@ -219,7 +219,7 @@ def test_precisions(case, dtype, tolerance):
     module, args = CASES[case]()
     expected = parts(module(*args))
     out = parts(module.to(dtype)(*cast(args, dtype)))
-    # The whole-data loss sums in single precision at least.
+    # The whole-data loss is computed in single precision at least.
     wide = case == 'WholeDataLoss' and dtype != torch.double
     for ours, theirs in zip(out, expected, strict=True):
         assert ours.dtype == (torch.float if wide else dtype)
@@ -312,7 +312,7 @@ def conv_gradients(form):
 
 
 def c2f_conv_gradients():
-    """With respect to all features and all weights, through the degrees too."""
+    """With respect to all features and weights, also through the degrees."""
     x_dict, edges, weights = hetero('fine')
 
     def run(*tables):
@@ -346,7 +346,7 @@ def whole_gradients():
     return lambda user, item, *rest: loss(user, item, PAIRS, *rest), tables
 
 
-# Functions that are differentiated twice, and the tables to differentiate by.
+# Functions to differentiate twice, and their arguments.
 TWICE = {
     'AnchorConv': lambda: conv_gradients('tensor'),
     'AnchorConv-edge_index': lambda: conv_gradients('edge_index'),
@@ -381,26 +381,23 @@ def test_derivatives(name):
             gradgradcheck(run, tables)
 
 
-@pytest.mark.parametrize('layout', [torch.sparse_csr, torch.sparse_coo])
-def test_gradient_of_the_weights_inside_a_sparse_matrix(layout):
+def test_gradient_of_the_weights_inside_a_sparse_matrix():
     x_dict, edges, weights = hetero('fine')
-
-    def inside(rel, weight):
+    leaves = {rel: weight.clone().requires_grad_() for rel, weight in weights.items()}
+    csr = {}
+    for rel, weight in leaves.items():
         size = (len(x_dict[rel[2]]), len(x_dict[rel[0]]))
-        adj_t = to_torch_csr_tensor(edges[rel].flip(0), weight, size=size)
-        return adj_t if layout == torch.sparse_csr else adj_t.to_sparse_coo()
-
+        csr[rel] = to_torch_csr_tensor(edges[rel].flip(0), weight, size=size)
+    coo = {rel: adj_t.to_sparse_coo() for rel, adj_t in csr.items()}
     found = []
-    for is_inside in (False, True):
-        leaves = {rel: w.clone().requires_grad_() for rel, w in weights.items()}
-        if is_inside:
-            adjs = {rel: inside(rel, weight) for rel, weight in leaves.items()}
-            out = C2FConv()(x_dict, adjs)
-        else:
-            out = C2FConv()(x_dict, edges, leaves)
-        loss = sum(x.square().sum() for x in out.values())
-        found.append(torch.autograd.grad(loss, list(leaves.values())))
-    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-4)
+    for graph in ((edges, leaves), (csr,), (coo,)):
+        out = C2FConv()(x_dict, *graph).values()
+        loss = sum(x.square().sum() for x in out)
+        found.append(
+            torch.autograd.grad(loss, list(leaves.values()), retain_graph=True)
+        )
+    for ours in found[1:]:
+        torch.testing.assert_close(ours, found[0], atol=1e-5, rtol=1e-4)
 
 
 def test_gradient_through_the_degrees():

@@ -53,8 +53,8 @@ def test_propagate(toy, stage, num_layers, gate, monkeypatch):
     for fused in (True, False):
         h = model.propagate(fused=fused)
         np.testing.assert_allclose(h.detach(), np.mean(expected, axis=0), atol=1e-5)
-        # The gradient of a plain sum is one number, expanded, which is no memory
-        # layout that a kernel expects.
+        # The gradient of a plain sum is one expanded number, a layout that kernels do
+        # not expect.
         for loss in ((h * pull).sum(), h.sum()):
             grads.append(torch.autograd.grad(loss, tables, retain_graph=True))
     torch.testing.assert_close(grads[:2], grads[2:], atol=1e-5, rtol=1e-5)
@@ -64,6 +64,7 @@ def test_propagate(toy, stage, num_layers, gate, monkeypatch):
 @both_stages
 def test_scores(toy, stage):
     model = toy.model(stage)
+    assert str(model).startswith(f"C2F(\n  6, 8, stage='{stage}'")
     expected = all_scores(toy, model)
     users = torch.tensor([5, 0, 1, 0])
     np.testing.assert_allclose(model.scorer()(users), expected[users], atol=1e-5)
@@ -76,8 +77,8 @@ def test_scores(toy, stage):
     np.testing.assert_allclose(one_row, expected[users, items[0]], atol=1e-5)
 
 
-def with_a_person(toy, model, history):
-    """The scores of a user node without anchors, which sends nothing to the items."""
+def scores_of_a_newcomer(toy, model, history):
+    """The scores for a new user node without anchors, which sends nothing to items."""
     num_rated = toy.rated.sum(axis=0).clip(min=1)
     a = np.zeros(toy.num_nodes)
     for item in history:
@@ -108,7 +109,7 @@ def with_a_person(toy, model, history):
 )
 def test_recommend_for_a_history(toy, stage, num_layers, history):
     model = toy.model(stage, num_layers=num_layers)
-    expected = with_a_person(toy, model, history)
+    expected = scores_of_a_newcomer(toy, model, history)
     expected[history] = -np.inf
     ids, scores = model.recommend(history=history, k=toy.num_items - len(history))
     assert ids.shape == scores.shape == (toy.num_items - len(history),)
@@ -181,7 +182,3 @@ def test_update_assignment(toy, stage):
     np.testing.assert_allclose(model.propagate().detach(), expected, atol=1e-5)
     # The same features give the same assignment.
     assert model.update_assignment(h)['changed'] == 0
-
-
-def test_str(toy):
-    assert str(toy.model('fine')).startswith("C2F(\n  6, 8, stage='fine'")

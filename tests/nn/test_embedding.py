@@ -31,6 +31,8 @@ def test_weight_is_the_product(emb, dense):
     s, codebook = dense(emb.assignment, C), emb.codebook.detach().numpy()
     np.testing.assert_allclose(emb.weight.detach(), s @ codebook, atol=1e-6)
     assert emb().equal(emb.weight)
+    assert str(emb) == 'MetaEmbedding(12, 5, 4, anchors_per_entity=3)'
+    assert str(SoftThreshold(0.5)) == 'SoftThreshold(threshold=0.5)'
 
 
 @pytest.mark.parametrize('shape', [(), (2, 3, 4), (3, 0)])
@@ -66,11 +68,6 @@ def test_it_replaces_the_embedding_of_a_pyg_model():
     assert emb.index.equal(index)
     top = model.recommend(edge_index, src_index=torch.tensor([0, 1]), k=3)
     assert top.shape == (2, 3)
-
-
-def test_texts_of_modules(emb):
-    assert str(SoftThreshold(0.5)) == 'SoftThreshold(threshold=0.5)'
-    assert str(emb) == 'MetaEmbedding(12, 5, 4, anchors_per_entity=3)'
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from tests.models import make_linear
 
 both_stages = pytest.mark.parametrize('stage', ['coarse', 'fine'])
 diffusions = pytest.mark.parametrize('diffusion', [0.0, 0.7])
-POWER, USER_NORM, ITEM_NORM = 0.6, 0.3, 0.6  # as in SETTINGS of tests/models.py
+POWER, USER_NORM, ITEM_NORM = 0.6, 0.3, 0.6  # As in tests/models.py.
 NUM_COARSE, NUM_FINE, DIM = 5, 4, 6
 
 
@@ -49,16 +49,11 @@ def all_scores(toy, model, dense):
 
 
 @both_stages
-def test_propagate(toy, stage, dense):
-    model = make_linear(toy, stage)
-    ours = torch.cat(model.propagate()).detach()
-    np.testing.assert_allclose(ours, features(toy, model, dense), atol=1e-5)
-
-
-@both_stages
 @diffusions
-def test_scores(toy, stage, diffusion, dense):
+def test_features_and_scores(toy, stage, diffusion, dense):
     model = make_linear(toy, stage, diffusion=diffusion)
+    h = torch.cat(model.propagate()).detach()
+    np.testing.assert_allclose(h, features(toy, model, dense), atol=1e-5)
     expected = all_scores(toy, model, dense)
     ids = torch.tensor([5, 0, 1, 0])
     scores = model.scorer()(ids)
@@ -108,11 +103,6 @@ def test_a_history(toy, stage, diffusion, dense):
     ids, scores = model.recommend(history=history, k=4)
     np.testing.assert_allclose(scores, np.sort(out)[::-1][:4], atol=1e-5)
     np.testing.assert_allclose(out[ids], scores, atol=1e-5)
-
-
-def test_only_diffusion_needs_the_graph(toy):
-    assert not make_linear(toy).needs_graph()
-    assert make_linear(toy, diffusion=0.1).needs_graph()
 
 
 def test_gradient_of_a_plain_sum_over_histories(toy):

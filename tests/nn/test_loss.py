@@ -14,14 +14,9 @@ def naive(positive, negative, ego, count, lambda_reg):
     return float((ranking + lambda_reg * penalty).detach()) / len(positive)
 
 
-@pytest.fixture
-def batch():
+def test_bpr_loss():
     torch.manual_seed(0)
-    return torch.randn(7), torch.randn(7), torch.randn(5, 3)
-
-
-def test_bpr_loss(batch):
-    positive, negative, ego = batch
+    positive, negative, ego = torch.randn(7), torch.randn(7), torch.randn(5, 3)
     ego[2] = 0  # The norm has no gradient there, but its square has.
     count, once = torch.tensor([3, 0, 1, 2, 1]), torch.ones(5)
     ego.requires_grad_()

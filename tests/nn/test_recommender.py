@@ -110,11 +110,11 @@ def test_equal_scores_are_in_the_order_of_the_items(toy):
         assert ids.tolist() == [1, 3, 5, 7, 0, 2, 4, 6][:k]
 
 
-# Known users as new ones --------------------------------------------------------------
+# Known users as newcomers ------------------------------------------------------------
 
 
 def overlap(model):
-    """The share of users' best 20 that their train items as a history give too."""
+    """The share of users' best 20 that their train items as histories give, too."""
     rowptr, col = model.train_items()
     users = rowptr.diff().nonzero().flatten()
     ids, _ = model.recommend(users)
@@ -137,7 +137,6 @@ def test_users_with_anchors_have_more_than_their_histories(synthetic, fast_model
     [
         ({}, 'either users or a history'),
         ({'users': 6}, r'user ids in \[0, 6\) \(got 6\)'),
-        ({'users': []}, 'at least one user id'),
         ({'history': []}, 'at least one item id'),
         ({'history': 'a'}, "give a list .got 'a'"),
         ({'users': [[0, 1]]}, r'flat list of user ids \(got shape \[1, 2\]\)'),
@@ -146,12 +145,9 @@ def test_users_with_anchors_have_more_than_their_histories(synthetic, fast_model
         ({'users': [10**30]}, 'user ids, whole numbers'),
         ({'users': 0, 'k': '3'}, "whole number k >= 1 .got '3'"),
         ({'users': torch.tensor(200, dtype=torch.uint8)}, r'\[0, 6\) \(got 200\)'),
-        ({'users': torch.arange(90)}, r'\(got \[6, 7, 8\]\)'),
         ({'history': 3}, r'give a list \(got 3\)'),
-        ({'history': torch.zeros(1, 1, 1)}, 'flat list of item ids'),
         ({'history': [[1], 2]}, 'both ids and lists'),
         ({'history': [[1], [2], [], [3]]}, r'each history \(history 2 is empty\)'),
-        ({'history': torch.zeros(2, 0, dtype=torch.long)}, 'history 0 is empty'),
         ({'history': torch.zeros(0, 2, dtype=torch.long)}, 'at least one item id'),
         ({'history': [[1], [8]]}, r'item ids in \[0, 8\) \(got \[8\]\)'),
         ({'users': 0, 'candidates': []}, 'at least one candidate'),

@@ -83,7 +83,7 @@ def naive_schedule(scores, every, patience, max_epochs):
 
 
 @pytest.mark.parametrize('seed', range(4))
-def test_schedule_like_a_naive_one(seed, data, monkeypatch):
+def test_schedule_is_like_a_naive_one(seed, data, monkeypatch):
     generator = torch.Generator().manual_seed(seed)
     every, patience, max_epochs = (
         int(torch.randint(1, high, (), generator=generator)) for high in (4, 4, 40)
@@ -124,7 +124,7 @@ def test_the_log_shows_the_schedule(whole):
     assert all(seconds > 0 for seconds in run.seconds.values())
 
 
-def test_two_runs_are_one(data, whole, whole_out):
+def test_stages_in_two_runs_are_as_in_one(data, whole, whole_out):
     phase, lines = max(whole[0].phases['coarse']), []
     init = pyg_c2f.load(phase_file(whole_out, 'coarse', phase))
     run = run_of(data, stages=('fine',), init=init, on_evaluation=lines.append)
@@ -153,7 +153,7 @@ def interrupt_at(number):
     return call
 
 
-def resumed_is_whole(data, whole, out):
+def assert_resumed_is_whole(data, whole, out):
     lines = []
     run = run_of(data, out=out, resume=True, on_evaluation=lines.append)
     assert run.phases == whole[0].phases
@@ -185,7 +185,7 @@ def test_interrupted_in_an_evaluation(where, data, whole, tmp_path):
         'end': len(lines) - 1,
     }
     interrupted_run(data, tmp_path, at[where])
-    resumed_is_whole(data, whole, tmp_path)
+    assert_resumed_is_whole(data, whole, tmp_path)
 
 
 @pytest.mark.parametrize('stage', ['coarse', 'fine'])
@@ -203,14 +203,14 @@ def test_interrupted_in_a_batch(stage, data, whole, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(C2FTrainer, 'step', interrupted_step)
         run_of(data, out=tmp_path)
-    resumed_is_whole(data, whole, tmp_path)
+    assert_resumed_is_whole(data, whole, tmp_path)
 
 
 def test_interrupted_again_and_again(data, whole, tmp_path):
     at = fine_start(whole) + 2
     for number in (3, at - 3, 2):
         interrupted_run(data, tmp_path, number, resume=True)
-    resumed_is_whole(data, whole, tmp_path)
+    assert_resumed_is_whole(data, whole, tmp_path)
 
 
 def test_a_run_that_does_not_fit_the_interrupted_one(data, whole, tmp_path):
@@ -253,7 +253,7 @@ def test_a_new_run_forgets_the_state_of_an_old_one(data, whole, tmp_path):
     for at in (fine_start(whole) + 3, 2):  # The old run got further.
         interrupted_run(data, tmp_path, at)
     assert read_resume(tmp_path)[1]['progress']['stage'] == 'coarse'
-    resumed_is_whole(data, whole, tmp_path)
+    assert_resumed_is_whole(data, whole, tmp_path)
 
 
 def test_damaged_resume_files(data, whole, tmp_path, caplog):

@@ -18,7 +18,7 @@ from tests.tiny import TINY, run_of
 
 
 @pytest.mark.parametrize('stage', ['coarse', 'fine'])
-def test_the_first_step_of_an_epoch_of_phase_2_assigns_anew(stage, data, whole):
+def test_epochs_of_phase_2_assign_anew_in_their_first_step(stage, data, whole):
     options = TrainingOptions(seed=1)
     init = whole[0].model if stage == 'fine' else None
     model = TINY.start(data, stage, init, options)
@@ -108,12 +108,13 @@ def test_a_step_that_goes_wrong(
     assert read_resume(tmp_path)[1]['progress']['epoch'] == 3
 
 
-@pytest.mark.parametrize('phase', [1, 2])
-def test_a_new_assignment_that_goes_wrong(phase, data, monkeypatch):
+@pytest.mark.parametrize(
+    ('wrong', 'what'),
+    [(NAN, 'the pseudo-inverse of the anchors'), (1e300, 'the new assignment')],
+)
+def test_a_new_assignment_that_goes_wrong(wrong, what, data, monkeypatch):
     """In the pseudo-inverse of the anchors, or in the product with it."""
     pinv = torch.linalg.pinv
-    what = {1: 'the pseudo-inverse of the anchors', 2: 'the new assignment'}[phase]
-    wrong = {1: NAN, 2: 1e300}[phase]
     monkeypatch.setattr(
         torch.linalg, 'pinv', lambda *x, **y: pinv(*x, **y).fill_(wrong)
     )
