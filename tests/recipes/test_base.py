@@ -368,3 +368,18 @@ def test_a_recipe_by_name_has_the_settings_of_the_data_set(data, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         fit(data, 'paper')
     assert seen == [get_recipe('paper', 'synthetic')]
+
+
+def test_published_pattern(data, monkeypatch):
+    # The published log: best at 65, phase 2 from 90 on, best at 195, end at 220. The
+    # first evaluation of phase 2 is far worse than all of phase 1, and the ones after
+    # each best are equal to it.
+    def score(epoch):
+        return min(epoch, 65) / 100 if epoch <= 90 else min(epoch, 195) / 1000
+
+    script = Script(data, Schedule(900, 5, 5, num_phases=2), score, monkeypatch)
+    assert epochs_of(script.results) == {1: (65, 90), 2: (195, 220)}
+    assert script.epochs == list(range(0, 225, 5))
+    assert script.phases == [1 + (epoch >= 90) for epoch in range(220)]
+    assert script.results[1]['val']['ndcg@5'] == 0.65
+    assert script.results[2]['val']['ndcg@5'] == 0.195

@@ -8,12 +8,14 @@ import torch
 from torch_geometric.data import HeteroData
 
 import pyg_c2f
+from pyg_c2f.anchors.spectral import shared_interactions
 from pyg_c2f.checkpoint import phase_file
 from pyg_c2f.datasets import SyntheticHierarchy
 from pyg_c2f.evaluate import evaluate_split
 from pyg_c2f.recipes import FastRecipe, TrainingOptions, train
 from pyg_c2f.recipes.base import check_data
-from pyg_c2f.recipes.fast import build_fast
+from pyg_c2f.recipes.fast import build_fast, share_pairs, spectral_features
+from pyg_c2f.shards import Group
 from pyg_c2f.typing import ITEM, RATES, SELECTION, USER, InputError
 from tests.tiny import assert_same_model
 
@@ -166,3 +168,29 @@ def test_check_data(data):
 def test_refused_settings(settings, says):
     with pytest.raises(InputError, match=says):
         FastRecipe(**settings)
+
+
+def test_the_parts_are_close_to_the_spectrum(data):
+    recipe = replace(SMALL, dtype='float32')
+    group = Group(recipe.num_shards)
+    edge_index, sharers, _ = share_pairs(data, group)
+    degree = torch.bincount(edge_index[1], minlength=150)
+    norms = recipe.user_norm, recipe.item_norm
+    interactions = shared_interactions(
+        edge_index, sharers, group.rows(150), *norms, degree
+    )
+    x, basis = spectral_features(
+        interactions, degree, recipe, torch.Generator().manual_seed(0)
+    )
+    model = build_fast(data, recipe, torch.Generator().manual_seed(0))
+    assert model.diagnostics['basis'] == basis and basis['rounds'] >= 1
+    weight = (degree**recipe.importance_power).unsqueeze(1)
+
+    def error():
+        ego = model.ego().detach()
+        return float((weight * (x - ego).square()).sum() / (weight * x**2).sum())
+
+    model.set_stage('coarse')
+    coarse = error()
+    model.set_stage('fine')
+    assert error() < 0.95 * coarse and coarse < 0.3

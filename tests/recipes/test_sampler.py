@@ -124,3 +124,10 @@ def test_bad_input(edges, num_neg, match):
     edge_index = torch.tensor(edges, dtype=torch.int64)
     with pytest.raises(InputError, match=match):
         TripletSampler(edge_index, NUM_USERS, NUM_ITEMS, num_neg)
+
+
+def test_epoch_is_shuffled() -> None:
+    sampler = make_sampler(train_edges())
+    first = torch.cat([sampler.sample_epoch()[0][:1] for _ in range(3000)])
+    # Every active user opens an epoch about equally often.
+    assert_uniform(torch.bincount(first, minlength=NUM_USERS)[[0, 1, 2, 4, 5]].double())

@@ -11,7 +11,7 @@ from pyg_c2f.graph import normalized_interactions
 from pyg_c2f.shards import Group
 from pyg_c2f.spectral import SharedInteractions, right_vectors
 from pyg_c2f.typing import ITEM, RATES, USER
-from tests.test_spectral import (
+from tests.anchors.test_spectral import (
     assert_orthonormal,
     captured,
     generator,
