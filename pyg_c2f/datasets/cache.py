@@ -2,8 +2,9 @@ r"""Interactions that do not fit in memory: prepared once, then mapped from the 
 
 A table is never in memory as a whole. Held at a time are a batch of its rows, a range
 of users with about ``BUCKET`` interactions, and the ids themselves: the rows are
-numbered, sorted in runs, and the runs are merged by ranges of users. Held-out
-interactions are drawn with the same numbers as in memory, from the same generator.
+numbered, and their keys sorted in a mapped file, of which the system holds what there
+is room for. Held-out interactions are drawn with the same numbers as in memory, from
+the same generator.
 
 The result is a folder ``built-PROTOCOL-SEED`` beside the files:
 
@@ -127,14 +128,7 @@ def find_cache(spec: DataSpec) -> Path | None:
 
 
 def read_meta(folder: Path) -> Meta:
-    r"""Returns the content of ``meta.json``, without reading the rest.
-
-    Args:
-        folder (Path): The folder ``built-PROTOCOL-SEED``.
-
-    Raises:
-        InputError: If it is damaged, or does not fit the sizes of the files beside it.
-    """
+    r"""Returns the content of ``meta.json``, which must fit the files beside it."""
     path = folder / META
     try:
         if path.stat().st_size > _META_BYTES:
@@ -204,14 +198,7 @@ def _sizes(meta: Meta) -> dict[str, int]:
 
 
 def read_cache(folder: Path) -> Cache:
-    r"""Maps a built form into memory; only what is used is read.
-
-    Args:
-        folder (Path): The folder ``built-PROTOCOL-SEED``.
-
-    Raises:
-        InputError: If it is damaged, as far as the sizes of its files tell.
-    """
+    r"""Maps a built form into memory, after a check of its sizes."""
     meta = read_meta(folder)
     try:
         pairs = [
@@ -243,21 +230,8 @@ def _map_texts(folder: Path, key: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def build_cache(spec: DataSpec, progress: bool = False) -> Path:
-    r"""Makes the built form of a data set, unless there is a valid one.
-
-    An interrupted call leaves nothing that would be taken for one.
-
-    Args:
-        spec (DataSpec): The data set, its protocol and its seed.
-        progress (bool, optional): Whether to show progress bars.
-            (default: :obj:`False`)
-
-    Returns:
-        Path: The folder of the built form.
-
-    Raises:
-        InputError: If the data set is missing or a file is wrong.
-        OSError: If the folder cannot be written; the disk is full, say.
+    r"""Makes the built form of a data set, unless there is a valid one; see
+    :func:`~pyg_c2f.datasets.build_dataset`.
     """
     target = cache_folder(spec)
     with suppress(InputError):  # an invalid one is replaced
@@ -347,13 +321,9 @@ def _digest(part: Path, num_train: int) -> str:
 
 
 class _PairFile:
-    r"""A file of pairs, row by row, to which interactions are appended.
+    r"""A file of rows of users or items, to which interactions are appended.
 
-    Args:
-        file (BinaryIO): The file, open to write. A full disk is an error, which it
-            would not be of a mapped file.
-        num_pairs (int): The number of interactions it will hold.
-        sides (tuple): What is in each row: 0 for users, 1 for items.
+    It is written, not mapped: a full disk is an error then.
     """
 
     def __init__(self, file: Any, num_pairs: int, sides: tuple[int, ...]) -> None:
@@ -447,29 +417,27 @@ class _TableBuild:
 
     def run(self) -> dict[str, Any]:
         r"""Returns the sizes of what is written."""
+        part, spec = self.part, self.spec
         users, items = self.collect_ids()
-        self.num_items = len(items.keys)
-        num_nodes = len(users.keys), self.num_items
-        lengths = self.write_runs(users, items)
+        num_nodes = len(users.keys), len(items.keys)
+        self.write_keys(users, items)
         text_bytes = {
-            'users': _write_texts(self.part, 'users', [buffers(users.labels())]),
-            'items': _write_texts(self.part, 'items', [buffers(items.labels())]),
+            'users': _write_texts(part, 'users', [buffers(users.labels())]),
+            'items': _write_texts(part, 'items', [buffers(items.labels())]),
         }
-        spec = self.spec
         if locate(spec.folder, f'{spec.name}.item'):
             labels = items.labels().cast('large_string').to_pylist()
             titles = read_titles(spec.folder, spec.name, spec.item_column, labels)
             if titles is not None:
-                blocks = _blocks_of(titles)
-                text_bytes['titles'] = _write_texts(self.part, 'titles', blocks)
+                text_bytes['titles'] = _write_texts(part, 'titles', _blocks_of(titles))
         del users, items
-        self.bounds = _bounds(self.per_user)
-        self.merge_runs(lengths)
-        if num_merged := self.table.num_rows - int(self.per_user.sum()):
+        per_user = self.sort_keys(*num_nodes)
+        if num_merged := self.table.num_rows - int(per_user.sum()):
             logger.warning(
                 '%s: %d duplicate interactions merged', self.path, num_merged
             )
-        return _sizes_of(num_nodes, self.write_splits(), text_bytes)
+        counts = self.write_splits(per_user, num_nodes[1])
+        return _sizes_of(num_nodes, counts, text_bytes)
 
     def collect_ids(self) -> tuple['_Ids', '_Ids']:
         r"""Numbers the ids in the order that they have in memory."""
@@ -483,29 +451,17 @@ class _TableBuild:
         items.finish()
         return users, items
 
-    def write_runs(self, users: '_Ids', items: '_Ids') -> list[int]:
-        r"""Writes sorted runs of keys to the file ``runs``; returns their lengths.
-
-        Counts the interactions of users: no fewer than there are, for some are in
-        several runs.
-        """
-        num_users, lengths = len(users.keys), []
-        self.per_user = np.zeros(num_users, np.int64)
+    def write_keys(self, users: '_Ids', items: '_Ids') -> None:
+        r"""Writes the keys of all rows to the file ``keys``."""
         with (
-            (self.part / 'runs').open('wb') as file,
-            self.bar(desc='sort', total=self.table.num_rows) as bar,
+            (self.part / 'keys').open('wb') as file,
+            self.bar(desc='keys', total=self.table.num_rows) as bar,
         ):
             for batch in self.large_batches():
-                keys = users.number(batch[0]) * self.num_items
+                keys = users.number(batch[0]) * len(items.keys)
                 keys += items.number(batch[1])
-                keys = sorted_unique(keys)
-                self.per_user += np.bincount(
-                    keys // self.num_items, minlength=num_users
-                )
                 file.write(keys.data)
-                lengths.append(len(keys))
                 bar.update(_num_rows(batch[0]))
-        return lengths
 
     def large_batches(self) -> Iterator[tuple[Column, Column]]:
         r"""Joins batches to ones of at least ``BUCKET`` rows."""
@@ -520,68 +476,59 @@ class _TableBuild:
         if size:
             yield _join([x for x, _ in parts]), _join([x for _, x in parts])
 
-    def merge_runs(self, lengths: list[int]) -> None:
-        r"""Merges the runs to the file ``keys``, and counts users' interactions."""
-        runs = np.memmap(self.part / 'runs', np.int64, 'r')
-        ends = np.cumsum(lengths).tolist()
-        starts = [0, *ends[:-1]]
-        with (
-            (self.part / 'runs').open('rb') as file,
-            (self.part / 'keys').open('wb') as out,
-        ):
-            for first, end in self.ranges('merge'):
-                keys, parts, size = np.empty(0, np.int64), [], 0
-                for run, start in enumerate(starts):
-                    rest = runs[start : ends[run]]
-                    num = int(rest.searchsorted(end * self.num_items))
-                    file.seek(8 * start)
-                    parts.append(np.fromfile(file, np.int64, num))
-                    starts[run] += num
-                    size += num
-                    if size > BUCKET:  # of a single user, in many runs
-                        keys, parts = sorted_unique(np.concatenate([keys, *parts])), []
-                        size = 0
-                keys = sorted_unique(np.concatenate([keys, *parts]))
-                out.write(keys.data)
-                users = keys // self.num_items - first
-                self.per_user[first:end] = np.bincount(users, minlength=end - first)
-        del runs
-        (self.part / 'runs').unlink()
+    def sort_keys(self, num_users: int, num_items: int) -> np.ndarray:
+        r"""Sorts the keys and moves the unique ones to the front of their file.
 
-    def ranges(self, what: str) -> Iterator[tuple[int, int]]:
-        r"""Yields the ranges of users."""
-        with self.bar(desc=what, total=len(self.bounds) - 1) as bar:
-            for first, end in zip(self.bounds, self.bounds[1:], strict=False):
-                yield first, end
-                bar.update()
+        Returns:
+            np.ndarray: The number of interactions of each user.
+        """
+        keys = np.memmap(self.part / 'keys', np.int64, 'r+')
+        # In place, by passes from both ends: most of a large file may be on the disk.
+        keys.sort()
+        per_user, last, size = np.zeros(num_users, np.int64), -1, 0
+        with self.bar(desc='sort', total=len(keys)) as bar:
+            for start in range(0, len(keys), BUCKET):
+                block = np.array(keys[start : start + BUCKET])
+                unique = block[np.diff(block, prepend=last) > 0]
+                keys[size : size + len(unique)] = unique
+                per_user += np.bincount(unique // num_items, minlength=num_users)
+                size, last = size + len(unique), block[-1]
+                bar.update(len(block))
+        return per_user
 
-    def write_splits(self) -> tuple[int, int, int]:
+    def write_splits(
+        self, per_user: np.ndarray, num_items: int
+    ) -> tuple[int, int, int]:
         r"""Writes train, validation and test interactions; returns their numbers.
 
         They are those that :func:`split` draws of all interactions together. Both of
         its steps draw a number for every interaction they are given, in their order,
         so that two generators, the second that much further, can go from range to
-        range.
+        range of users.
         """
-        protocol, num_items = self.spec.protocol, self.num_items
-        counts = count_splits(self.per_user, protocol)
+        protocol, total = self.spec.protocol, np.cumsum(per_user)
+        counts = count_splits(per_user, protocol)
         check_counts(*counts[1:], self.spec)
         first_rng, second_rng = self.spec.generator(), self.spec.generator()
-        second_rng.bit_generator.advance(int(self.per_user.sum()))  # type: ignore[attr-defined]
-        ends = np.cumsum(self.per_user)
+        second_rng.bit_generator.advance(int(total[-1]))  # type: ignore[attr-defined]
         with (
             (self.part / 'keys').open('rb') as file,
             _pair_files(self.part, counts) as files,
+            self.bar(desc='split', total=int(total[-1])) as bar,
         ):
-            start = 0
-            for first, end in self.ranges('split'):
-                keys = np.fromfile(file, np.int64, int(ends[end - 1]) - start)
-                start += len(keys)
+            first, done = 0, 0
+            while first < len(per_user):
+                # Users of BUCKET interactions at the most, or a single one.
+                end = int(total.searchsorted(done + BUCKET, side='right'))
+                end = max(end, first + 1)
+                keys = np.fromfile(file, np.int64, int(total[end - 1]) - done)
                 keys -= first * num_items
                 train, test = hold_out(keys, num_items, first_rng)
                 drawn = draw_validation(train, test, num_items, protocol, second_rng)
                 for out, part in zip(files, drawn, strict=True):
                     out.append(part, num_items, first)
+                first, done = end, int(total[end - 1])
+                bar.update(len(keys))
         (self.part / 'keys').unlink()
         return counts
 
@@ -599,16 +546,6 @@ def _join(columns: list[Any]) -> Column:
     first = np.cumsum([0, *map(len, labels)])
     rows = [column.rows + at for column, at in zip(columns, first, strict=False)]
     return Texts(pa.concat_arrays(labels), np.concatenate(rows))
-
-
-def _bounds(per_user: np.ndarray) -> list[int]:
-    r"""Divides the users into ranges of one, or of ``BUCKET`` interactions at most."""
-    total, bounds = np.cumsum(per_user), [0]
-    while (first := bounds[-1]) < len(per_user):
-        before = int(total[first - 1]) if first else 0
-        end = int(total.searchsorted(before + BUCKET, side='right'))
-        bounds.append(max(end, first + 1))
-    return bounds
 
 
 class _Collector:

@@ -43,9 +43,8 @@ class Labels:
         r"""Returns labels without a copy, perhaps of a file that is mapped.
 
         Args:
-            content (np.ndarray): Their bytes in UTF-8, one after the other, uint8.
-            offsets (np.ndarray): Where each starts, and where the last ends, int64,
-                ``[num_labels + 1]``.
+            content (np.ndarray): Their bytes in UTF-8, uint8.
+            offsets (np.ndarray): Their starts and the last end, int64, ``[n + 1]``.
         """
         labels = cls.__new__(cls)
         labels._bytes, labels._offsets = content, offsets
@@ -123,12 +122,8 @@ def make_graph(
 ) -> HeteroData:
     r"""Returns the graph of a split.
 
-    Args:
-        edges (Sequence): The train, validation and test interactions, and the train
-            ones from item to user, ``[2, n]`` each.
-        num_nodes (tuple): The numbers of users and items.
-        spec (DataSpec): Name, protocol and seed, attributes of the graph as a whole.
-        texts (Mapping, optional): Ids of ``users`` and ``items``, and ``titles``.
+    The edges are the train, validation and test interactions, and the train ones from
+    item to user, ``[2, n]`` each; the texts are of ``users``, ``items`` and ``titles``.
     """
     data = InteractionData()
     data[USER].num_nodes, data[ITEM].num_nodes = num_nodes

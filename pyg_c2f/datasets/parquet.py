@@ -88,25 +88,16 @@ class ParquetTable:
         # Text stays a dictionary: a long cell would be copied to every row.
         both = zip(self.columns, kinds, strict=True)
         file, _ = _open(part, [name for name, kind in both if _TEXT.fullmatch(kind)])
-        row, late = 0, None
+        row = 0
         for batch in file.iter_batches(
             batch_size=_BATCH, columns=list(self.columns), use_threads=False
         ):
             out: list[Column] = []
             for side, name in enumerate(self.columns):
                 read = _integers if self.is_int[side] else _texts
-                try:
-                    out.append(read(batch.column(name), f'{part}, row', name, row))
-                except InputError as error:
-                    if side == 0:
-                        raise
-                    # Faults of users are reported before those of items.
-                    late = late or error
+                out.append(read(batch.column(name), f'{part}, row', name, row))
             row += len(batch)
-            if late is None:
-                yield out[0], out[1]
-        if late is not None:
-            raise late
+            yield out[0], out[1]
 
 
 def read_parquet(path: Path, columns: tuple[str, str]) -> list[Ids]:

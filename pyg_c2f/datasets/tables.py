@@ -33,16 +33,7 @@ def number_texts(texts: list[str], rows: np.ndarray) -> Ids:
 
 
 def read_delimited(raw: bytes, path: Path, columns: tuple[str, str]) -> list[Ids]:
-    r"""Reads the ids in two columns of a ``.inter`` or ``.csv`` file.
-
-    Args:
-        raw (bytes): The content of the file.
-        path (Path): Its name, which tells the format.
-        columns (tuple): The names of the columns.
-
-    Raises:
-        InputError: If the file is wrong, with the line and what to do.
-    """
+    r"""Reads the ids in two columns of a ``.inter`` or ``.csv`` file, by its name."""
     is_inter = plain_name(path).endswith('.inter')
     raw = plain_lines(raw)
     rows = _read_rows(raw, path, is_inter)
@@ -158,11 +149,7 @@ def _read_at_once(
 
 
 def find_column(names: list[str], column: str, where: str) -> int:
-    r"""Returns the position of a column.
-
-    Raises:
-        InputError: If no column has that name, or several.
-    """
+    r"""Returns the position of the one column of a name."""
     if column not in names:
         present = ascii(', '.join(names)[:200])
         mend = 'name the columns with user_column and item_column (run.py: --columns '

@@ -311,7 +311,7 @@ def test_faulty_rows_are_named(tmp_path):
 
 @pytest.mark.parametrize(
     'step',
-    ['_TableBuild.write_runs', '_TableBuild.write_splits', '_digest', 'read_meta'],
+    ['_TableBuild.write_keys', '_TableBuild.write_splits', '_digest', 'read_meta'],
 )
 def test_interrupted(root, monkeypatch, step):
     def stop(*_):
@@ -479,7 +479,7 @@ def test_command(root, capsys):
     assert first.endswith('built-standard-2024') and rest == facts
     assert (root / 'toy' / 'built-standard-2024' / 'meta.json').exists()
     build_dataset('toy', root, 'c2f', progress=True)
-    assert 'merge' in capsys.readouterr().err
+    assert 'sort' in capsys.readouterr().err
     assert 'toy.parquet' in facts
     for wrong, message in (
         (['--dataset', 'synthetic'], 'there is nothing to build'),

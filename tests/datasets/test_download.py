@@ -5,7 +5,6 @@ import os
 import socket
 import struct
 import threading
-from pathlib import Path
 from typing import ClassVar, NoReturn
 
 import pytest
@@ -15,10 +14,17 @@ from pyg_c2f.typing import InputError
 
 CONTENT = b'0 1 2\n' * 50000
 REFERENCE = {'sha256': hashlib.sha256(CONTENT).hexdigest()}
-
-
 HTML = b'<!DOCTYPE html><html><body>Please log in</body></html>'
 HALF = len(CONTENT) // 2
+SILENCE = threading.Event()
+REDIRECTS = {
+    'to-good': '/good',
+    'loop': '/loop-again',
+    'loop-again': '/loop-again',
+    'to-file': 'file:///etc/passwd',
+    'to-nowhere': 'http://127.0.0.1:1/',
+    'to-no-address': 'http://[half/',
+}
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -32,9 +38,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             fault = 'good'
         if fault != 'loop-again':  # never ends
             self.faults.add(fault)
-        content = {'truncated': CONTENT[:-1], 'other': HTML * 99, 'html': HTML}.get(
-            fault, CONTENT
-        )
+        content = {'truncated': CONTENT[:-1], 'html': HTML}.get(fault, CONTENT)
         if fault.isdigit():
             return self.send_error(int(fault))
         if fault in REDIRECTS:
@@ -51,8 +55,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if fault == 'chunks':
             self.send_header('Transfer-Encoding', 'chunked')
         elif fault not in ('unknown-length', 'endless'):
-            size = len(CONTENT) if fault in ('broken', 'reset') else len(content)
-            self.send_header('Content-Length', length.get(fault, str(size)))
+            self.send_header('Content-Length', length.get(fault, str(len(content))))
         self.end_headers()
         if fault in ('broken', 'reset', 'stalled'):
             content = content[:HALF]
@@ -79,17 +82,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-SILENCE = threading.Event()
-REDIRECTS = {
-    'to-good': '/good',
-    'loop': '/loop-again',
-    'loop-again': '/loop-again',
-    'to-file': 'file:///etc/passwd',
-    'to-nowhere': 'http://127.0.0.1:1/',
-    'to-no-address': 'http://[half/',
-}
-
-
 @pytest.fixture(scope='module')
 def url():
     with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as server:
@@ -101,10 +93,9 @@ def url():
 
 def test_matches():
     blob = hashlib.sha1(b'blob %d\0' % len(CONTENT) + CONTENT).hexdigest()
-    assert matches(CONTENT, REFERENCE)
-    assert matches(CONTENT, {'git_blob': blob})
-    assert not matches(CONTENT[1:], REFERENCE)
-    assert not matches(CONTENT[1:], {'git_blob': blob})
+    for reference in (REFERENCE, {'git_blob': blob}):
+        assert matches(CONTENT, reference)
+        assert not matches(CONTENT[1:], reference)
 
 
 @pytest.fixture(autouse=True)
@@ -128,7 +119,6 @@ def test_good(url, tmp_path, path):
     ('path', 'message'),
     [
         ('truncated', 'does not have the expected checksum, nothing was kept'),
-        ('other', 'does not have the expected checksum'),
         ('html', 'does not have the expected checksum'),
         ('broken', f'broke after {HALF} of {len(CONTENT)} bytes'),
         ('reset', 'reset|broke after'),
@@ -139,7 +129,6 @@ def test_good(url, tmp_path, path):
         ('promises', f'broke after {len(CONTENT)} of {10**15} bytes'),
         ('no-http', 'cannot be downloaded'),
         ('404', 'Error 404'),
-        ('500', 'Error 500'),
         ('503', 'Error 503'),
         ('loop', 'Error 302'),
         ('to-file', 'Error 302'),
@@ -161,45 +150,28 @@ def test_bad_answer(url, tmp_path, path, message):
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_a_folder_in_its_place(url, tmp_path):
+@pytest.mark.parametrize(
+    ('step', 'error', 'message'),
+    [
+        ('tqdm.update', OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), 'No space'),
+        ('matches', KeyboardInterrupt(), ''),
+    ],
+)
+def test_interrupted(url, tmp_path, monkeypatch, step, error, message):
+    def stop(*args: object) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr(f'pyg_c2f.datasets.download.{step}', stop)
+    with pytest.raises((InputError, KeyboardInterrupt), match=message):
+        download(f'{url}/good', tmp_path / 'train.txt', REFERENCE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_target(url, tmp_path):
     (tmp_path / 'train.txt' / 'x').mkdir(parents=True)
     with pytest.raises(InputError, match='cannot be downloaded'):
         download(f'{url}/good', tmp_path / 'train.txt', REFERENCE)
     assert [path.name for path in tmp_path.iterdir()] == ['train.txt']
-
-
-def test_no_room_on_the_disk(url, tmp_path, monkeypatch):
-    def full(*args: object) -> NoReturn:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with monkeypatch.context() as patch:
-        patch.setattr('pyg_c2f.datasets.download.tqdm.update', full)
-        with pytest.raises(InputError, match='No space left'):
-            download(f'{url}/good', tmp_path / 'train.txt', REFERENCE)
-    assert not list(tmp_path.iterdir())
-    download(f'{url}/good', tmp_path / 'train.txt', REFERENCE)
-
-
-def test_no_connection(tmp_path):
-    # Port 1 is reserved; nothing answers there.
-    url = 'http://127.0.0.1:1/train.txt'
-    with pytest.raises(InputError, match=f'{url} cannot be downloaded'):
-        download(url, tmp_path / 'train.txt', REFERENCE)
-    assert not list(tmp_path.iterdir())
-
-
-def test_interrupted(url, tmp_path, monkeypatch):
-    def interrupt(*args: object) -> bool:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr('pyg_c2f.datasets.download.matches', interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        download(f'{url}/good', tmp_path / 'train.txt', REFERENCE)
-    assert not list(tmp_path.iterdir())
-
-
-def test_unwritable_folder(tmp_path):
     (tmp_path / 'file').write_text('')
-    target = Path(tmp_path / 'file' / 'train.txt')
     with pytest.raises(InputError, match='cannot be written'):
-        download('http://127.0.0.1:1/train.txt', target, REFERENCE)
+        download(f'{url}/good', tmp_path / 'file' / 'train.txt', REFERENCE)
