@@ -22,7 +22,7 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -58,7 +58,7 @@ _META_BYTES = 2**24  # a line for each of a hundred thousand part files
 _MOST = 2**59  # of anything: the bytes can still be counted
 _SPARSE = 8  # ids are looked up in a table with up to so many entries for each
 _LABELS = 2**18  # texts encoded at a time
-_MEND = 'build it again (run.py data --build), or delete that folder'
+_REMEDY = 'build it again (run.py data --build), or delete that folder'
 
 
 class Meta(NamedTuple):
@@ -117,12 +117,12 @@ def find_cache(spec: DataSpec) -> Path | None:
         raise InputError(
             f'{folder} was made from the columns '
             f'{ascii(",".join(meta.columns or []))}, not {",".join(spec.columns)}; ask '
-            f'for these (run.py: --columns), or {_MEND}'
+            f'for these (run.py: --columns), or {_REMEDY}'
         )
     if spec.files and fingerprint(spec) != meta.sources:
         raise InputError(
             f'{folder} was made from other files than those in {spec.folder} (name, '
-            f'size or time of one has changed); {_MEND}'
+            f'size or time of one has changed); {_REMEDY}'
         )
     return folder
 
@@ -149,7 +149,7 @@ def read_meta(folder: Path) -> Meta:
 
 
 def _damaged(folder: Path, what: str) -> InputError:
-    return InputError(f'{folder} is damaged ({what}); {_MEND}')
+    return InputError(f'{folder} is damaged ({what}); {_REMEDY}')
 
 
 def _check_meta(meta: Meta) -> None:
@@ -230,13 +230,11 @@ def _map_texts(folder: Path, key: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def build_cache(spec: DataSpec, progress: bool = False) -> Path:
-    r"""Makes the built form of a data set, unless there is a valid one; see
-    :func:`~pyg_c2f.datasets.build_dataset`.
-    """
+    r"""Makes the built form of a data set, unless there is a valid one."""
     target = cache_folder(spec)
     with suppress(InputError):  # an invalid one is replaced
         if find_cache(spec):
-            logger.info('%s: is there already', target)
+            logger.info('%s: exists already', target)
             return target
     files = spec.files
     if not files:
@@ -249,7 +247,7 @@ def build_cache(spec: DataSpec, progress: bool = False) -> Path:
             sizes = _build_in_memory(part, spec)
         if fingerprint(spec) != sources:
             raise InputError(
-                f'{spec.folder}: its files change; build when they are whole'
+                f'{spec.folder}: its files are changing; build when they are complete'
             )
         content = {
             'format': FORMAT,
@@ -268,18 +266,18 @@ def build_cache(spec: DataSpec, progress: bool = False) -> Path:
 
 @contextmanager
 def _whole_folder(target: Path) -> Iterator[Path]:
-    r"""Gives a folder to write to that becomes ``target`` in one step, or nothing."""
+    r"""Yields a folder to write to; it becomes ``target`` in one step or not at all."""
     part = target.with_name(f'{target.name}-part')
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
-        # Another build, which takes this one for a leftover, has a mark of its own.
+        # Another build, which deletes this folder as a leftover, has another mark.
         mark = part / secrets.token_hex()
         mark.touch()
         try:
             yield part
             if not mark.exists():
-                raise OSError('another build of the same data has taken over')
+                raise OSError('another build of the same data took over')
             mark.unlink()
             if target.exists():
                 shutil.rmtree(target)
@@ -297,7 +295,7 @@ def _whole_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def _new_file(path: Path) -> Iterator[Any]:
-    r"""Opens a file to write that is on the disk once it is closed."""
+    r"""Opens a file to write; its content is on the disk once it is closed."""
     with path.open('wb') as file:
         yield file
         file.flush()
@@ -422,11 +420,11 @@ class _TableBuild:
         num_nodes = len(users.keys), len(items.keys)
         self.write_keys(users, items)
         text_bytes = {
-            'users': _write_texts(part, 'users', [buffers(users.labels())]),
-            'items': _write_texts(part, 'items', [buffers(items.labels())]),
+            'users': _write_texts(part, 'users', [buffers(users.labels)]),
+            'items': _write_texts(part, 'items', [buffers(items.labels)]),
         }
         if locate(spec.folder, f'{spec.name}.item'):
-            labels = items.labels().cast('large_string').to_pylist()
+            labels = items.labels.cast('large_string').to_pylist()
             titles = read_titles(spec.folder, spec.name, spec.item_column, labels)
             if titles is not None:
                 text_bytes['titles'] = _write_texts(part, 'titles', _blocks_of(titles))
@@ -441,7 +439,7 @@ class _TableBuild:
 
     def collect_ids(self) -> tuple['_Ids', '_Ids']:
         r"""Numbers the ids in the order that they have in memory."""
-        users, items = (_Integers() if x else _Strings() for x in self.table.is_int)
+        users, items = map(_Ids, self.table.is_int)
         with self.bar(desc='ids', total=self.table.num_rows) as bar:
             for batch in self.table.batches():
                 users.add(batch[0])
@@ -548,108 +546,76 @@ def _join(columns: list[Any]) -> Column:
     return Texts(pa.concat_arrays(labels), np.concatenate(rows))
 
 
-class _Collector:
-    r"""Collects the distinct ids of a column."""
+class _Ids:
+    r"""Collects the distinct ids of a column, and then numbers them.
 
-    def __init__(self, keys: Any, unique: Callable[[list[Any]], Any]) -> None:
-        self.keys, self._unique = keys, unique  # sorted, once all are collected
+    Their order is that of numbers if all of them consist of digits, else of text.
+    """
+
+    def __init__(self, is_int: bool) -> None:
+        import pyarrow as pa
+
+        self.keys = pa.array([], pa.int64() if is_int else pa.large_binary())
         self._parts: list[Any] = []
         self._num_parts = 0
+        self._table: np.ndarray | None = None
 
-    def add(self, column: Column) -> None:
-        part = column.labels if isinstance(column, Texts) else sorted_unique(column)
+    def add(self, column: Any) -> None:
+        import pyarrow as pa
+
+        is_text = isinstance(column, Texts)
+        part = column.labels if is_text else pa.array(sorted_unique(column))
         self._parts.append(part)
         self._num_parts += len(part)
         if self._num_parts > max(len(self.keys), BUCKET):
             self._merge()
 
     def _merge(self) -> None:
-        self.keys = self._unique([self.keys, *self._parts])
+        import pyarrow as pa
+
+        self.keys = pa.concat_arrays([self.keys, *self._parts]).unique()
         self._parts, self._num_parts = [], 0
 
-
-class _Integers(_Collector):
-    r"""Numbers a column of integers: as numbers, or as text if some are negative."""
-
-    def __init__(self) -> None:
-        empty = np.empty(0, np.int64)
-        super().__init__(empty, lambda parts: sorted_unique(np.concatenate(parts)))
-
     def finish(self) -> None:
-        import pyarrow.compute as pc
-
-        self._merge()
-        self._order = np.arange(len(self.keys))
-        if self.keys[0] < 0:
-            texts = self.labels().cast('large_binary')
-            self._order = pc.array_sort_indices(texts).to_numpy().astype(np.int64)
-        self._number = np.argsort(self._order)
-        low, high = int(self.keys[0]), int(self.keys[-1])
-        self._table = None
-        if high - low < _SPARSE * len(self.keys):
-            self._table = np.full(high - low + 1, -1, np.int32)
-            self._table[self.keys - low] = self._number
-
-    def number(self, column: Any) -> np.ndarray:
-        low, high = self.keys[0], self.keys[-1]
-        if column.min() < low or column.max() > high:
-            raise _changes()
-        if self._table is not None:
-            number = self._table[column - low].astype(np.int64)
-            if number.min() < 0:
-                raise _changes()
-            return number
-        # Looked up in order, what is needed of a large table is in the cache.
-        unique, rows = np.unique(column, return_inverse=True)
-        at = self.keys.searchsorted(unique)
-        if (self.keys[at] != unique).any():
-            raise _changes()
-        return self._number[at][rows]
-
-    def labels(self) -> Any:
-        r"""Returns them as text in the order of their numbers."""
-        import pyarrow as pa
-
-        return pa.array(self.keys[self._order]).cast('large_string')
-
-
-class _Strings(_Collector):
-    r"""Numbers a column of text: as numbers, if all are digits, else as text."""
-
-    def __init__(self) -> None:
-        import pyarrow as pa
-
-        empty = pa.array([], pa.large_binary())
-        super().__init__(empty, lambda parts: pa.concat_arrays(parts).unique())
-
-    def finish(self) -> None:
+        r"""Orders the keys and, as ``labels``, their texts."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
         self._merge()
-        blob, offsets = buffers(self.keys)
-        columns, by = {'text': self.keys}, [('text', 'ascending')]
+        is_int = pa.types.is_integer(self.keys.type)
+        labels = self.keys.cast('large_string').cast('large_binary')
+        blob, offsets = buffers(labels)
+        columns, by = {'key': labels}, [('key', 'ascending')]
         if (blob - ord('0') < 10).all():  # wraps around below '0'
             # Of digits in the order of text, the shorter are the smaller number.
             columns['size'] = pa.array(np.diff(offsets))
             by.insert(0, ('size', 'ascending'))
-        self.keys = self.keys.take(pc.sort_indices(pa.table(columns), sort_keys=by))
+        order = pc.sort_indices(pa.table(columns), sort_keys=by)
+        self.keys, self.labels = self.keys.take(order), labels.take(order)
+        if is_int:
+            keys = self.keys.to_numpy()
+            self._low, high = int(keys.min()), int(keys.max())
+            if high - self._low < _SPARSE * len(keys):
+                self._table = np.full(high - self._low + 1, -1, np.int32)
+                self._table[keys - self._low] = np.arange(len(keys))
 
     def number(self, column: Any) -> np.ndarray:
+        r"""Returns the numbers of the ids in a column."""
+        import pyarrow as pa
         import pyarrow.compute as pc
 
-        at = pc.index_in(column.labels, value_set=self.keys)
-        if at.null_count:
-            raise _changes()
-        return at.to_numpy().astype(np.int64)[column.rows]
-
-    def labels(self) -> Any:
-        r"""Returns them in the order of their numbers."""
-        return self.keys
-
-
-_Ids = _Integers | _Strings
-
-
-def _changes() -> InputError:
-    return InputError('the files of the data set change; build when they are whole')
+        is_text = isinstance(column, Texts)
+        labels = column.labels if is_text else column
+        if self._table is not None:
+            at = labels - self._low
+            is_known = at.min() >= 0 and at.max() < len(self._table)
+            number = self._table[at] if is_known else np.array([-1])
+        else:
+            found = pc.index_in(pa.array(labels), value_set=self.keys)
+            number = found.fill_null(-1).to_numpy()
+        if number.min() < 0:
+            raise InputError(
+                'the files of the data set are changing; build when they are complete'
+            )
+        number = number.astype(np.int64)
+        return number[column.rows] if is_text else number

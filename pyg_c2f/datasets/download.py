@@ -1,4 +1,4 @@
-r"""Fetching a file whole and verified, or not at all."""
+r"""Downloads of files: complete and verified, or not at all."""
 
 import hashlib
 import http.client

@@ -74,7 +74,7 @@ class Labels:
         )
 
     def __hash__(self) -> int:
-        # The first ones are enough to tell most apart.
+        # The first bytes tell most lists apart.
         return hash((len(self), self._bytes[:_LABELS].tobytes()))
 
     def __copy__(self) -> 'Labels':
@@ -92,7 +92,7 @@ def _decode(content: bytes) -> str:
 
 
 class InteractionData(HeteroData):
-    r"""A graph of users and items whose held-out edges follow into other forms.
+    r"""A graph of users and items whose conversions keep the held-out edges.
 
     Only :meth:`to_homogeneous` differs from the base class, which moves the ids of an
     ``edge_label_index`` along with the nodes but takes other label indices for edge

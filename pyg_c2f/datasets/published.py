@@ -1,4 +1,4 @@
-r"""Published data sets: downloaded from where they were published, and verified."""
+r"""Published data sets: downloaded from their source and verified."""
 
 import hashlib
 import json

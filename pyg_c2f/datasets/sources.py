@@ -84,7 +84,7 @@ def no_rows(path: Path) -> InputError:
 
 
 def _sorted(ids: Ids) -> Ids:
-    r"""Numbers the labels in sorted order: as numbers if all are, else as text."""
+    r"""Sorts the labels, as numbers if all of them consist of digits, else as text."""
     labels = ids.labels
     order = sorted(range(len(labels)), key=labels.__getitem__)
     if all(label.isascii() and label.isdigit() for label in labels):

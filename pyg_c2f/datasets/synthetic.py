@@ -161,7 +161,7 @@ def _activity(
 ) -> np.ndarray:
     share = _power_law(num_users, _ACTIVITY_EXPONENT, rng)
     surplus = num_interactions - _MIN_ACTIVITY * num_users
-    # Rounding the running total, not the shares, keeps the total.
+    # Rounding the running total instead of the shares preserves the sum.
     total = np.rint(np.cumsum(share) / share.sum() * surplus)
     activity = _MIN_ACTIVITY + np.diff(total, prepend=0).astype(np.int64)
     return activity.clip(max=num_items // 2)

@@ -26,7 +26,7 @@ class Ids(NamedTuple):
 
 
 def number_texts(texts: list[str], rows: np.ndarray) -> Ids:
-    r"""Returns the ids of rows that hold a number of a text; texts may be repeated."""
+    r"""Returns the ids of rows, given as numbers of texts; texts may be repeated."""
     known: dict[str, int] = {}
     numbers = [known.setdefault(text, len(known)) for text in texts]
     return Ids(np.array(numbers, np.int64)[rows], list(known))
@@ -74,7 +74,7 @@ def read_delimited(raw: bytes, path: Path, columns: tuple[str, str]) -> list[Ids
 def _read_rows(
     raw: bytes, path: Path, is_inter: bool
 ) -> Iterator[tuple[int, list[str]]]:
-    r"""Yields the number of the first line and the cells of each row not blank."""
+    r"""Yields the first line and the cells of each row that is not blank."""
     try:
         if not raw.isascii():
             raw.decode()
@@ -120,11 +120,11 @@ def _read_at_once(
     if b'\0' in raw or (b'"' in raw and not is_inter):
         return None
     ends = np.flatnonzero(np.frombuffer(raw, np.uint8) == ord('\n'))
-    # No cell of a shorter line is too long for the csv module.
+    # Shorter lines have no cell that is too long for the csv module.
     if np.diff(ends, prepend=-1, append=len(raw)).max() > csv.field_size_limit():
         return None
     names = [str(number) for number in range(num_cells)]
-    # A dictionary: a long cell is not copied to every row.
+    # With a dictionary, a long cell is not copied to every row.
     kind = pa.dictionary(pa.int32(), pa.string())
     chosen = [names[side] for side in at]
     try:
@@ -149,7 +149,7 @@ def _read_at_once(
 
 
 def find_column(names: list[str], column: str, where: str) -> int:
-    r"""Returns the position of the one column of a name."""
+    r"""Returns the position of a column, of which there must be one."""
     if column not in names:
         present = ascii(', '.join(names)[:200])
         mend = 'name the columns with user_column and item_column (run.py: --columns '

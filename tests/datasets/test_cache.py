@@ -367,7 +367,7 @@ def test_files_that_change_meanwhile(root, monkeypatch):
         return out
 
     monkeypatch.setattr(module._TableBuild, 'collect_ids', then_write)
-    with pytest.raises(InputError, match='change.*build when they are whole'):
+    with pytest.raises(InputError, match='chang.*build when they are complete'):
         build_dataset('toy', root)
 
 
