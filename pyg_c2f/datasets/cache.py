@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyg_c2f.datasets.parquet import Column, ParquetTable, Texts, buffers
+from pyg_c2f.datasets.parquet import NumberedIds, ParquetTable, buffers
 from pyg_c2f.datasets.sources import fingerprint, no_rows, read_source
 from pyg_c2f.datasets.spec import DataSpec, locate, plain_name
 from pyg_c2f.datasets.splits import (
@@ -44,7 +44,6 @@ from pyg_c2f.datasets.splits import (
     split,
 )
 from pyg_c2f.datasets.tables import read_titles
-from pyg_c2f.datasets.text import sorted_unique
 from pyg_c2f.typing import InputError, Protocol
 
 logger = logging.getLogger(__name__)
@@ -56,7 +55,6 @@ TEXTS = ('users', 'items', 'titles')
 BUCKET = 2**21  # interactions sorted at a time
 _META_BYTES = 2**24  # a line for each of a hundred thousand part files
 _MOST = 2**59  # of anything: the bytes can still be counted
-_SPARSE = 8  # ids are looked up in a table with up to so many entries for each
 _LABELS = 2**18  # texts encoded at a time
 _REMEDY = 'build it again (run.py data --build), or delete that folder'
 
@@ -408,7 +406,7 @@ class _TableBuild:
     def __init__(self, part: Path, spec: DataSpec, progress: bool) -> None:
         (self.path,) = spec.files
         self.part, self.spec = part, spec
-        self.table = ParquetTable(self.path, spec.columns)
+        self.table = ParquetTable(self.path, spec.columns, progress)
         if not self.table.num_rows:
             raise no_rows(self.path)
         self.bar = partial(tqdm, unit_scale=True, leave=False, disable=not progress)
@@ -416,7 +414,7 @@ class _TableBuild:
     def run(self) -> dict[str, Any]:
         r"""Returns the sizes of what is written."""
         part, spec = self.part, self.spec
-        users, items = self.collect_ids()
+        users, items = self.table.number_ids()
         num_nodes = len(users.keys), len(items.keys)
         self.write_keys(users, items)
         text_bytes = {
@@ -437,42 +435,11 @@ class _TableBuild:
         counts = self.write_splits(per_user, num_nodes[1])
         return _sizes_of(num_nodes, counts, text_bytes)
 
-    def collect_ids(self) -> tuple['_Ids', '_Ids']:
-        r"""Numbers the ids in the order that they have in memory."""
-        users, items = map(_Ids, self.table.is_int)
-        with self.bar(desc='ids', total=self.table.num_rows) as bar:
-            for batch in self.table.batches():
-                users.add(batch[0])
-                items.add(batch[1])
-                bar.update(_num_rows(batch[0]))
-        users.finish()
-        items.finish()
-        return users, items
-
-    def write_keys(self, users: '_Ids', items: '_Ids') -> None:
+    def write_keys(self, users: NumberedIds, items: NumberedIds) -> None:
         r"""Writes the keys of all rows to the file ``keys``."""
-        with (
-            (self.part / 'keys').open('wb') as file,
-            self.bar(desc='keys', total=self.table.num_rows) as bar,
-        ):
-            for batch in self.large_batches():
-                keys = users.number(batch[0]) * len(items.keys)
-                keys += items.number(batch[1])
+        with (self.part / 'keys').open('wb') as file:
+            for keys in self.table.keys(users, items):
                 file.write(keys.data)
-                bar.update(_num_rows(batch[0]))
-
-    def large_batches(self) -> Iterator[tuple[Column, Column]]:
-        r"""Joins batches to ones of at least ``BUCKET`` rows."""
-        parts: list[tuple[Column, Column]] = []
-        size = 0
-        for batch in self.table.batches():
-            parts.append(batch)
-            size += _num_rows(batch[0])
-            if size >= BUCKET:
-                yield _join([x for x, _ in parts]), _join([x for _, x in parts])
-                parts, size = [], 0
-        if size:
-            yield _join([x for x, _ in parts]), _join([x for _, x in parts])
 
     def sort_keys(self, num_users: int, num_items: int) -> np.ndarray:
         r"""Sorts the keys and moves the unique ones to the front of their file.
@@ -529,93 +496,3 @@ class _TableBuild:
                 bar.update(len(keys))
         (self.part / 'keys').unlink()
         return counts
-
-
-def _num_rows(column: Column) -> int:
-    return len(column.rows if isinstance(column, Texts) else column)
-
-
-def _join(columns: list[Any]) -> Column:
-    if not isinstance(columns[0], Texts):
-        return np.concatenate(columns)
-    import pyarrow as pa
-
-    labels = [column.labels for column in columns]
-    first = np.cumsum([0, *map(len, labels)])
-    rows = [column.rows + at for column, at in zip(columns, first, strict=False)]
-    return Texts(pa.concat_arrays(labels), np.concatenate(rows))
-
-
-class _Ids:
-    r"""Collects the distinct ids of a column, and then numbers them.
-
-    Their order is that of numbers if all of them consist of digits, else of text.
-    """
-
-    def __init__(self, is_int: bool) -> None:
-        import pyarrow as pa
-
-        self.keys = pa.array([], pa.int64() if is_int else pa.large_binary())
-        self._parts: list[Any] = []
-        self._num_parts = 0
-        self._table: np.ndarray | None = None
-
-    def add(self, column: Any) -> None:
-        import pyarrow as pa
-
-        is_text = isinstance(column, Texts)
-        part = column.labels if is_text else pa.array(sorted_unique(column))
-        self._parts.append(part)
-        self._num_parts += len(part)
-        if self._num_parts > max(len(self.keys), BUCKET):
-            self._merge()
-
-    def _merge(self) -> None:
-        import pyarrow as pa
-
-        self.keys = pa.concat_arrays([self.keys, *self._parts]).unique()
-        self._parts, self._num_parts = [], 0
-
-    def finish(self) -> None:
-        r"""Orders the keys and, as ``labels``, their texts."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        self._merge()
-        is_int = pa.types.is_integer(self.keys.type)
-        labels = self.keys.cast('large_string').cast('large_binary')
-        blob, offsets = buffers(labels)
-        columns, by = {'key': labels}, [('key', 'ascending')]
-        if (blob - ord('0') < 10).all():  # wraps around below '0'
-            # Of digits in the order of text, the shorter are the smaller number.
-            columns['size'] = pa.array(np.diff(offsets))
-            by.insert(0, ('size', 'ascending'))
-        order = pc.sort_indices(pa.table(columns), sort_keys=by)
-        self.keys, self.labels = self.keys.take(order), labels.take(order)
-        if is_int:
-            keys = self.keys.to_numpy()
-            self._low, high = int(keys.min()), int(keys.max())
-            if high - self._low < _SPARSE * len(keys):
-                self._table = np.full(high - self._low + 1, -1, np.int32)
-                self._table[keys - self._low] = np.arange(len(keys))
-
-    def number(self, column: Any) -> np.ndarray:
-        r"""Returns the numbers of the ids in a column."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        is_text = isinstance(column, Texts)
-        labels = column.labels if is_text else column
-        if self._table is not None:
-            at = labels - self._low
-            is_known = at.min() >= 0 and at.max() < len(self._table)
-            number = self._table[at] if is_known else np.array([-1])
-        else:
-            found = pc.index_in(pa.array(labels), value_set=self.keys)
-            number = found.fill_null(-1).to_numpy()
-        if number.min() < 0:
-            raise InputError(
-                'the files of the data set are changing; build when they are complete'
-            )
-        number = number.astype(np.int64)
-        return number[column.rows] if is_text else number

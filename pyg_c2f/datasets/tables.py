@@ -25,13 +25,6 @@ class Ids(NamedTuple):
     labels: list[str]  # each once
 
 
-def number_texts(texts: list[str], rows: np.ndarray) -> Ids:
-    r"""Returns the ids of rows, given as numbers of texts; texts may be repeated."""
-    known: dict[str, int] = {}
-    numbers = [known.setdefault(text, len(known)) for text in texts]
-    return Ids(np.array(numbers, np.int64)[rows], list(known))
-
-
 def read_delimited(raw: bytes, path: Path, columns: tuple[str, str]) -> list[Ids]:
     r"""Reads the ids in two columns of a ``.inter`` or ``.csv`` file, by its name."""
     is_inter = plain_name(path).endswith('.inter')
@@ -144,7 +137,9 @@ def _read_at_once(
         texts = column.chunk(0).dictionary.to_pylist() if rows else []
         if '' in (texts := [text.strip() for text in texts]) or not texts:
             return None
-        ids.append(number_texts(texts, np.concatenate(rows)))
+        known: dict[str, int] = {}
+        numbers = [known.setdefault(text, len(known)) for text in texts]
+        ids.append(Ids(np.array(numbers)[np.concatenate(rows)], list(known)))
     return ids
 
 

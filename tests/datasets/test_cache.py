@@ -356,17 +356,17 @@ def test_full_disk(root, monkeypatch):
 
 
 def test_files_that_change_meanwhile(root, monkeypatch):
-    collect = module._TableBuild.collect_ids
+    number_ids = module.ParquetTable.number_ids
 
-    def then_write(build):
-        out = collect(build)
+    def then_write(table):
+        out = number_ids(table)
         users, items = random_pairs(1, num_users=900)
         (root / 'toy' / 'toy.parquet').rename(root / 'old')
         write_table(root / 'x', users, items)
         (root / 'x' / 'toy' / 'toy.parquet').rename(root / 'toy' / 'toy.parquet')
         return out
 
-    monkeypatch.setattr(module._TableBuild, 'collect_ids', then_write)
+    monkeypatch.setattr(module.ParquetTable, 'number_ids', then_write)
     with pytest.raises(InputError, match='chang.*build when they are complete'):
         build_dataset('toy', root)
 
