@@ -117,16 +117,6 @@ def test_same_as_in_memory(tmp_path, tiny, caplog, kind, protocol):
         }
 
 
-@BOTH
-@pytest.mark.parametrize('size', [1, 500, 2**21])
-def test_buckets_of_any_size(tmp_path, monkeypatch, protocol, size):
-    root = write_table(tmp_path, *random_pairs())
-    expected = get_dataset('toy', root, protocol)
-    monkeypatch.setattr(module, 'BUCKET', size)
-    build_dataset('toy', root, protocol)
-    assert same(expected, get_dataset('toy', root, protocol))
-
-
 def test_columns_of_other_types_in_other_files(tmp_path, tiny):
     folder = tmp_path / 'toy' / 'toy.parquet'
     folder.mkdir(parents=True)
