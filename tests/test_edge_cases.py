@@ -221,7 +221,17 @@ def test_command_line(name, recipe, tmp_path, monkeypatch, capsys):
     options = (f'{key}={value}' for key, value in settings_of(case, recipe).items())
     status = run.main(
         ['train', '--dataset', 'data', '--data-root', str(tmp_path)]
-        + ['--recipe', recipe, '--out', str(out), '--quiet', '--set', *options]
+        + [
+            '--protocol',
+            'c2f',
+            '--recipe',
+            recipe,
+            '--out',
+            str(out),
+            '--quiet',
+            '--set',
+            *options,
+        ]
     )
     shown = capsys.readouterr()
     if case.in_files is not None or recipe in case.refused:

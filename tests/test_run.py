@@ -764,7 +764,7 @@ def test_tolerant_readings_are_counted(root, tmp_path, capsys, no_report):
     test = test.replace('\n', f' {seen}\n', 1)
     (folder / 'train.txt.gz').write_bytes(gzip.compress(train.encode()))
     (folder / 'test.txt').write_text(test)
-    data = ['--data-root', str(tmp_path), '--dataset', 'shop', '--stage', 'coarse']
+    data = [*data_options(tmp_path), '--stage', 'coarse']
     assert run.main(['train', *data, *settings(), '--out', str(tmp_path / 'a')]) == 0
     err = capsys.readouterr().err
     for what in (
@@ -783,7 +783,7 @@ def test_tolerant_readings_are_counted(root, tmp_path, capsys, no_report):
 
 
 def data_options(root, name='shop'):
-    return ['--data-root', str(root), '--dataset', name]
+    return ['--data-root', str(root), '--dataset', name, '--protocol', 'c2f']
 
 
 # Interrupted runs --------------------------------------------------------------------
@@ -1081,8 +1081,8 @@ def test_a_wrong_call_leaves_the_old_run_alone(copied, refused, root, monkeypatc
         (['--split-seed', '-1'], '--split-seed -1'),
         (['--columns', 'user_id'], '--columns user_id'),
         (['--dataset', 'nowhere'], "unknown data set 'nowhere'"),
-        (['--dataset', '../text'], 'no data set name'),
-        (['--dataset', ''], 'no data set name'),
+        (['--dataset', '../text'], 'not a data set name'),
+        (['--dataset', ''], 'not a data set name'),
         (['--fast'], 'unrecognized arguments: --fast'),
         (['more'], 'unrecognized arguments: more'),
     ],
