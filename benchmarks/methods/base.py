@@ -199,23 +199,6 @@ def pack_matrix(
     }
 
 
-def check_kept(name: str, num_neighbors: float, weight_bits: int) -> None:
-    """Checks what is kept of a matrix of items: how many entries, in how many bits.
-
-    Raises:
-        InputError: If nothing is, or a weight has no bit beside its sign.
-    """
-    if num_neighbors <= 0:
-        raise InputError(
-            f"'{name}' expected num_neighbors above 0 (got {num_neighbors})"
-        )
-    if weight_bits < 2:
-        raise InputError(
-            f"'{name}' expected at least 2 weight_bits, the sign among them "
-            f'(got {weight_bits})'
-        )
-
-
 def unpack_matrix(stored: Tensors, num_rows: int, num_cols: int) -> CSR:
     """The matrix that :func:`pack_matrix` packed, its weights rounded."""
     row, col = unpack_pairs(stored, num_cols)

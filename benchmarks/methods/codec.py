@@ -10,6 +10,7 @@ from torch import Tensor
 
 from methods.base import Tensors, pack_pairs, unpack_pairs
 from pyg_c2f.packing import num_bits, pack_bits, unpack_bits
+from pyg_c2f.sparse import split_keys
 from pyg_c2f.typing import InputError
 
 CLIPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
@@ -297,7 +298,7 @@ class Pruned(Codec):
         num_kept = max(round(self.keep * table.numel()), 1)
         place = table.flatten().abs().topk(num_kept).indices.sort().values
         num_cols = table.size(1)
-        row, col = place.div(num_cols, rounding_mode='floor'), place % num_cols
+        row, col = split_keys(place, num_cols)
         return pack_pairs(row, col, num_cols) | {
             'value': _half(self, table[row, col]),
             'shape': torch.tensor(table.shape, dtype=torch.int32),

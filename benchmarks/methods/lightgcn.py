@@ -23,9 +23,9 @@ from methods.base import (
 from methods.codec import Codec, Plain
 from methods.embedding import CompressedEmbedding
 from methods.filters import (
-    interactions,
     item_degree,
     low_pass_scorer,
+    singular_vectors,
     small_int,
 )
 from pyg_c2f.evaluate import Score
@@ -33,7 +33,6 @@ from pyg_c2f.graph import entity_csr
 from pyg_c2f.nn import BPRLoss, SampledSoftmaxLoss, WholeDataLoss, build_pairs
 from pyg_c2f.sampler import TripletSampler
 from pyg_c2f.sparse import CSR, csr_matmul, degree
-from pyg_c2f.spectral import randomized_svd
 from pyg_c2f.typing import InputError
 
 Loss = Literal['whole', 'softmax', 'bpr']
@@ -222,10 +221,8 @@ class LightGCN(Baseline):
         histories: Histories,
         generator: torch.Generator | None,
     ) -> None:
-        num_items = histories.num_items
-        rank = min(self.embedding_dim, histories.num_users, num_items)
-        train = interactions(histories)
-        user, value, item = randomized_svd(train, num_items, rank, generator)
+        user, value, item = singular_vectors(histories, self.embedding_dim, generator)
+        rank = len(value)
         deg = item_degree(histories).float().unsqueeze(1)
         x = torch.cat([user, item * deg**0.25]) * value.sqrt()
         weight = model.embedding.weight

@@ -5,10 +5,10 @@ from math import log
 
 import pytest
 import torch
-from methods import EASE, IALS, Half, Histories, ItemKNN, ease, histories_of
+from methods import EASE, IALS, Half, Histories, ItemKNN, histories_of, items
 from methods.base import unpack_matrix
-from methods.ease import ease_weights
 from methods.filters import as_scipy
+from methods.items import ease_weights
 
 from pyg_c2f.typing import InputError
 from tests.hard import tables
@@ -60,7 +60,7 @@ def hard_histories(name):
 @pytest.mark.parametrize('name', ['few users', 'twins', 'popular items', 'nearly all'])
 @pytest.mark.parametrize('most', [8_000, 0], ids=['double', 'single'])
 def test_ease_is_the_closed_form(most, name, l2, monkeypatch):
-    monkeypatch.setattr(ease, 'MAX_DOUBLE_ITEMS', most)
+    monkeypatch.setattr(items, 'MAX_DOUBLE_ITEMS', most)
     histories = hard_histories(name)
     want = closed_form(dense(histories), l2)
     error = (ease_weights(histories, l2) - want).abs().max() / want.abs().max()
@@ -245,7 +245,7 @@ def test_many_items_are_refused():
 
 @pytest.mark.parametrize('method', [IALS(), ItemKNN()], ids=repr)
 def test_missing_library_names_the_extra(method, small, monkeypatch):
-    for name in ('implicit', 'implicit.cpu.als'):
+    for name in ('implicit.nearest_neighbours', 'implicit.cpu.als'):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match=r'pyg-c2f\[bench\]'):
         method.fit(small)
