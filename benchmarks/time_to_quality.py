@@ -14,7 +14,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -251,7 +251,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Runs the methods and writes figures, table and picture."""
     parser = make_parser(__doc__)
     parser.add_argument('--dataset', required=True)
@@ -260,14 +260,15 @@ def main() -> None:
     parser.add_argument('--seconds', type=float, default=300, help='for each method')
     parser.add_argument('--seed', type=int, default=2024)
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
-    args = parser.parse_args()
+    argv = sys.argv[1:] if argv is None else argv
+    args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     reuse_freed_memory()
 
     data = get_dataset(args.dataset, args.data_root, args.protocol)
     popularity = popularity_score(data[RATES].edge_index, data[ITEM].num_nodes)
     result: dict[str, Any] = {
-        'call': shlex.join(['python', *sys.argv]),
+        'call': shlex.join(['python', 'benchmarks/time_to_quality.py', *argv]),
         'dataset': args.dataset,
         'protocol': args.protocol,
         'split': 'val',
