@@ -2,15 +2,11 @@
 
 from itertools import product
 
+import kill
 import pytest
 
 from pyg_c2f import experiment
 from tests.tiny import settings, write_text_data
-
-
-@pytest.fixture(scope='module')
-def kill(import_benchmark):
-    return import_benchmark('kill')
 
 
 @pytest.fixture
@@ -24,7 +20,7 @@ def call(tmp_path, monkeypatch):
     return ['train', *data, '--quiet', *longer]
 
 
-def test_killed_and_continued(kill, call, tmp_path):
+def test_killed_and_continued(call, tmp_path):
     found = kill.compare(tmp_path / 'runs', call, 12, seed=1, progress=False)
     assert found['different'] == []
     points = [point for x in found['trials'] for point in x['points']]
@@ -36,7 +32,7 @@ def test_killed_and_continued(kill, call, tmp_path):
 
 @pytest.mark.parametrize('number', [1, 9, 20])
 @pytest.mark.parametrize('kind', ['half written', 'before the rename'])
-def test_killed_in_a_write(kill, call, tmp_path, kind, number):
+def test_killed_in_a_write(call, tmp_path, kind, number):
     """The write is not there, and what was there before it is whole."""
     out, log = tmp_path / 'out', tmp_path / 'log.txt'
     assert kill.start([*call, '--out', str(out)], (kind, number), log, out) == -9
@@ -50,7 +46,7 @@ def test_killed_in_a_write(kill, call, tmp_path, kind, number):
     )
 
 
-def test_another_answer_is_noticed(kill, call, tmp_path):
+def test_another_answer_is_noticed(call, tmp_path):
     """The comparison can fail."""
     log = tmp_path / 'log.txt'
     for name, seed in (('a', '1'), ('b', '2'), ('c', '1')):

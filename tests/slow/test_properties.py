@@ -8,7 +8,6 @@ import math
 import os
 from contextlib import contextmanager
 from dataclasses import fields
-from functools import partial
 from typing import get_args, get_origin
 from unittest.mock import patch
 
@@ -16,33 +15,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from methods import (
-    EASE,
-    GFCF,
-    IALS,
-    ColumnWise,
-    CompressedLightGCN,
-    DHEmbedding,
-    Fast,
-    Half,
-    HashEmbedding,
-    ItemKNN,
-    LightGCN,
-    LightGCNFromItems,
-    LinkProp,
-    LowPass,
-    Paper,
-    PEPEmbedding,
-    Popularity,
-    ProductCodes,
-    Pruned,
-    QREmbedding,
-    RowWise,
-    TTEmbedding,
-    TurboCF,
-    file_bytes,
-    histories_of,
-)
+from methods import file_bytes, histories_of
 from torch_geometric.data import HeteroData
 
 import pyg_c2f
@@ -57,6 +30,7 @@ from pyg_c2f.nn import C2F, LinearC2F
 from pyg_c2f.nn.conv import AnchorConv
 from pyg_c2f.sampler import TripletSampler
 from pyg_c2f.typing import ITEM, RATED_BY, RATES, USER, Assignment, InputError
+from tests.benchmarks.methods.test_methods import METHODS, find_libraries
 
 EXAMPLES = int(os.environ.get('PYG_C2F_EXAMPLES', 60))
 MOST = 12  # users, and items
@@ -315,13 +289,6 @@ def check_model(model, data):
 @settings(max_examples=max(EXAMPLES // 2, 1))  # They take longest.
 @given(data_sets(), recipes(Recipe, PAPER))
 def test_fit_with_the_published_recipe(data, recipe):
-    model = fitted(data, recipe)
-    if model is not None:
-        check_model(model, data)
-
-
-@given(data_sets(), recipes(FastRecipe, FAST))
-def test_fit_with_the_fast_recipe(data, recipe):
     model = fitted(data, recipe)
     if model is not None:
         check_model(model, data)
@@ -690,31 +657,21 @@ def test_reassignment_from_singular_codebooks(model, data):
 # Files and lists ---------------------------------------------------------------------
 
 
-@given(model=models())
-def test_a_checkpoint_is_the_model(model, tmp_path_factory):
-    if isinstance(model, LinearC2F):
-        assume(model.dtype == 'float32')
-    path = tmp_path_factory.mktemp('checkpoint')
+def check_checkpoint(model, path):
+    """That a file gives the same scores, and what was rounded as it is."""
     pyg_c2f.save(model, path)
     loaded = pyg_c2f.load(path)
     assert (loaded.stage, loaded.num_users) == (model.stage, model.num_users)
     scores = model.scorer()(everyone(model))
-    assert_same([loaded.scorer()(everyone(model))], [scores], 1e-6)
-
-
-@given(data=data_sets(), recipe=recipes(FastRecipe, FAST))
-def test_a_checkpoint_of_a_fitted_model(data, recipe, tmp_path_factory):
-    model = fitted(data, recipe)
-    assume(model is not None)
-    path = tmp_path_factory.mktemp('checkpoint')
-    pyg_c2f.save(model, path)
-    loaded = pyg_c2f.load(path)
-    scores = model.scorer()(everyone(model))
     assert_same([loaded.scorer()(everyone(model))], [scores], 1e-5)
-    # What was rounded stays as it is.
     ours, theirs = model_tensors(model), model_tensors(loaded)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+@given(model=st.one_of(c2f_models(), linear_models(dtype='float32')))
+def test_a_checkpoint_is_the_model(model, tmp_path_factory):
+    check_checkpoint(model, tmp_path_factory.mktemp('checkpoint'))
 
 
 @given(models(), st.integers(1, 15), st.booleans(), st.data())
@@ -790,67 +747,12 @@ def test_an_index_of_one_cell_finds_all(model, k, exclude_seen):
 # The other methods -------------------------------------------------------------------
 
 
-TRAINING = {'embedding_dim': 4, 'num_neg_samples': 3, 'batch_size': 16, 'epochs': 2}
-TINY_PAPER = Recipe(
-    num_coarse=2,
-    num_fine=2,
-    embedding_dim=4,
-    num_layers=1,
-    fine_per_coarse=2,
-    anchors='random',
-    pca_components=2,
-    num_neg_samples=1,
-)
-EMBEDDINGS = {
-    'hash': partial(HashEmbedding, num_buckets=2),
-    'quotient remainder': partial(QREmbedding, num_remainders=2),
-    'tensor train': partial(TTEmbedding, rank=2),
-    'deep hash': partial(DHEmbedding, num_hashes=3, hidden=(3,)),
-    'pruned': partial(PEPEmbedding, init_threshold=-3.0),
-}
-METHODS = {
-    'popularity': Popularity(),
-    'item neighbours': ItemKNN(2),
-    'item neighbours tfidf': ItemKNN(2, 'tfidf'),
-    'item neighbours bm25': ItemKNN(2, 'bm25', item_power=0.5),
-    'ease': EASE(l2=5),
-    'ease pruned': EASE(l2=5, num_neighbors=1.5),
-    'link prop': LinkProp(0.8, 1.1, 0.2),
-    'two hops': LinkProp(1, 1, 0.5),
-    'low pass': LowPass(4, power=0.5),
-    'low pass by rows': LowPass(4, codec=RowWise(4)),
-    'low pass by columns': LowPass(4, codec=ColumnWise(4)),
-    'low pass pruned': LowPass(4, codec=Pruned(0.3)),
-    'low pass product codes': LowPass(2, codec=ProductCodes(1, bits=1)),
-    'gf-cf': GFCF(4, codec=Half()),
-    'turbo-cf': TurboCF(),
-    'turbo-cf dense': TurboCF(power=0.7, filter='third'),
-    'turbo-cf second': TurboCF(alpha=0.2, filter='second'),
-    'ials': IALS(3, epochs=2),
-    'lightgcn': LightGCN(**TRAINING),
-    'lightgcn softmax': LightGCN(loss='softmax', num_layers=2, **TRAINING),
-    'lightgcn bpr': LightGCN(loss='bpr', start='random', num_layers=2, **TRAINING),
-    'matrix factorisation': LightGCN(num_layers=0, **TRAINING),
-    'lightgcn from items': LightGCNFromItems(codec=Half(), **TRAINING),
-    'fast': Fast(FastRecipe(embedding_dim=8, coarse_links=3.0, num_fine=8)),
-    'fast diffusion': Fast(FastRecipe(embedding_dim=4, num_fine=4, diffusion=0.5)),
-    'paper coarse': Paper(TINY_PAPER, (1, 2)),
-    'paper': Paper(TINY_PAPER, (1, 2), (1, 2)),
-} | {
-    f'lightgcn {name}': CompressedLightGCN(embedding=embedding, **TRAINING)
-    for name, embedding in EMBEDDINGS.items()
-}
-
-
 @pytest.mark.parametrize('name', METHODS)
 @settings(max_examples=max(EXAMPLES // 6, 1))
 @given(graph=graphs())
 def test_methods(name, graph):
+    find_libraries(name)
     method, train = METHODS[name], histories_of(*graph)
-    if isinstance(method, IALS | ItemKNN):
-        pytest.importorskip('implicit')
-    if name == 'low pass product codes':
-        pytest.importorskip('faiss')
     try:
         stored = method.fit(train, torch.Generator().manual_seed(0))
     except InputError:
@@ -898,7 +800,10 @@ def test_bundle_of_a_model(model, tmp_path_factory):
 
 
 @given(data=data_sets(), recipe=recipes(FastRecipe, FAST))
-def test_bundle_of_a_fitted_model(data, recipe, tmp_path_factory):
+def test_files_of_a_fitted_model(data, recipe, tmp_path_factory):
     model = fitted(data, recipe)
     assume(model is not None)
-    check_bundle(model, tmp_path_factory.mktemp('bundle') / 'model.c2f')
+    check_model(model, data)
+    path = tmp_path_factory.mktemp('files')
+    check_checkpoint(model, path)
+    check_bundle(model, path / 'model.c2f')

@@ -75,14 +75,6 @@ def test_matrices_come_back(num_rows, num_cols, share, num_bits):
     assert num_bytes(stored) == places + ceil(num_bits * len(row) / 8) + 8 + 1
 
 
-def test_zeros_of_a_matrix_are_left_out():
-    row, col = torch.tensor([0, 0, 2, 4]), torch.tensor([1, 2, 0, 2])
-    weight = torch.tensor([0, 0.5, -2, 0])
-    back = unpack_matrix(pack_matrix(row, col, weight, 3), 5, 3)
-    assert back.rowptr.tolist() == [0, 1, 1, 2, 2, 2] and back.col.tolist() == [2, 0]
-    torch.testing.assert_close(back.weight, weight[1:3])
-
-
 def test_files_are_those_of_safetensors(tmp_path):
     table = torch.arange(12.0).view(3, 4)
     stored = {

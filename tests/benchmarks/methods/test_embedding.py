@@ -137,24 +137,6 @@ def test_pep(granularity):
     assert (emb.threshold.grad <= 0).all() and emb.threshold.grad.any()
 
 
-def test_pep_trains_on_among_its_entries():
-    stored = drawn(MAKERS['pep']).stored()
-    emb = PEPEmbedding(N, D)
-    emb.load(stored)
-    alive = emb.weight != 0
-    assert 0 < alive.sum() < N * D
-    emb.weight.sum().backward()
-    assert emb.value.grad.equal(alive.float())
-    assert emb.threshold.grad.eq(0).all()
-
-
-def test_pep_of_zeros():
-    emb = PEPEmbedding(N, D, init_threshold=20.0)
-    fresh = PEPEmbedding(N, D)
-    fresh.load(emb.stored())
-    assert fresh.weight.eq(0).all()
-
-
 @every
 def test_stands_for_an_embedding(make):
     """Rows, their gradients, and parameters from one generator."""

@@ -80,12 +80,6 @@ def test_turbo_cf(name, alpha, power, small, askers):
     assert torch.allclose(got.double(), rows @ want, rtol=1e-5, atol=1e-5)
 
 
-def test_rank_is_cut_to_the_matrix(small, others):
-    # Of as many vectors as there are items nothing is filtered.
-    stored = GFCF(500).fit(others, torch.Generator().manual_seed(0))
-    assert stored['item.table'].shape == (small.num_items, others.num_users)
-
-
 def test_large_dense_graphs_are_refused():
     many = Histories(torch.tensor([0, 1]), torch.tensor([0]), 20_001)
     with pytest.raises(InputError, match='1.6 GB.*use power=1'):

@@ -5,7 +5,7 @@ from math import log
 
 import pytest
 import torch
-from methods import EASE, IALS, Half, Histories, ItemKNN, histories_of, items
+from methods import EASE, IALS, Histories, ItemKNN, histories_of, items
 from methods.base import unpack_matrix
 from methods.filters import as_scipy
 from methods.items import ease_weights
@@ -68,17 +68,8 @@ def test_ease_is_the_closed_form(most, name, l2, monkeypatch):
     assert error < (1e-6 if most else 5e-4)
 
 
-def test_ease_solves_the_least_squares_of_each_item(small):
-    rated, weight = dense(small), ease_weights(small, 3.0).double()
-    others = torch.arange(1, small.num_items)
-    x = rated[:, others]
-    want = torch.linalg.solve(x.T @ x + 3 * torch.eye(len(others)), x.T @ rated[:, 0])
-    assert torch.allclose(weight[others, 0], want, atol=1e-5)
-
-
 def test_scores_of_ease(small, others):
-    weight = closed_form(dense(small), 2.0)
-    stored = EASE(2.0).fit(small)
+    weight, stored = closed_form(dense(small), 2.0), EASE(2.0).fit(small)
     got = scores_of(EASE(2.0), stored, others).double()
     assert torch.allclose(got, dense(others) @ weight, atol=1e-2)
     assert stored['weight'].dtype == torch.half
@@ -117,6 +108,16 @@ def similarity(rated, measure):
     return weighted.T @ weighted
 
 
+def test_users_of_all_items_but_one_weigh_nothing_by_tfidf():
+    # Item 3 has no other user; the idf of the first one is log(4) - log(1 + 3) = 0.
+    pytest.importorskip('implicit')
+    pairs = torch.tensor([[0, 0, 0, 1, 1, 2, 2], [0, 1, 3, 0, 1, 1, 2]])
+    train, method = histories_of(pairs, 3, 4), ItemKNN(2, 'tfidf', weight_bits=EXACT)
+    want = dense(train) @ similarity(dense(train), 'tfidf').fill_diagonal_(0)
+    got = scores_of(method, method.fit(train), train).double()
+    assert torch.allclose(got, want, atol=1e-6) and not got[:, 3].any()
+
+
 @pytest.mark.parametrize('measure', ['cosine', 'tfidf', 'bm25'])
 def test_neighbours_are_those_of_the_dense_formula(measure, small, others):
     pytest.importorskip('implicit')
@@ -153,18 +154,6 @@ def test_lists_are_those_of_implicit(measure, small, others):
         seen = torch.from_numpy(rows[user].toarray()[0] != 0)
         mine = got[user].masked_fill(seen, 0)
         assert torch.allclose(mine, want, rtol=1e-5, atol=1e-6)
-
-
-def test_users_of_all_items_but_one_weigh_nothing_by_tfidf():
-    # Item 3 has no other user; the idf of the first one is log(4) - log(1 + 3) = 0.
-    pytest.importorskip('implicit')
-    pairs = torch.tensor([[0, 0, 0, 1, 1, 2, 2], [0, 1, 3, 0, 1, 1, 2]])
-    train, method = histories_of(pairs, 3, 4), ItemKNN(2, 'tfidf', weight_bits=EXACT)
-    rated = dense(train)
-    want = similarity(rated, 'tfidf').fill_diagonal_(0)
-    got = scores_of(method, method.fit(train), train)
-    assert torch.allclose(got.double(), rated @ want, atol=1e-6)
-    assert not got[:, 3].any()
 
 
 # iALS ---------------------------------------------------------------------------------
@@ -208,15 +197,6 @@ def test_ials_of_hard_items(name, lambda_reg, small):
     want, got = torch.stack(want), scores_of(method, {'item.table': y}, small)
     size = want.abs().amax(dim=1, keepdim=True).clamp(min=1e-30)
     assert float(((got - want) / size).abs().max()) < 1e-4
-
-
-def test_ials_uses_its_codec(small):
-    pytest.importorskip('implicit')
-    stored, plain = (
-        IALS(5, epochs=4, **codec).fit(small, generator())
-        for codec in ({'codec': Half()}, {})
-    )
-    assert stored['item.table'].equal(plain['item.table'].half())
 
 
 # What is refused ----------------------------------------------------------------------

@@ -18,15 +18,13 @@ from methods import (
     RowWise,
     TTEmbedding,
     file_bytes,
-    histories_of,
 )
 from methods.lightgcn import adjacency, pyg_lightgcn
 from safetensors.torch import load
 from torch_geometric.nn import LightGCN as PyGLightGCN
 
-from pyg_c2f.graph import build_block_graph, entity_csr, interaction_weight
+from pyg_c2f.graph import interaction_weight
 from pyg_c2f.nn import C2F
-from pyg_c2f.nn.fused import fused_propagation
 from pyg_c2f.sampler import TripletSampler
 from pyg_c2f.typing import Assignment, InputError
 
@@ -110,14 +108,6 @@ def test_the_fast_layers_are_those_of_pyg(num_layers, small):
     torch.testing.assert_close(grad, want)
 
 
-def test_nodes_without_edges_keep_a_share_of_their_own():
-    histories = histories_of(torch.tensor([[0, 2], [1, 1]]), 4, 3)
-    model = pyg_lightgcn(7, 2, 3)
-    out = model.get_embedding(adjacency(histories))
-    alone = torch.tensor([1, 3, 4, 6])
-    torch.testing.assert_close(out[alone], model.embedding.weight[alone] / 4)
-
-
 def without_anchors(histories, stage, num_layers):
     """A C2F model whose links all weigh nothing."""
     sizes = histories.num_users, histories.num_items
@@ -148,20 +138,6 @@ def test_c2f_without_anchors_is_lightgcn_on_its_weighted_graph(stage, fused, sma
     torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
     once = plain.get_embedding(both_ways(small))
     assert not torch.allclose(got, once, atol=1e-3)
-
-
-@pytest.mark.parametrize('num_layers', [0, 3])
-def test_the_block_graph_of_interactions_alone_is_that_of_lightgcn(num_layers, small):
-    """With plain ones for the interactions, one normalisation is left: LightGCN's."""
-    entities = entity_csr(small.edge_index, small.num_users, small.num_items)
-    entities = entities._replace(weight=torch.ones_like(entities.weight))
-    none = torch.zeros(50, 1)
-    graph = build_block_graph(entities, Assignment(none.long(), none), 1)
-    plain = PyGLightGCN(50, 6, num_layers)
-    x = torch.cat([plain.embedding.weight, torch.ones(1, 6)])
-    got = fused_propagation(x, graph, num_layers, gate=0.2)[:50]
-    want = plain.get_embedding(both_ways(small))
-    torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize('num_layers', [0, 2])
@@ -242,12 +218,6 @@ def test_bpr_step_by_step(name, small):
                 want = want + 0.02 * ego[node].square().sum()
         want = want / batch.size(1)
         torch.testing.assert_close(value.double(), want, rtol=1e-5, atol=0)
-
-
-def test_random_start(small):
-    method = make(None, start='random', embedding_dim=100)
-    x = method._model(small, generator(3)).embedding.weight.detach()
-    assert x.std().item() == pytest.approx(0.1, rel=0.05)
 
 
 @pytest.mark.parametrize('num_layers', [0, 2])
