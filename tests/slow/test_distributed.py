@@ -213,19 +213,7 @@ def ranks(torchrun):
     return found
 
 
-def lose(root, out, rank, *options):
-    """Starts two processes and kills one on the way; torchrun, and the history then."""
-    command = [*torchrun(2, *options), 'run.py', *train_call(root, out, *PAPER)]
-    process = start(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    path, end = out / 'history.jsonl', time.monotonic() + 120
-    while not path.exists() or path.read_text().count('\n') < 5:
-        assert process.poll() is None and time.monotonic() < end
-        time.sleep(0.01)
-    os.kill(ranks(process)[rank], signal.SIGKILL)
-    return process, history(out)
-
-
-# A process is lost while the other one computes, and meets nobody for a while.
+# The process that writes is lost while the other one computes, and meets nobody.
 BUSY = """
 import os, signal, sys, time
 import run
@@ -236,7 +224,7 @@ step, left = train.train_step, [9]
 def busy(*args):
     left[0] -= 1
     if not left[0]:
-        if os.environ['RANK'] == '1':
+        if os.environ['RANK'] == '0':
             os.kill(os.getpid(), signal.SIGKILL)
         end = time.monotonic() + 2
         while time.monotonic() < end:
@@ -248,36 +236,26 @@ sys.exit(run.main(sys.argv[1:]))
 """
 
 
-def test_a_lost_process_is_told_by_one_that_computes(root, tmp_path):
+def test_a_lost_process_is_told_once(root, answers, tmp_path):
+    """Then one process alone goes on."""
     program, out = tmp_path / 'program.py', tmp_path / 'out'
     program.write_text(BUSY)
     command = [*torchrun(2), str(program), *train_call(root, out, *PAPER)]
     process = start(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     _, said = process.communicate(timeout=120)
     assert process.returncode != 0
+    again = ['train', '--resume', '--out', str(out)]
     assert [x for x in said.splitlines() if x.startswith('error: ')] == [
         'error: a process of this run has gone (stopped, killed, out of memory, or '
         'with its machine), and the others stop; continue with: torchrun '
-        f'--nproc-per-node 2 run.py train --resume --out {out}'
+        f'--nproc-per-node 2 run.py {" ".join(again)}'
     ]
-
-
-def test_a_lost_process_is_told_once(root, answers, tmp_path):
-    """It is the one that writes; then one process alone goes on."""
-    process, _ = lose(root, tmp_path, 0)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode != 0
-    errors = [x for x in said.splitlines() if x.startswith('error: ')]
-    assert len(errors) == 1
-    again = f'run.py train --resume --out {tmp_path}'
-    assert errors[0].endswith(f'continue with: torchrun --nproc-per-node 2 {again}')
-    for path in tmp_path.glob('*.safetensors'):
+    for path in out.glob('*.safetensors'):
         read_tensors(path)
-    assert read_resume(tmp_path)[1]['progress']['epoch'] > 0
-    assert not (tmp_path / 'metrics.json').exists()
-    command = [sys.executable, *again.split()]
-    assert start(command, stdout=subprocess.DEVNULL).wait(120) == 0
-    check_same_end(tmp_path, answers)
+    assert read_resume(out)[1]['progress']['epoch'] > 0
+    assert not (out / 'metrics.json').exists()
+    assert run_calls(None, [again])[0][0] == 0
+    check_same_end(out, answers)
 
 
 def check_same_end(out, answers):
@@ -287,7 +265,15 @@ def check_same_end(out, answers):
 
 
 def test_torchrun_starts_a_run_anew_and_it_goes_on(root, answers, tmp_path):
-    process, before = lose(root, tmp_path, 1, '--max-restarts', '2')
+    run = ['run.py', *train_call(root, tmp_path, *PAPER)]
+    command = [*torchrun(2, '--max-restarts', '2'), *run]
+    process = start(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    path, end = tmp_path / 'history.jsonl', time.monotonic() + 120
+    while not path.exists() or path.read_text().count('\n') < 5:
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.01)
+    os.kill(ranks(process)[1], signal.SIGKILL)
+    before = history(tmp_path)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
     # What was there is still there, with the seconds that it took then.
