@@ -19,16 +19,14 @@ from methods import file_bytes, histories_of
 from torch_geometric.data import HeteroData
 
 import pyg_c2f
-from pyg_c2f.anchors import bridge_scores, pinv_assignment, softmax_assignment
 from pyg_c2f.bundle import Bundle
 from pyg_c2f.checkpoint import model_bytes, model_tensors
-from pyg_c2f.config import RECIPES, FastRecipe, Recipe, get_recipe
+from pyg_c2f.config import FastRecipe, Recipe
 from pyg_c2f.evaluate import evaluate, evaluate_split
 from pyg_c2f.export import bundle as writer
 from pyg_c2f.export import write_bundle
 from pyg_c2f.nn import C2F, LinearC2F
 from pyg_c2f.nn.conv import AnchorConv
-from pyg_c2f.sampler import TripletSampler
 from pyg_c2f.typing import ITEM, RATED_BY, RATES, USER, Assignment, InputError
 from tests.benchmarks.methods.test_methods import METHODS, find_libraries
 
@@ -326,20 +324,6 @@ def test_order_and_repetition_of_pairs_change_no_model(data, recipe):
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
-@given(st.sampled_from(['paper', 'fast']), st.data())
-def test_any_text_of_a_setting(name, data):
-    names = [field.name for field in fields(RECIPES[name])]
-    key = data.draw(st.one_of(st.sampled_from(names), st.text()))
-    text = data.draw(st.one_of(st.text(), st.floats().map(str), st.integers().map(str)))
-    try:
-        recipe = get_recipe(name, settings={key: text})
-    except InputError as error:
-        assert text in str(error) or key in str(error)
-        return
-    kind = type(getattr(RECIPES[name], key))
-    assert getattr(recipe, key) == kind(text)
-
-
 # Two ways, one answer ----------------------------------------------------------------
 
 
@@ -545,61 +529,6 @@ def test_order_of_users_items_and_pairs(case):
     )
 
 
-@given(shuffled(models()), st.data())
-def test_figures_do_not_depend_on_the_order(case, data):
-    model, twin, user, item = case
-    with double_precision():
-        scores = model.scorer()(everyone(model))
-        permuted = twin.scorer()(everyone(model))
-    # Ties are broken by number, and the two ways may round to either side of one.
-    size = scores.abs().max().clamp(min=1)
-    gaps = scores.sort(dim=1).values.diff(dim=1)
-    assume(bool((gaps > 1e-5 * size).all()))
-    num_pairs = scores.numel()
-    keys = data.draw(st.sets(st.integers(0, num_pairs - 1), min_size=1))
-    keys = torch.tensor(sorted(keys))
-    labels = torch.stack([keys // model.num_items, keys % model.num_items])
-    moved = torch.stack([user[labels[0]], item[labels[1]]]).flip(1)
-    seen = (model.edge_index, twin.edge_index)
-    free = ~torch.isin(keys, seen[0][0] * model.num_items + seen[0][1])
-    assume(bool(free.any()))
-    figures = [
-        evaluate(table.float().__getitem__, wanted, exclude, *scores.shape, KS)
-        for table, wanted, exclude in zip(
-            (scores, permuted), (labels, moved), seen, strict=True
-        )
-    ]
-    assert figures[0] == pytest.approx(figures[1], abs=1e-6)
-
-
-@given(graphs(), st.integers(1, 4), st.data())
-def test_triples(graph, num_neg_samples, data):
-    edges, num_users, num_items = graph
-
-    def sampler(edge_index):
-        generator = torch.Generator().manual_seed(0)
-        return TripletSampler(edge_index, *graph[1:], num_neg_samples, generator)
-
-    try:
-        ours = sampler(edges)
-    except InputError as error:
-        assert 'unrated' in str(error) or 'hardly any' in str(error)
-        return
-    order = data.draw(st.permutations(range(edges.size(1))))
-    theirs = sampler(edges[:, order])
-    known = set(zip(*edges.tolist(), strict=True))
-    for _ in range(3):
-        triples = ours.sample_epoch()
-        assert all(map(torch.equal, triples, theirs.sample_epoch()))
-        assert 0 < len(triples[0]) <= edges.size(1) * num_neg_samples
-        for user, positive, negative in zip(
-            *(x.tolist() for x in triples), strict=True
-        ):
-            assert (user, positive) in known
-            assert (user, negative) not in known
-            assert 0 <= user < num_users and 0 <= negative < num_items
-
-
 # Re-assignment -----------------------------------------------------------------------
 
 
@@ -614,22 +543,6 @@ def codebooks(draw, num_rows, num_columns):
     for row in draw(st.sets(st.integers(0, num_rows - 1))):
         x[row] = draw(st.sampled_from([0, 1])) * x[0]
     return x
-
-
-@given(st.data())
-def test_singular_codebooks(data):
-    num_nodes, dim = data.draw(st.integers(1, 20)), data.draw(st.integers(1, 16))
-    num_coarse, num_fine = data.draw(st.integers(1, 8)), data.draw(st.integers(1, 8))
-    h_n, h_c, h_f = (
-        data.draw(codebooks(num, dim)) for num in (num_nodes, num_coarse, num_fine)
-    )
-    for num_links in {1, num_coarse}:
-        index, weight = pinv_assignment(h_n, h_c, num_links)
-        assert index.shape == weight.shape == (num_nodes, num_links)
-        check_links(index, weight, num_coarse)
-    scores = bridge_scores(h_n, h_c, h_f)
-    for num_links in {1, num_fine}:
-        check_links(*softmax_assignment(scores, num_links), num_fine)
 
 
 def check_links(index, weight, num_anchors):
@@ -725,23 +638,6 @@ def test_items_alike(model, k):
         alive = x[row].any(dim=1)
         assert not (alive.diff() & alive[1:]).any()
         assert bool((values[alive].diff() <= 0).all())
-
-
-@given(models(), st.integers(1, 15), st.booleans())
-def test_an_index_of_one_cell_finds_all(model, k, exclude_seen):
-    pytest.importorskip('faiss')
-    if getattr(model, 'diffusion', 0):
-        with pytest.raises(ValueError, match='diffusion=0'):
-            model.build_index(1)
-        return
-    found, theirs = model.recommend(
-        everyone(model), k, exclude_seen=exclude_seen, index=model.build_index(1)
-    )
-    lists, ours = model.recommend(everyone(model), k, exclude_seen=exclude_seen)
-    assert torch.equal(found == -1, lists == -1)
-    gone = lists == -1
-    # Items of equal scores may change places.
-    assert_same([theirs.masked_fill(gone, 0)], [ours.masked_fill(gone, 0)], 1e-5)
 
 
 # The other methods -------------------------------------------------------------------
