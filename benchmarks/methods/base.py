@@ -6,7 +6,6 @@ these tensors is the size of the method.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -34,7 +33,6 @@ from pyg_c2f.sparse import (
 from pyg_c2f.typing import InputError
 
 Tensors = dict[str, Tensor]
-Watch = Callable[[int, Score], bool]
 
 
 class Histories(NamedTuple):
@@ -95,19 +93,13 @@ class Baseline(ABC):
 
     @abstractmethod
     def fit(
-        self,
-        histories: Histories,
-        generator: torch.Generator | None = None,
-        watch: Watch | None = None,
+        self, histories: Histories, generator: torch.Generator | None = None
     ) -> Tensors:
         """Fits to the train interactions.
 
         Args:
             histories (Histories): The train interactions.
             generator (torch.Generator, optional): All randomness, on the CPU.
-            watch (Callable, optional): Of LightGCN and what derives from it: called
-                now and then with the epochs done and the scores so far; training ends
-                where it returns true. All others leave it alone.
 
         Returns:
             Dict: All that :meth:`scorer` needs beside a history, in its stored form.

@@ -12,7 +12,6 @@ from methods.base import (
     Baseline,
     Histories,
     Tensors,
-    Watch,
     pack_graph,
     prefixed,
     unpack_graph,
@@ -39,10 +38,7 @@ class Popularity(Baseline):
     serves_anyone: ClassVar[bool] = True
 
     def fit(
-        self,
-        histories: Histories,
-        generator: torch.Generator | None = None,
-        watch: Watch | None = None,
+        self, histories: Histories, generator: torch.Generator | None = None
     ) -> Tensors:
         return {'degree': small_int(item_degree(histories))}
 
@@ -83,10 +79,7 @@ class LinkProp(Baseline):
     serves_anyone: ClassVar[bool] = True
 
     def fit(
-        self,
-        histories: Histories,
-        generator: torch.Generator | None = None,
-        watch: Watch | None = None,
+        self, histories: Histories, generator: torch.Generator | None = None
     ) -> Tensors:
         return pack_graph(histories)
 
@@ -130,10 +123,7 @@ class LowPass(Baseline):
     serves_anyone: ClassVar[bool] = True
 
     def fit(
-        self,
-        histories: Histories,
-        generator: torch.Generator | None = None,
-        watch: Watch | None = None,
+        self, histories: Histories, generator: torch.Generator | None = None
     ) -> Tensors:
         norms = self.user_norm, self.item_norm
         _, value, right = singular_vectors(
@@ -176,10 +166,7 @@ class GFCF(Baseline):
     serves_anyone: ClassVar[bool] = True
 
     def fit(
-        self,
-        histories: Histories,
-        generator: torch.Generator | None = None,
-        watch: Watch | None = None,
+        self, histories: Histories, generator: torch.Generator | None = None
     ) -> Tensors:
         _, _, right = singular_vectors(histories, self.rank, generator)
         item = prefixed('item', self.codec.encode(right, generator))
@@ -240,10 +227,7 @@ class TurboCF(Baseline):
             )
 
     def fit(
-        self,
-        histories: Histories,
-        generator: torch.Generator | None = None,
-        watch: Watch | None = None,
+        self, histories: Histories, generator: torch.Generator | None = None
     ) -> Tensors:
         self._check(histories.num_items)
         return pack_graph(histories)

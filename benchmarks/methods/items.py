@@ -13,7 +13,6 @@ from methods.base import (
     Baseline,
     Histories,
     Tensors,
-    Watch,
     pack_matrix,
     prefixed,
     unpack_matrix,
@@ -63,10 +62,7 @@ class EASE(Baseline):
             _check_kept('EASE', self.num_neighbors, self.weight_bits)
 
     def fit(
-        self,
-        histories: Histories,
-        generator: torch.Generator | None = None,
-        watch: Watch | None = None,
+        self, histories: Histories, generator: torch.Generator | None = None
     ) -> Tensors:
         return self.stored(ease_weights(histories, self.l2))
 
@@ -157,10 +153,7 @@ class ItemKNN(Baseline):
         _check_kept('ItemKNN', self.num_neighbors, self.weight_bits)
 
     def fit(
-        self,
-        histories: Histories,
-        generator: torch.Generator | None = None,
-        watch: Watch | None = None,
+        self, histories: Histories, generator: torch.Generator | None = None
     ) -> Tensors:
         row, col, weight = self._neighbors(histories)
         weight = weight * item_degree(histories)[col] ** self.item_power
@@ -250,10 +243,7 @@ class IALS(Baseline):
     serves_anyone: ClassVar[bool] = True
 
     def fit(
-        self,
-        histories: Histories,
-        generator: torch.Generator | None = None,
-        watch: Watch | None = None,
+        self, histories: Histories, generator: torch.Generator | None = None
     ) -> Tensors:
         library = _implicit('IALS', 'implicit.cpu.als')
         seed = int(torch.randint(2**31 - 1, (), generator=generator))

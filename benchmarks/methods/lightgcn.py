@@ -14,7 +14,6 @@ from methods.base import (
     Baseline,
     Histories,
     Tensors,
-    Watch,
     pack_graph,
     prefixed,
     unpack_graph,
@@ -37,6 +36,7 @@ from pyg_c2f.typing import InputError
 
 Loss = Literal['whole', 'softmax', 'bpr']
 Start = Literal['spectral', 'random']
+Watch = Callable[[int, Score], bool]
 
 START_STD = 0.1
 START_SCORE = 0.5  # mean of the interactions' scores at a spectral start
@@ -162,6 +162,14 @@ class LightGCN(Baseline):
         generator: torch.Generator | None = None,
         watch: Watch | None = None,
     ) -> Tensors:
+        """Trains.
+
+        Args:
+            histories (Histories): The train interactions.
+            generator (torch.Generator, optional): All randomness, on the CPU.
+            watch (Callable, optional): Called now and then with the epochs done and
+                the scores so far; training ends where it returns true.
+        """
         model = self._model(histories, generator)
         adj = adjacency(histories)
         loss = self._losses(model, adj, histories, generator)

@@ -12,7 +12,6 @@ from methods.base import (
     Baseline,
     Histories,
     Tensors,
-    Watch,
     pack_graph,
     prefixed,
     unpack_graph,
@@ -56,10 +55,7 @@ class Fast(Baseline):
     serves_anyone: ClassVar[bool] = True
 
     def fit(
-        self,
-        histories: Histories,
-        generator: torch.Generator | None = None,
-        watch: Watch | None = None,
+        self, histories: Histories, generator: torch.Generator | None = None
     ) -> Tensors:
         generator = torch.Generator().manual_seed(0) if generator is None else generator
         model = build_fast(_data(histories), self.recipe, generator)
@@ -120,10 +116,7 @@ class Paper(Baseline):
     serves_anyone: ClassVar[bool] = False
 
     def fit(
-        self,
-        histories: Histories,
-        generator: torch.Generator | None = None,
-        watch: Watch | None = None,
+        self, histories: Histories, generator: torch.Generator | None = None
     ) -> Tensors:
         epochs: dict[Stage, tuple[int, int]] = {'coarse': self.coarse_epochs}
         if self.fine_epochs is not None:

@@ -1,9 +1,7 @@
 """The benchmarks whose parts are processes of their own, on small data."""
 
 import json
-from pathlib import Path
 
-import distributed
 import out_of_core
 import pytest
 
@@ -53,19 +51,3 @@ def test_bytes(tmp_path):
     assert len(ratios) >= 2
     assert all(ratio == pytest.approx(1, abs=0.1) for ratio in ratios.values())
     assert '## Bytes on the wire' in (tmp_path / 'distributed.md').read_text()
-
-
-def test_same_and_parts_side_by_side(tmp_path, monkeypatch):
-    """One layout, and an entry of another part that stays."""
-    monkeypatch.setattr(distributed, 'LAYOUTS', {'1 process': (1, 1)})
-    kept = {'rounds': {'1': [{'anchors': 1.0}]}, 'dataset': 'x', 'recipe': 'fast'}
-    kept |= {'call': '', 'date': '', 'threads': 1, 'processor': '', 'torch': ''}
-    kept |= {'protocol': ''}
-    path = tmp_path / 'distributed.json'
-    path.write_text(json.dumps({'scaling': {'x': kept}}))
-    result = call(tmp_path, '--set', 'embedding_dim=16')
-    assert result['scaling'] == {'x': kept}
-    (entry,) = result['same'].values()
-    layout = entry['layouts']['1 process']
-    assert layout['same_bytes'] and layout['num_losses'] == 0
-    assert Path(tmp_path / 'work/same-synthetic-1-process/metrics.json').exists()
