@@ -3,10 +3,10 @@ r"""How good is a model after so many seconds of training?
     python benchmarks/time_to_quality.py --dataset gowalla --data-root ../shared/data
 
 One process, one method after the other: recipe ``fast``, recipe ``paper`` (coarse
-stage, looked at after every epoch), LightGCN of PyG with BPR, and GF-CF, which is not
-trained. Seconds hold the start (anchors, SVD, graph) and the training, not the loading
-and the evaluations, which are given apart. All figures are on validation items; test
-items are not touched.
+stage, evaluated after every epoch), LightGCN of PyG with BPR, and GF-CF, which is not
+trained. Seconds include the start (anchors, SVD, graph) and the training, but not
+loading and evaluations, which are given separately. All figures are on validation
+items; test items are not touched.
 """
 
 import json
@@ -52,7 +52,7 @@ COLOURS = {
     'lightgcn': '#009E73',
     'gfcf': '#000000',
 }
-# LightGCN is looked at again once it has trained so much longer.
+# LightGCN is evaluated again once it has trained so much longer.
 GROWTH = 1.1
 # LightGCN ends by the limit of seconds alone.
 EPOCHS = 1_000_000
@@ -102,7 +102,7 @@ def run_fast(data: HeteroData, seed: int, curve: Curve) -> None:
 
 
 def run_paper(data: HeteroData, seed: int, curve: Curve) -> None:
-    """The coarse stage of recipe ``paper``, looked at after every epoch."""
+    """The coarse stage of recipe ``paper``, evaluated after every epoch."""
     recipe = get_recipe('paper', data.dataset)
     assert isinstance(recipe, Recipe)
     # The same epochs without a better model end a phase as with its own settings.
@@ -132,7 +132,7 @@ def train_histories(data: HeteroData) -> Histories:
 
 
 def run_lightgcn(data: HeteroData, seed: int, curve: Curve) -> None:
-    """LightGCN with BPR, looked at ever more seldom."""
+    """LightGCN with BPR, evaluated less and less often."""
     due = 0.0
 
     def watch(epoch: int, score: Score) -> bool:

@@ -1,4 +1,4 @@
-"""Tables of which single precision loses digits, and what sums of them it may lose."""
+"""Tables that lose digits in single precision."""
 
 import torch
 

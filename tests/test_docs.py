@@ -1,4 +1,4 @@
-"""README and docs: code runs, commands are calls that exist, links lead somewhere."""
+"""README and docs: code runs, commands exist, links have targets."""
 
 import importlib
 import json

@@ -1,4 +1,4 @@
-"""Other ways to recommend from little memory, all behind one interface.
+"""Other ways to recommend from little memory, with one interface.
 
 A method is fitted to histories, what it returns is what a file holds, and scores come
 from that and from the histories of those who ask.

@@ -1,4 +1,4 @@
-r"""What every compared method is: a fit, what is written to disk, and scores from it.
+r"""The interface of a method: a fit, the tensors of its file, and scores from these.
 
 A method's scores come from the tensors that :meth:`Baseline.fit` returns and from the
 items of the person who asks, and from nothing else, so that the size of the file with
@@ -73,7 +73,7 @@ def histories_of(edge_index: Tensor, num_users: int, num_items: int) -> Historie
     """Sorts pairs of users and items, each pair once.
 
     Raises:
-        InputError: If these are no pairs of whole numbers, or an id does not fit.
+        InputError: If the pairs are not whole numbers, or an id is out of range.
     """
     if edge_index.shape[:-1] != (2,) or edge_index.is_floating_point():
         raise InputError(
@@ -161,8 +161,8 @@ def pack_graph(histories: Histories) -> Tensors:
 def unpack_graph(stored: Tensors, num_items: int, num_users: int = 0) -> Histories:
     """The train interactions that :func:`pack_graph` packed.
 
-    The packed form does not tell of users behind the last one who has items: where they
-    matter, say how many users there are.
+    The packed form does not contain the number of users; pass it if users after the
+    last one with items matter.
     """
     user, item = unpack_pairs(stored, num_items)
     return Histories(rowptr_of(user, num_users), item, num_items)

@@ -1,4 +1,4 @@
-"""How the rows of a table are stored."""
+"""Codecs: stored forms of a table."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -67,14 +67,14 @@ class RowWise(Codec):
         \right), \qquad z_i = \min_j x_{ij}, \quad s_i = \frac{\max_j x_{ij} - z_i}
         {2^b - 1}
 
-    They lie behind the codes of their row: 8 bytes (float32) with 8 bits, 4 bytes
+    They are stored after the codes of their row: 8 bytes (float32) with 8 bits, 4 bytes
     (float16) with 4 bits.
 
     Args:
         bits (int, optional): Bits of an entry, 8 or 4. (default: ``8``)
 
     Raises:
-        InputError: If there is no such number of bits.
+        InputError: If the number of bits is not supported.
     """
 
     bits: int = 8
@@ -120,7 +120,7 @@ class ColumnWise(Codec):
         bits (int, optional): Bits of an entry, 8, 4 or 2. (default: ``8``)
 
     Raises:
-        InputError: If there is no such number of bits.
+        InputError: If the number of bits is not supported.
     """
 
     bits: int = 8
@@ -287,8 +287,8 @@ class Pruned(Codec):
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1:
             raise InputError(
-                f'Pruned: keep={self.keep} is no share of entries; set it above 0 and '
-                'at most 1'
+                f'Pruned: keep={self.keep} is not a share of entries; set it above 0 '
+                'and at most 1'
             )
 
     def encode(

@@ -1,4 +1,4 @@
-"""Tables that are trained in a smaller form and recomposed when they are asked for."""
+"""Embedding tables that are trained in a compressed form."""
 
 from abc import ABC, abstractmethod
 from itertools import pairwise
@@ -63,7 +63,7 @@ class CompressedEmbedding(torch.nn.Module, ABC):
         return F.embedding(ids, self.weight)
 
     def stored(self) -> Tensors:
-        """What a file keeps: the parameters as float16."""
+        """The tensors of a file: the parameters as float16."""
         return {
             name: parameter.detach().half().cpu()
             for name, parameter in self.named_parameters()
@@ -390,7 +390,7 @@ class PEPEmbedding(CompressedEmbedding):
         return self.value.sign() * size.relu()
 
     def stored(self) -> Tensors:
-        """What a file keeps: the entries that float16 tells from zero."""
+        """The tensors of a file: the entries that are not zero in float16."""
         table = self.weight.detach().half().cpu()
         row, col = table.nonzero(as_tuple=True)
         places = pack_pairs(row, col, self.embedding_dim)

@@ -1,4 +1,4 @@
-"""Items that speak for items: EASE, nearest neighbours and iALS."""
+"""Models of items alone: EASE, nearest neighbours and iALS."""
 
 import warnings
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ MAX_DOUBLE_ITEMS = 8_000
 
 @dataclass(frozen=True)
 class EASE(Baseline):
-    r"""The items' weights that tell each item from the others best.
+    r"""The weights between items that predict each item from the others best.
 
     .. math::
         \mathbf{s}_u = \mathbf{r}_u B, \quad
@@ -135,7 +135,7 @@ class ItemKNN(Baseline):
         weight_bits (int, optional): Bits of a stored weight. (default: ``8``)
 
     Raises:
-        InputError: If there is no such measure, or nothing is kept.
+        InputError: If the measure is unknown, or nothing is kept.
     """
 
     num_neighbors: int = 20

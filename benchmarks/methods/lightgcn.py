@@ -122,7 +122,7 @@ class LightGCN(Baseline):
         codec (Codec, optional): The stored form of a table. (default: float32)
 
     Raises:
-        InputError: If there is no such loss or start, or a size is too small.
+        InputError: If the loss or the start is unknown, or a size is too small.
     """
 
     embedding_dim: int = 64
@@ -324,7 +324,7 @@ class LightGCN(Baseline):
 
 @dataclass(frozen=True)
 class LightGCNFromItems(LightGCN):
-    r"""LightGCN without a table of users, who are made of their items' rows.
+    r"""LightGCN without a table of users: a user is the sum of the items' rows.
 
     .. math::
         s_{uj} = \Big\langle \sum_{i \in N(u)} d_i^{-1/2} \mathbf{h}_i, \, \mathbf{h}_j
@@ -357,7 +357,7 @@ class LightGCNFromItems(LightGCN):
 
 @dataclass(frozen=True)
 class CompressedLightGCN(LightGCN):
-    """LightGCN on a table that is never whole, not in training either.
+    """LightGCN on a compressed table, which is not stored whole in training either.
 
     What is stored are the parameters of the table and, with layers, the train graph,
     since the propagated table would be whole again. It starts at random, and the table
@@ -368,7 +368,7 @@ class CompressedLightGCN(LightGCN):
             ``partial(HashEmbedding, num_buckets=1000)``.
 
     Raises:
-        InputError: If it is to start otherwise, or has a codec.
+        InputError: If the start is not random, or a codec is given.
     """
 
     start: Start = 'random'
@@ -408,7 +408,7 @@ class CompressedLightGCN(LightGCN):
     def scorer(self, stored: Tensors, histories: Histories) -> Score:
         model = self._model(histories, None)
         model.embedding.load(without_prefix('table', stored))
-        # Without layers there is no graph, and none is looked at.
+        # Without layers there is no graph, and none is needed.
         graph = without_prefix('graph', stored)
         sizes = histories.num_items, histories.num_users
         train = unpack_graph(graph, *sizes) if graph else histories

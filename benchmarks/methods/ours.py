@@ -1,4 +1,4 @@
-"""Both recipes behind the interface of the other methods."""
+"""Both recipes with the interface of the other methods."""
 
 import json
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ from pyg_c2f.typing import ITEM, RATES, USER, Stage
 
 @dataclass(frozen=True)
 class Fast(Baseline):
-    r"""Recipe ``fast``: users live from their items.
+    r"""Recipe ``fast``: users are represented by their items.
 
     .. math::
         s_{uj} = d_j^p \Big( \tfrac{1}{4} \Big\langle \sum_{i \in N(u)} d_i^{-b}
@@ -48,7 +48,6 @@ class Fast(Baseline):
 
     Args:
         recipe (FastRecipe, optional): The settings.
-
     """
 
     recipe: FastRecipe = FastRecipe()

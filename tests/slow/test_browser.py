@@ -1,4 +1,4 @@
-"""The page in a browser: its lists are those of Python, and it asks nobody else."""
+"""The page in a browser: its lists are those of Python, and it contacts no one else."""
 
 import json
 import os
@@ -145,7 +145,7 @@ def demo(*options):
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
-        # Started in the background, shells have their children ignore the signal.
+        # Children of a shell in the background ignore the signal.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as process:
         try:

@@ -1,4 +1,4 @@
-"""Recipe ``paper`` on several processes gives what it gives on one."""
+"""Recipe ``paper`` on several processes gives the results of one process."""
 
 import os
 import uuid
@@ -46,8 +46,8 @@ TINY = Recipe(
 def work(pipe, rank, size, store):
     """Calls functions that come through a pipe, as one of several processes.
 
-    What all processes refuse alike leaves them together; after other errors a process
-    leaves, as a program would.
+    After an error that all processes raise they stay together; after another one the
+    process leaves, as a program would.
     """
     torch.set_num_threads(1)
     os.environ['GLOO_SOCKET_IFNAME'] = 'lo'
@@ -154,7 +154,7 @@ def trained(group, root, stop=None, **kwargs):
 
 @pytest.fixture(scope='module')
 def alone(root):
-    """What one process gives that knows of no others."""
+    """The training of a single process without a group."""
     found = trained(None, root)
     assert all(len(phases) == 2 for phases in found[1].values())
     return found
@@ -248,7 +248,7 @@ def draw_triples(model, num_triples):
 
 
 def one_step(group, root, stage, width, num_layers, num_triples):
-    """How far a shared batch is from a whole one."""
+    """The differences between a shared batch and a whole one."""
     model, _ = make_model(root, stage, width, num_layers)
     triples, criterion = draw_triples(model, num_triples), BPRLoss(0.1)
     expected, h = batch_loss(model, criterion, triples)
@@ -299,7 +299,7 @@ def test_one_step_in_blocks_of_columns(stage, start, root):
 
 
 def spoiled(group, root, out):
-    """A loss that is no number, in the last process only."""
+    """A loss that is NaN, in the last process only."""
     whole, calls = BPRLoss.penalty, count()
 
     def penalty(*args):
@@ -320,7 +320,7 @@ def test_all_refuse_what_one_has_found(start, root, tmp_path):
 
 
 def infinite(group, root, name, step):
-    """An infinite gradient of what one process alone learns, in one step."""
+    """An infinite gradient of a tensor that one process updates, in one step."""
     whole, calls = module.train_step, count()
     owner = 0 if name == 'bias' else group.size - 1
 
@@ -369,7 +369,7 @@ def test_more_processes_than_columns(start, root):
 
 
 def elsewhere(group, root, out):
-    """Resumes from a directory that the first process alone has a state in."""
+    """Resumes from a directory in which only the first process has a state."""
     return trained(group, root, out=out / str(min(group.rank, 1)), resume=True)
 
 

@@ -1,4 +1,4 @@
-"""Runs that are killed and continued end with the same bits (fifty: benchmarks)."""
+"""Runs that are killed and resumed end with the same bits (more in kill.py)."""
 
 from itertools import product
 

@@ -1,4 +1,4 @@
-"""What holds on any graph with any settings, on random ones.
+"""Properties of any graph with any settings, checked on random ones.
 
 ``PYG_C2F_EXAMPLES`` sets the examples of each property, for a long run by hand.
 """
@@ -69,7 +69,7 @@ def data_sets(draw):
     """A graph with some of the other pairs held out, if there are any."""
     pairs, num_users, num_items = draw(graphs())
     if draw(st.integers(0, 3)):
-        # Who has all items has none to compare them with: mostly there are two more.
+        # A user with all items leaves nothing to rank: mostly there are two more.
         num_items += 2
     others = torch.ones(num_users, num_items, dtype=torch.bool)
     others[tuple(pairs)] = False
@@ -129,14 +129,14 @@ FAST = {
     'diffusion': st.sampled_from([0, 0.5, 1e3]),
     'dtype': st.sampled_from(['packed', 'float32']),
 }
-# Of a wrong kind, out of range, or at its end; nothing that fits takes long.
+# Of a wrong type, out of range, or at a limit; no valid value takes long.
 WILD = [None, True, '3', 'spectral', [], -1, 0, 0.5, 1e-30, 17, 2**70, 1e300]
 WILD = st.sampled_from([*WILD, math.nan, math.inf, -math.inf])
 
 
 @st.composite
 def recipes(draw, kind, strategies, wild=False):
-    """A recipe whose settings go together; wild: or not, and then nothing."""
+    """A recipe with consistent settings; with ``wild``, None if it is refused."""
     values = {name: draw(strategy) for name, strategy in strategies.items()}
     if kind is FastRecipe:
         values['num_fine'] -= values['num_fine'] % max(values['fine_links'], 1)
@@ -263,7 +263,7 @@ def assert_finite(*tensors):
 
 
 def fitted(data, recipe):
-    """The model of a recipe, or nothing where it is refused."""
+    """The model of a recipe, or None if it is refused."""
     try:
         return pyg_c2f.fit(data, recipe, seed=0)
     except InputError as error:
@@ -272,7 +272,7 @@ def fitted(data, recipe):
 
 
 def check_model(model, data):
-    """That all numbers are numbers, and all figures in range."""
+    """All tensors are finite, and all figures are in range."""
     assert_finite(*model.parameters(), *model.buffers())
     scores = model.scorer()(everyone(model))
     assert scores.shape == (model.num_users, model.num_items)
@@ -343,7 +343,7 @@ def gradients(model, out):
 
 
 def assert_same(ours, theirs, precision):
-    """Equal to so much, as far as they are large."""
+    """Equal within a precision relative to the largest entry."""
     for a, b in zip(ours, theirs, strict=True):
         assert_finite(a, b)
         size = max(1.0, float(b.detach().abs().max()) if b.numel() else 0.0)
@@ -469,7 +469,7 @@ def test_metrics_of_any_scores(ranking):
     assert figures == pytest.approx(naive_metrics(*ranking), abs=1e-5)
 
 
-# Names of users and items, and the order of pairs, are nothing -----------------------
+# Numbers of users and items, and the order of pairs, do not matter --------------------
 
 
 @st.composite
@@ -571,7 +571,7 @@ def test_reassignment_from_singular_codebooks(model, data):
 
 
 def check_checkpoint(model, path):
-    """That a file gives the same scores, and what was rounded as it is."""
+    """A file gives the same scores and the same stored tensors."""
     pyg_c2f.save(model, path)
     loaded = pyg_c2f.load(path)
     assert (loaded.stage, loaded.num_users) == (model.stage, model.num_users)
@@ -664,7 +664,7 @@ def test_methods(name, graph):
 
 
 def check_bundle(model, path):
-    """That the reader gives the lists of the model."""
+    """The reader gives the lists of the model."""
     try:
         # Tables of so many values hold all numbers of a small model as they are.
         with patch.multiple(writer, CODEBOOK_BITS=12, OTHER_BITS=12):

@@ -1,4 +1,4 @@
-"""No file runs code, makes the package read other files, or takes all memory."""
+"""No file runs code, makes the package read other files, or exhausts memory."""
 
 import json
 import os
@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 
 @contextmanager
 def limited(seconds=10, size=10**9):
-    """Memory beside what the process has, and time."""
+    """Limits additional memory, and time."""
     before = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path('/proc/self/statm').read_text().split()[0])
     limit = pages * resource.getpagesize() + size
@@ -206,7 +206,7 @@ def is_safe(path):
             return
         try:
             model.recommend(history=[0], k=3)
-        except ValueError as error:  # of scores that are no numbers
+        except ValueError as error:  # scores that are NaN
             assert '\n' not in str(error)
 
 
@@ -389,7 +389,7 @@ def opens_itself_alone(path, events, opened):
 
 @pytest.fixture
 def bait(tmp_path):
-    """Makes folders of runs among files that nobody is to read."""
+    """Makes folders of runs beside files that must not be read."""
     (tmp_path / 'secret.txt').write_text('secret')
     hostile = {'data_root': '../', 'init': '../secret.txt', 'resume': '/etc/passwd'}
 

@@ -1,4 +1,4 @@
-"""One seed gives one answer, in whatever process and by however many threads."""
+"""One seed gives the same bytes in any process, with any number of threads."""
 
 import json
 import os
@@ -25,7 +25,7 @@ for name, options in {runs}.items():
 
 @pytest.fixture(scope='module')
 def answers(tmp_path_factory):
-    """By processes of their own: two with one thread, one with two."""
+    """Runs in separate processes: two with one thread, one with two."""
     root = tmp_path_factory.mktemp('answers')
 
     def start(name, threads):
