@@ -1,4 +1,4 @@
-r"""What a bundle is worth: quality through its reader, bytes, milliseconds, newcomers.
+r"""How good a bundle is: quality through its reader, bytes, milliseconds, new users.
 
     python benchmarks/bundle.py curve --dataset gowalla --data-root ../shared/data
     python benchmarks/bundle.py bits --dataset gowalla --data-root ../shared/data
@@ -9,16 +9,16 @@ r"""What a bundle is worth: quality through its reader, bytes, milliseconds, new
     python benchmarks/bundle.py fuzz --dataset ml-100k --data-root ../shared/data
 
 ``curve``: for each size and each shape of a grid, the mean number of links that fills
-the file; the shape with the best validation NDCG@20 is the choice, and is looked at on
-all test users with several seeds. ``bits``: the same model with other bits of a weight.
-``newcomers``: users who are held out entirely, beside the same users in training.
+the file; the shape with the best validation NDCG@20 is chosen and evaluated on all test
+users with several seeds. ``bits``: the same model with other bits of a weight.
+``newcomers``: users who are held out entirely, against the same users in training.
 ``index`` and ``onnx``: lists of these beside the model's own. ``cost``: time and memory
 of the readers, with the files that ``curve`` has left.
 ``fuzz``: damaged bundles in both readers.
 
-All lists are those of :class:`pyg_c2f.bundle.Bundle` where it does not say otherwise,
-each from a user's own train items. Ids are left out of the files, a megabyte is a
-million bytes. What is done is kept in the JSON, and a second call goes on from there.
+Unless stated otherwise, lists come from :class:`pyg_c2f.bundle.Bundle` and from a
+user's own train items. Ids are left out of the files, a megabyte is a
+million bytes. Finished parts are kept in the JSON, and a second call continues there.
 """
 
 import json
@@ -96,7 +96,7 @@ NUM_DAMAGED, FUZZ_BLOCK = 10_000, 500
 
 
 def reader_score(bundle: Bundle, rowptr: Tensor, col: Tensor) -> Score:
-    """Scores that rank as the lists of a reader do; what is not in a list is last."""
+    """Scores that rank as a reader's lists do; items outside a list come last."""
 
     def score(users: Tensor) -> Tensor:
         out = torch.zeros(len(users), bundle.num_items)
@@ -160,7 +160,7 @@ def export(model: LinearC2F, path: Path, bits: int = WEIGHT_BITS) -> int:
 
 
 def fill(data: HeteroData, recipe: FastRecipe, target: float, path: Path) -> Any:
-    """The links that fill the size, and what choosers find."""
+    """The links that fill the size, and the figures of the choosers."""
     links = 1.0
     each = data[ITEM].num_nodes * (WEIGHT_BITS + 9) / 8
     for _ in range(ATTEMPTS):
@@ -321,7 +321,7 @@ def split_newcomers(data: HeteroData, draw: int) -> tuple[Tensor, Tensor, Tensor
 def newcomers(
     data: HeteroData, base: FastRecipe, result: Any, args: Any
 ) -> Iterator[None]:
-    """Recall for people who were never in training, and for the same ones in it."""
+    """Quality for users who were never in training, and for the same users in it."""
     sizes = data[USER].num_nodes, data[ITEM].num_nodes
     runs = result.setdefault('runs', {})
     for drawn in tqdm(range(args.seeds), 'draws'):
@@ -494,7 +494,7 @@ def in_browser(url: str) -> dict[str, float] | None:
 
 
 def index(data: HeteroData, base: FastRecipe, result: Any, args: Any) -> Iterator[None]:
-    """What a faiss index finds of the exact lists of the model, and how fast."""
+    """How much of the exact lists a faiss index finds, and how fast."""
     model, cells = build(data, base), result.setdefault('cells', {})
     _, histories = askers(data)
     exact, _ = model.recommend(history=histories, k=LENGTH)
@@ -615,7 +615,7 @@ def fuzz(data: HeteroData, base: FastRecipe, result: Any, args: Any) -> Iterator
 
 
 def fuzz_rows(result: Any) -> tuple[str, list[list[str]]]:
-    """What became of them."""
+    """The outcomes and how often they occurred."""
     rows = [[name, f'{count:,}'] for name, count in result['counts'].items()]
     rows += [
         [f'slowest in {name}, ms', f'{x:.0f}']
@@ -708,7 +708,7 @@ def text(part: str, result: Any) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs what is not done yet of a part."""
+    """Runs the unfinished steps of a part."""
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ['--measure-numpy']:
         print(json.dumps(measure_numpy(Path(argv[1]), json.load(sys.stdin))))

@@ -30,7 +30,7 @@ PUBLISHED = {
 
 
 def gather(folder: Path) -> dict[str, Any]:
-    """What a run directory tells."""
+    """The call, the metrics and the history of a run."""
     config = json.loads((folder / 'config.json').read_text())
     lines = (folder / 'history.jsonl').read_text().splitlines()
     path = folder / 'metrics.json'

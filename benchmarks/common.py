@@ -1,4 +1,4 @@
-"""What the scripts share: arguments, results and tables, runs of recipe fast."""
+"""Shared by the scripts: arguments, results and tables, runs of recipe fast."""
 
 import argparse
 import json
@@ -91,13 +91,13 @@ def result_path(args: argparse.Namespace, name: str) -> Path:
 
 
 def read_result(path: Path, parts: Iterable[str]) -> dict[str, Any]:
-    """What an earlier call has left, each of the parts a dictionary."""
+    """The result of an earlier call; a part that is missing is an empty dictionary."""
     result = json.loads(path.read_text()) if path.exists() else {}
     return {part: result.get(part, {}) for part in parts}
 
 
 def header(name: str, args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
-    """How the figures came about."""
+    """The call, the data and the machine behind the figures."""
     return {
         'call': shlex.join(['python', f'benchmarks/{name}.py', *argv]),
         'dataset': getattr(args, 'dataset', 'generated'),
@@ -191,7 +191,7 @@ def measure(data: HeteroData, recipe: FastRecipe, seed: int) -> dict[str, Any]:
 def run_seeds(
     data: HeteroData, recipe: FastRecipe, seeds: int, entry: dict[str, Any]
 ) -> Iterable[int]:
-    """Fills an entry with the seeds that it lacks, and tells after each of them."""
+    """Runs the seeds that an entry lacks; yields after each so that it can be saved."""
     if entry.get('recipe') != asdict(recipe):
         entry.clear()
         entry |= {'recipe': asdict(recipe), 'runs': {}}
@@ -239,7 +239,7 @@ def link_bytes(recipe: FastRecipe, num_rows: int) -> float:
 
 
 def estimated_bytes(data: HeteroData, recipe: FastRecipe) -> float:
-    """About the stored size of a model, before it is built."""
+    """An estimate of the stored size of a model before it is built."""
     num_items = data[ITEM].num_nodes
     most = int(degree(data[RATES].edge_index[1], num_items).max())
     scalars = num_items * (1 if most < 256 else 2 if most < 1 << 15 else 4)
@@ -255,7 +255,7 @@ def estimated_bytes(data: HeteroData, recipe: FastRecipe) -> float:
 
 @contextmanager
 def remembered(name: str, key: Callable[..., Any], num_kept: int = 1) -> Iterator[None]:
-    """Lets ``pyg_c2f.fast`` compute the same thing once only, in this block.
+    """Caches a function of ``pyg_c2f.fast`` within this block.
 
     Args:
         name (str): A function there that takes a generator at the end.

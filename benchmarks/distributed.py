@@ -5,13 +5,13 @@ r"""The same run on one process and on many: figures, bytes, scaling, a lost pro
     python benchmarks/distributed.py --part lost --dataset synthetic --recipe paper
 
 Parts: ``same`` trains by one process, by two, by four, and by two nodes of two that
-have nothing but a network in common, and compares what they leave. ``bytes`` counts
-what single steps put on the wire, in a network of its own, and sets it against a
-formula. ``scaling`` gives each process a core and one thread, and takes the times of
-the phases of a run in turns with those of one process. ``lost`` kills one process of a
-training of recipe paper, which must end with a word on how to go on, goes on with
-another number of processes, or by itself under ``torchrun --max-restarts``. All
-processes have one thread. Each call adds to the results or renews what is there.
+share nothing but a network, and compares the resulting files. ``bytes`` counts what
+single steps send, in a network of its own, and compares it with a formula. ``scaling``
+gives each process a core and one thread, and times the phases of a run in turns with
+those of one process. ``lost`` kills one process of a training of recipe paper, which
+must end with a line that says how to continue; it is continued with another number of
+processes, or by ``torchrun --max-restarts``. All processes have one thread. Each call
+adds to the results or replaces earlier ones.
 """
 
 import argparse
@@ -106,14 +106,14 @@ STEPS = 10
 
 
 class Process(NamedTuple):
-    """A program that was started, and the files that take what it says."""
+    """A program that was started, and the files with its output."""
 
     popen: 'subprocess.Popen[bytes]'
     log: Path
 
     @property
     def errors(self) -> str:
-        """What it has said on standard error."""
+        """What it has written to standard error."""
         return self.log.with_suffix('.err').read_text()
 
 
@@ -133,7 +133,7 @@ def start(command: Sequence[str], log: Path, **env: str) -> Process:
 
 
 def wait(processes: Sequence[Process], timeout: float) -> list[int]:
-    """Waits for programs, and ends them all where one takes too long."""
+    """Waits for programs, and terminates all of them if one takes too long."""
     try:
         return [process.popen.wait(timeout) for process in processes]
     finally:
@@ -144,7 +144,7 @@ def wait(processes: Sequence[Process], timeout: float) -> list[int]:
 
 
 def check(processes: Sequence[Process], timeout: float) -> None:
-    """Waits for programs that must not fail."""
+    """Waits for programs and raises an error if one of them fails."""
     if any(wait(processes, timeout)):
         said = '\n'.join(process.errors[-3000:] for process in processes)
         raise SystemExit(f'{processes[0].popen.args!r} failed:\n{said}')
@@ -159,7 +159,7 @@ def python(size: int, *options: str) -> list[str]:
 
 
 def reason(error: Exception) -> str:
-    """Why a program could not do what it was to, in its own words."""
+    """The error message of a program on one line."""
     return ' '.join((getattr(error, 'stderr', None) or str(error)).split())
 
 
@@ -245,7 +245,7 @@ def train_call(args: argparse.Namespace, dataset: str, out: Path) -> list[str]:
 def worker(
     args: argparse.Namespace, part: str, dataset: str, size: int, prefix: Sequence[str]
 ) -> dict[str, Any]:
-    """What this script finds as the processes of a part."""
+    """The result of this script, run as the processes of a part."""
     out = args.work / f'{part}-{size}.json'
     out.unlink(missing_ok=True)
     job = vars(args) | {'part': part, 'dataset': dataset, 'out': str(out)}
@@ -759,7 +759,7 @@ def lose(
 def lost(args: argparse.Namespace, dataset: str) -> dict[str, Any]:
     """Loses processes at random times, in each of :data:`LOSSES`."""
     if args.recipe != 'paper':
-        raise SystemExit('--part lost: recipe fast is over too soon, --recipe paper')
+        raise SystemExit('--part lost needs --recipe paper: recipe fast ends too soon')
     whole = args.work / f'lost-{dataset}-whole'
     shutil.rmtree(whole, ignore_errors=True)
     begin = time.perf_counter()

@@ -62,7 +62,7 @@ class Data(NamedTuple):
 
 
 class Known:
-    """The parameters of a trial that was, behind the same calls."""
+    """Stands for a trial, with the parameters of an earlier one."""
 
     def __init__(self, params: dict[str, Any]) -> None:
         self.params = params
@@ -342,8 +342,8 @@ def ours(graph: bool) -> Callable[..., Baseline]:
     return suggest
 
 
-# What is known to be good goes first: of normalisations, those that a look at
-# validation items of the three data sets gave for the low pass.
+# Good settings come first: these normalisations were found for the low pass on the
+# validation items of the three data sets.
 NORMS = tuple(
     {'user_norm': a, 'item_norm': b, 'item_power': q, 'power': p}
     for a, b, q, p in (

@@ -1,4 +1,4 @@
-r"""Kills runs and continues them: do they end with the same bits?
+r"""Kills and resumes runs: do they end with the same bits?
 
     python benchmarks/kill.py --points 50
 
@@ -7,8 +7,8 @@ random evaluation) or at a random write of a file (half written, before it takes
 name, just after), and is then continued with ``--resume``; half of the continued runs
 are killed once more. In the end all files are compared with those of a run that was
 never killed: models byte for byte, figures and history but for their seconds. Of every
-other run the newer of the two states on disk is also cut short, so that it goes on from
-the one before.
+other run the newer of the two states on disk is also cut short, so that it continues
+from the older one.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-r"""What a run takes on many workers: memory, bytes and seconds, on paper.
+r"""What a run needs on many workers: an estimate of memory, bytes and seconds.
 
     python benchmarks/plan.py --dataset made-10000000 --data-root /tmp/large
 
@@ -71,7 +71,7 @@ class Constants(NamedTuple):
 
 
 def vectors_flops(rows: float, width: int, rounds: int) -> float:
-    """Dense products behind the singular vectors, of so many rows of items."""
+    """Flops of the dense products for the singular vectors of so many items."""
     # The start is a Gram matrix, a Rayleigh-Ritz step two, and two products.
     return (1 + 4 * rounds) * 2 * rows * width**2
 
@@ -208,7 +208,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measures, and works it out."""
+    """Measures the constants and computes the estimates."""
     argv = sys.argv[1:] if argv is None else argv
     parser = data_arguments(__doc__)
     parser.add_argument('--size', type=number, nargs=3, default=[10**7, 10**6, 10**9])

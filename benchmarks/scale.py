@@ -40,6 +40,7 @@ from tqdm import tqdm
 from pyg_c2f import fast
 from pyg_c2f.checkpoint import write_json
 from pyg_c2f.config import FastRecipe
+from pyg_c2f.sparse import pair_keys, split_keys
 from pyg_c2f.train import reuse_freed_memory
 from pyg_c2f.typing import ITEM, RATES, USER
 
@@ -73,13 +74,13 @@ def generate(num_interactions: int, seed: int = 0) -> HeteroData:
         leaves = rng.random(size) > LOYALTY
         group[leaves] = rng.integers(num_groups, size=int(leaves.sum()))
         item = place[rank * num_groups + group]
-        keys[start : start + size] = user * num_items + item
+        keys[start : start + size] = pair_keys((user, item), num_items)
     keys.sort()
     keys = keys[np.concatenate([[True], keys[1:] != keys[:-1]])]
     keys = keys[rng.random(len(keys)) < num_interactions / len(keys)]
     data = HeteroData()
     data[USER].num_nodes, data[ITEM].num_nodes = num_users, num_items
-    edges = np.stack([keys // num_items, keys % num_items])
+    edges = np.stack(split_keys(keys, num_items))
     data[RATES].edge_index = torch.from_numpy(edges)
     return data
 

@@ -4,9 +4,9 @@ r"""Quality against the stored size, each size with the settings that suit it.
 
 For every target size and every cell of a grid of widths and fine levels, the mean
 number of coarse links is found that fills the size. The cell with the best validation
-NDCG@20 (seed 0) is the choice, which is then run with several seeds and looked at on
-test items. A megabyte is a million bytes. What is done is kept in the JSON, so that a
-second call goes on where the first one stopped.
+NDCG@20 (seed 0) is chosen, then run with several seeds and evaluated on test items. A
+megabyte is a million bytes. Finished work is kept in the JSON, so that a second call
+continues where the first one stopped.
 """
 
 import sys
@@ -97,7 +97,7 @@ def search(
     grid: Sequence[tuple[int, int]],
     cells: dict[str, Any],
 ) -> Iterator[None]:
-    """Fills the cells that are not known yet, and stops after each."""
+    """Computes the missing cells; yields after each so that it can be saved."""
     most = min(data[USER].num_nodes, data[ITEM].num_nodes)
     per_level = min(PER_LEVEL, data[ITEM].num_nodes)
     with remembered('spectral_features', spectrum_key):
@@ -213,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     grid = [(width, levels) for width in args.widths for levels in args.levels]
     path = result_path(args, f'size_quality-{args.dataset}-{args.protocol}')
     known = read_result(path, ('base', 'cells', 'chosen'))
-    if known['base'] != asdict(base):  # Other settings around the grid: start anew.
+    if known['base'] != asdict(base):  # Other settings outside the grid: start again.
         known |= {'base': asdict(base), 'cells': {}, 'chosen': {}}
     result = header('size_quality', args, argv) | {'sizes': sorted(args.sizes)} | known
 

@@ -1,4 +1,4 @@
-r"""Half an hour of everything in one process: does its memory stay flat?
+r"""Half an hour of everything in one process: does its memory stay constant?
 
     python benchmarks/soak.py --minutes 30
 

@@ -3,10 +3,10 @@ r"""How good is a model after so many seconds of training?
     python benchmarks/time_to_quality.py --dataset gowalla --data-root ../shared/data
 
 One process, one method after the other: recipe ``fast``, recipe ``paper`` (coarse
-stage, looked at after every epoch), LightGCN of PyG with BPR, and GF-CF, which is not
-trained. Seconds hold the start (anchors, SVD, graph) and the training, not the loading
-and the evaluations, which are given apart. All figures are on validation items; test
-items are not touched.
+stage, evaluated after every epoch), LightGCN of PyG with BPR, and GF-CF, which is not
+trained. Seconds include the start (anchors, SVD, graph) and the training, but not
+loading and evaluations, which are given separately. All figures are on validation
+items; test items are not touched.
 """
 
 import json
@@ -14,7 +14,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ COLOURS = {
     'lightgcn': '#009E73',
     'gfcf': '#000000',
 }
-# LightGCN is looked at again once it has trained so much longer.
+# LightGCN is evaluated again once it has trained so much longer.
 GROWTH = 1.1
 # LightGCN ends by the limit of seconds alone.
 EPOCHS = 1_000_000
@@ -102,7 +102,7 @@ def run_fast(data: HeteroData, seed: int, curve: Curve) -> None:
 
 
 def run_paper(data: HeteroData, seed: int, curve: Curve) -> None:
-    """The coarse stage of recipe ``paper``, looked at after every epoch."""
+    """The coarse stage of recipe ``paper``, evaluated after every epoch."""
     recipe = get_recipe('paper', data.dataset)
     assert isinstance(recipe, Recipe)
     # The same epochs without a better model end a phase as with its own settings.
@@ -132,7 +132,7 @@ def train_histories(data: HeteroData) -> Histories:
 
 
 def run_lightgcn(data: HeteroData, seed: int, curve: Curve) -> None:
-    """LightGCN with BPR, looked at ever more seldom."""
+    """LightGCN with BPR, evaluated less and less often."""
     due = 0.0
 
     def watch(epoch: int, score: Score) -> bool:
@@ -251,7 +251,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Runs the methods and writes figures, table and picture."""
     parser = make_parser(__doc__)
     parser.add_argument('--dataset', required=True)
@@ -260,14 +260,15 @@ def main() -> None:
     parser.add_argument('--seconds', type=float, default=300, help='for each method')
     parser.add_argument('--seed', type=int, default=2024)
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
-    args = parser.parse_args()
+    argv = sys.argv[1:] if argv is None else argv
+    args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     reuse_freed_memory()
 
     data = get_dataset(args.dataset, args.data_root, args.protocol)
     popularity = popularity_score(data[RATES].edge_index, data[ITEM].num_nodes)
     result: dict[str, Any] = {
-        'call': shlex.join(['python', *sys.argv]),
+        'call': shlex.join(['python', 'benchmarks/time_to_quality.py', *argv]),
         'dataset': args.dataset,
         'protocol': args.protocol,
         'split': 'val',

@@ -6,7 +6,7 @@ r"""Searches settings of recipe fast for a data set, below a stored size.
 Optuna's TPE with a median pruner that looks at the coarse stage. The objective is the
 validation NDCG@20 of the last stage, at one seed; test items are taken out of the data
 before the search. The study is kept in a database below ``runs``, so that a second call
-goes on: ``--trials`` counts those of earlier calls, ``--seconds`` is for this call.
+continues it: ``--trials`` includes those of earlier calls, ``--seconds`` is per call.
 """
 
 import sys
@@ -158,7 +158,7 @@ class Objective:
 
 
 def summary(study: Any) -> dict[str, Any]:
-    """What came out of a study."""
+    """The outcome of a study."""
     trials = [x for x in study.trials if x.state.is_finished()]
     done = [x for x in trials if x.state.name == 'COMPLETE']
     reasons = Counter(x.user_attrs.get('reason', '') for x in trials if x not in done)

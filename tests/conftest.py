@@ -1,9 +1,7 @@
 """Small random graphs, and SPEC sections 1 to 3 on them with dense matrices; data."""
 
-import importlib
 import os
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -167,14 +165,6 @@ def data_root(tmp_path_factory):
 def dense():
     """The function from an assignment and a number of anchors to a dense matrix."""
     return matrix
-
-
-@pytest.fixture(scope='module')
-def import_benchmark():
-    """Imports a script of ``benchmarks/`` by its name, as its neighbours do."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / 'benchmarks'))
-    yield importlib.import_module
-    sys.path.pop(0)
 
 
 class SmallDisk:

@@ -1,4 +1,4 @@
-"""Tables on which single precision loses digits."""
+"""Tables that lose digits in single precision."""
 
 import torch
 

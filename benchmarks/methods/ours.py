@@ -1,4 +1,4 @@
-"""Both recipes behind the interface of the other methods."""
+"""Both recipes with the interface of the other methods."""
 
 import json
 from dataclasses import dataclass
@@ -12,7 +12,6 @@ from methods.base import (
     Baseline,
     Histories,
     Tensors,
-    Watch,
     pack_graph,
     prefixed,
     unpack_graph,
@@ -35,7 +34,7 @@ from pyg_c2f.typing import ITEM, RATES, USER, Stage
 
 @dataclass(frozen=True)
 class Fast(Baseline):
-    r"""Recipe ``fast``: users live from their items.
+    r"""Recipe ``fast``: users are represented by their items.
 
     .. math::
         s_{uj} = d_j^p \Big( \tfrac{1}{4} \Big\langle \sum_{i \in N(u)} d_i^{-b}
@@ -49,17 +48,13 @@ class Fast(Baseline):
 
     Args:
         recipe (FastRecipe, optional): The settings.
-
     """
 
     recipe: FastRecipe = FastRecipe()
     serves_anyone: ClassVar[bool] = True
 
     def fit(
-        self,
-        histories: Histories,
-        generator: torch.Generator | None = None,
-        watch: Watch | None = None,
+        self, histories: Histories, generator: torch.Generator | None = None
     ) -> Tensors:
         generator = torch.Generator().manual_seed(0) if generator is None else generator
         model = build_fast(_data(histories), self.recipe, generator)
@@ -120,10 +115,7 @@ class Paper(Baseline):
     serves_anyone: ClassVar[bool] = False
 
     def fit(
-        self,
-        histories: Histories,
-        generator: torch.Generator | None = None,
-        watch: Watch | None = None,
+        self, histories: Histories, generator: torch.Generator | None = None
     ) -> Tensors:
         epochs: dict[Stage, tuple[int, int]] = {'coarse': self.coarse_epochs}
         if self.fine_epochs is not None:

@@ -58,21 +58,6 @@ def test_link_neighbor_loader(run_example):
     assert out['after'] > out['before'] + 0.05
 
 
-@needs_sampling
-@pytest.mark.filterwarnings("ignore:Using 'NeighborSampler' without a 'pyg-lib'")
-def test_link_neighbor_loader_over_gowalla(run_example, data_root):
-    out = run_example(
-        *('link_neighbor_loader.py', '--dataset', 'gowalla'),
-        *('--data-root', data_root, '--max-batches', 8),
-    )
-    assert out['sizes'] == [29_858, 40_981]
-    # A batch is a small part of the graph.
-    batch = out['batch']
-    assert batch['user'].num_nodes < 29_858 and batch['item'].num_nodes < 40_981
-    assert min(out['losses'][-3:]) < out['losses'][0]
-    assert out['after'] > 0.6
-
-
 def test_link_neighbor_loader_without_a_sampler(run_example, monkeypatch):
     for name in ('WITH_PYG_LIB', 'WITH_TORCH_SPARSE'):
         monkeypatch.setattr(typing, name, False)
