@@ -67,14 +67,14 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 from tqdm import tqdm
 
-from pyg_c2f import fast
 from pyg_c2f.bundle import Bundle, BundleError
-from pyg_c2f.checkpoint import write_json
-from pyg_c2f.config import FastRecipe
 from pyg_c2f.evaluate import Score, evaluate, evaluate_split
 from pyg_c2f.export import write_bundle, write_onnx
+from pyg_c2f.files import write_json
+from pyg_c2f.index import ItemIndex
 from pyg_c2f.nn import LinearC2F
 from pyg_c2f.packing import WEIGHT_BITS
+from pyg_c2f.recipes import FastRecipe, fast
 from pyg_c2f.typing import ITEM, RATES, USER
 
 LENGTH = 20
@@ -150,7 +150,7 @@ def seeded(seed: int) -> torch.Generator:
 def build(data: HeteroData, recipe: FastRecipe, seed: int = 0) -> LinearC2F:
     """The model in its last stage, its weights as a checkpoint has them."""
     model = fast.build_fast(data, recipe, seeded(seed))
-    model.set_stage('fine' if recipe.fine_links else 'coarse')
+    model.set_stage('fine' if recipe.fine_per_item else 'coarse')
     return model
 
 
@@ -164,13 +164,13 @@ def fill(data: HeteroData, recipe: FastRecipe, target: float, path: Path) -> Any
     links = 1.0
     each = data[ITEM].num_nodes * (WEIGHT_BITS + 9) / 8
     for _ in range(ATTEMPTS):
-        recipe = replace(recipe, coarse_links=floor(100 * links) / 100)
+        recipe = replace(recipe, coarse_per_item=floor(100 * links) / 100)
         size = export(build(data, recipe), path)
         too_large = links == 1 and size > target
         if too_large or EMPTIEST * target <= size <= FULLEST * target:
             break
         links = max(links + (target * (FULLEST + EMPTIEST) / 2 - size) / each, 1.0)
-    names = ('embedding_dim', 'coarse_links', 'fine_links', 'num_fine')
+    names = ('embedding_dim', 'coarse_per_item', 'fine_per_item', 'num_fine')
     cell = {'settings': {x: getattr(recipe, x) for x in names}, 'file': size}
     if size > target:
         return cell
@@ -182,7 +182,7 @@ def curve(data: HeteroData, base: FastRecipe, result: Any, args: Any) -> Iterato
     cells = result.setdefault('cells', {})
     with remembered('spectral_features', spectrum_key):
         for width, levels, least in tqdm(SHAPES, 'shapes'):
-            shape = {'embedding_dim': width, 'fine_links': levels}
+            shape = {'embedding_dim': width, 'fine_per_item': levels}
             shape |= {'num_fine': PER_LEVEL * levels} if levels else {}
             for size in [x for x in SIZES if x >= least]:
                 name = f'{size:g} MB, {width} wide, {levels} levels'
@@ -501,15 +501,13 @@ def index(data: HeteroData, base: FastRecipe, result: Any, args: Any) -> Iterato
     for share in tqdm((None, 32, 16, 8, 4), 'index'):
         made, name, visited = None, 'exact, all items', model.num_items
         if share is not None:
-            num_cells = model.build_index().num_cells
-            made = model.build_index(num_cells, -(-num_cells // share))
+            num_cells = ItemIndex(model).num_cells
+            made = ItemIndex(model, num_cells, -(-num_cells // share))
             name = f'1 of {share} cells'
             visited = model.num_items // share
-        found, _ = model.recommend(history=histories, k=LENGTH, index=made)
-        ms = [
-            timed(partial(model.recommend, history=x, k=LENGTH, index=made))
-            for x in histories[:100]
-        ]
+        recommend = model.recommend if made is None else made.recommend
+        found, _ = recommend(history=histories, k=LENGTH)
+        ms = [timed(partial(recommend, history=x, k=LENGTH)) for x in histories[:100]]
         cells[name] = {
             'visited': visited,
             'kept': share_kept(found.numpy(), exact),
@@ -670,7 +668,7 @@ PARTS: dict[str, tuple[Any, Any, str]] = {
         index_rows,
         f'The default recipe at seed 0, `model.recommend(history=...)` for {NUM_LISTS} '
         'users, one at a time for the milliseconds (medians). The index is the one of '
-        '`model.build_index`, whose default is 1 of 8 cells.',
+        '`pyg_c2f.index.ItemIndex`, whose default is 1 of 8 cells.',
     ),
     'onnx': (
         onnx,

@@ -58,26 +58,27 @@ from common import (
 from torch_geometric.data import HeteroData
 from tqdm import tqdm
 
-from pyg_c2f import codes
-from pyg_c2f.checkpoint import read_tensors, write_json, write_text
+from pyg_c2f.anchors import codes
+from pyg_c2f.anchors.spectral import _ritz, _times_gram, shared_interactions
+from pyg_c2f.checkpoint import read_tensors
 from pyg_c2f.cli.torchrun import join, leave
-from pyg_c2f.config import RECIPES, FastRecipe, Recipe, get_recipe
 from pyg_c2f.datasets import get_dataset
 from pyg_c2f.evaluate import evaluate_split
-from pyg_c2f.fast import build_fast, own_scorer, share_pairs
-from pyg_c2f.nn import C2F, BPRLoss
-from pyg_c2f.resume import read_resume
-from pyg_c2f.shards import Group, Rows, one_block_each
-from pyg_c2f.spectral import _ritz, _times_gram, shared_interactions
-from pyg_c2f.train import (
-    SharedLoss,
-    Triples,
-    build_model,
-    make_optimizer,
-    reuse_freed_memory,
-    start_coarse,
-    train_step,
+from pyg_c2f.experiment import reuse_freed_memory
+from pyg_c2f.files import write_json, write_text
+from pyg_c2f.nn import C2F
+from pyg_c2f.recipes import (
+    RECIPES,
+    FastRecipe,
+    PaperRecipe,
+    TrainingOptions,
+    get_recipe,
 )
+from pyg_c2f.recipes.base import own_scorer
+from pyg_c2f.recipes.fast import build_fast, share_pairs
+from pyg_c2f.recipes.paper import Triples
+from pyg_c2f.recipes.resume import read_resume
+from pyg_c2f.shards import Group, Rows, one_block_each
 from pyg_c2f.typing import ITEM, USER
 
 SCRIPT = Path(__file__).resolve()
@@ -399,7 +400,7 @@ def fast_cases(job: dict[str, Any], data: HeteroData) -> tuple[Group, list[Case]
     """The steps of recipe fast."""
     recipe = recipe_of(job)
     assert isinstance(recipe, FastRecipe)
-    group = Group(recipe.partitions, is_distributed=True)
+    group = Group(recipe.num_shards, is_distributed=True)
     size, num_items = group.size, data[ITEM].num_nodes
     _, users, own = share_pairs(data, group)
     items = group.rows(num_items)
@@ -413,7 +414,7 @@ def fast_cases(job: dict[str, Any], data: HeteroData) -> tuple[Group, list[Case]
     with counted_columns() as columns:
         model = build_fast(data, recipe, torch.Generator().manual_seed(0), group)
     vectors = Vectors(width, columns, model.basis['rounds'])
-    model.set_stage('fine' if recipe.fine_links else 'coarse')
+    model.set_stage('fine' if recipe.fine_per_item else 'coarse')
     refills: list[int] = []
 
     def build() -> None:
@@ -466,7 +467,7 @@ def paper_cases(job: dict[str, Any], data: HeteroData) -> tuple[Group, list[Case
     """The steps of recipe paper, in its coarse stage."""
     group = one_block_each(is_distributed=True)
     recipe = recipe_of(job)
-    assert isinstance(recipe, Recipe)
+    assert isinstance(recipe, PaperRecipe)
     model, batch_size = start_model(data, recipe), recipe.batch_size_coarse
     step = Case(
         'training step',
@@ -480,34 +481,31 @@ def paper_cases(job: dict[str, Any], data: HeteroData) -> tuple[Group, list[Case
     return group, [step, evaluation]
 
 
-def recipe_of(job: dict[str, Any]) -> Recipe | FastRecipe:
+def recipe_of(job: dict[str, Any]) -> PaperRecipe | FastRecipe:
     """The recipe of a job; anchors of recipe paper start at random, for speed."""
     changes = {'fast': [], 'paper': ['anchors=random']}[job['recipe']]
     settings = dict(pair.partition('=')[::2] for pair in [*changes, *job['set']])
     return get_recipe(job['recipe'], job['dataset'], settings)
 
 
-def start_model(data: HeteroData, recipe: Recipe) -> C2F:
+def start_model(data: HeteroData, recipe: PaperRecipe) -> C2F:
     """A model at the start of its coarse stage."""
-    model = build_model(data, recipe)
-    start_coarse(model, recipe, torch.Generator().manual_seed(0))
-    return model
+    return recipe.start(data, 'coarse', None, TrainingOptions(seed=0))
 
 
-def paper_step(data: HeteroData, recipe: Recipe, group: Group) -> Callable[[], object]:
+def paper_step(
+    data: HeteroData, recipe: PaperRecipe, group: Group
+) -> Callable[[], object]:
     """A training step of a batch that is drawn once."""
     model = start_model(data, recipe)
-    loss = BPRLoss(recipe.lambda_reg)
-    is_shared = group.size > 1
-    criterion = SharedLoss(model, loss, group) if is_shared else loss
-    optimizer = make_optimizer(model, recipe)
+    trainer = recipe.trainer(model, data, TrainingOptions(group=group))
     generator = torch.Generator().manual_seed(1)
     user, positive, negative = (
         torch.randint(high, (recipe.batch_size_coarse,), generator=generator)
         for high in (model.num_users, model.num_items, model.num_items)
     )
     triples: Triples = (user, positive, negative)
-    return lambda: train_step(model, optimizer, criterion, triples, recipe.clip)
+    return lambda: trainer.step(triples)
 
 
 def bytes_(args: argparse.Namespace, dataset: str) -> dict[str, Any]:
@@ -572,7 +570,7 @@ def take_times(job: dict[str, Any], data: HeteroData) -> dict[str, float]:
         times[name] = median(seconds)
         return out
 
-    if isinstance(recipe, Recipe):
+    if isinstance(recipe, PaperRecipe):
         group = one_block_each(is_distributed)
         step = paper_step(data, recipe, group)
         for _ in range(3):
@@ -586,10 +584,10 @@ def take_times(job: dict[str, Any], data: HeteroData) -> dict[str, float]:
         return times
 
     def run() -> None:
-        group = Group(recipe.partitions, is_distributed)
+        group = Group(recipe.num_shards, is_distributed)
         generator = torch.Generator().manual_seed(0)
         model = timed('anchors', lambda: build_fast(data, recipe, generator, group))
-        model.set_stage('fine' if recipe.fine_links else 'coarse')
+        model.set_stage('fine' if recipe.fine_per_item else 'coarse')
         users = group.rows(model.num_users)
         score = own_scorer(model, data, users) if is_distributed else model.scorer()
         timed('evaluation', lambda: evaluate_split(score, data, 'val', users=users))

@@ -58,11 +58,11 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 from tqdm import tqdm
 
-from pyg_c2f.checkpoint import whole_file, write_json, write_text
 from pyg_c2f.datasets import get_dataset
 from pyg_c2f.datasets.interactions import with_validation_in_train
 from pyg_c2f.evaluate import Score, evaluate, exclude_edges, rank_items
-from pyg_c2f.train import reuse_freed_memory
+from pyg_c2f.experiment import reuse_freed_memory
+from pyg_c2f.files import whole_file, write_json, write_text
 from pyg_c2f.typing import ITEM, RATES, USER, InputError
 
 # Of a size: the last fit has more interactions than the trials, and its seeds differ.

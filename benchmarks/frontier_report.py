@@ -13,8 +13,8 @@ OURS = ('ours', 'ours with graph')
 PUBLISHED = {
     'gowalla': {'LightGCN': 0.1554, 'GF-CF': 0.1518, 'BSPM': 0.1597, 'EASE': 0.1467}
 }
-SHOWN = ('embedding_dim', 'coarse_links', 'fine_links', 'user_norm', 'item_norm')
-SHOWN += ('power', 'item_power', 'diffusion')
+SHOWN = ('embedding_dim', 'coarse_per_item', 'fine_per_item', 'user_norm', 'item_norm')
+SHOWN += ('spectral_power', 'score_power', 'diffusion')
 MARKERS = 'osD^v<>PX*hpd'
 
 

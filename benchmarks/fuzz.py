@@ -38,8 +38,8 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from pyg_c2f.checkpoint import write_json, write_text
 from pyg_c2f.datasets import InteractionDataset
+from pyg_c2f.files import write_json, write_text
 from pyg_c2f.typing import RATES, InputError
 
 READERS = ('text', 'inter', 'csv', 'parquet')

@@ -37,8 +37,8 @@ from common import (
 )
 from tqdm import tqdm
 
-from pyg_c2f import checkpoint
-from pyg_c2f.resume import resume_files
+from pyg_c2f import files
+from pyg_c2f.recipes.resume import resume_files
 
 # Eight epochs of each stage; phase 2 begins after four or so.
 SETTINGS = {
@@ -63,7 +63,7 @@ def die() -> None:
 def kill_at_write(kind: str, number: int) -> None:
     """Has this process die at its n-th write of a whole file."""
     left = [number]
-    write, sync = Path.write_bytes, checkpoint._sync
+    write, sync = Path.write_bytes, files._sync
 
     def half(path: Path, content: bytes) -> int:
         if path.suffix == '.part':
@@ -84,7 +84,7 @@ def kill_at_write(kind: str, number: int) -> None:
     if kind == 'half written':
         Path.write_bytes = half  # type: ignore[method-assign, assignment]
     else:
-        checkpoint._sync = at_sync
+        files._sync = at_sync
 
 
 def work(call: list[str], kill: Kill | None, log: Path) -> None:

@@ -35,15 +35,15 @@ from common import (
     write_result,
 )
 
-from pyg_c2f.checkpoint import write_json
 from pyg_c2f.datasets import write_synthetic
+from pyg_c2f.files import write_json
 
 USERS, ITEMS = 20, 100  # interactions for each
 TOLERANCE = 1.25
 SETTINGS = {
     'embedding_dim': 64,
-    'coarse_links': 6,
-    'fine_links': 1,
+    'coarse_per_item': 6,
+    'fine_per_item': 1,
     'num_fine': 256,
 }
 # The steps that are timed: the build, without the start of a process, and parts of a

@@ -28,16 +28,10 @@ from common import (
 from methods import GFCF, Histories, LightGCN, histories_of
 from torch_geometric.data import HeteroData
 
-from pyg_c2f.config import Recipe, get_recipe
 from pyg_c2f.datasets import get_dataset
 from pyg_c2f.evaluate import Score, evaluate_split, popularity_score
-from pyg_c2f.train import (
-    Trainer,
-    build_model,
-    reuse_freed_memory,
-    start_coarse,
-    train,
-)
+from pyg_c2f.experiment import reuse_freed_memory
+from pyg_c2f.recipes import PaperRecipe, TrainingOptions, get_recipe, train
 from pyg_c2f.typing import ITEM, RATES, USER
 
 LABELS = {
@@ -98,31 +92,23 @@ def run_fast(data: HeteroData, seed: int, curve: Curve) -> None:
         curve.add(line['seconds'], line['val'], may_end=line['stage'] == 'fine')
 
     recipe = get_recipe('fast', data.dataset)
-    train(data, recipe, seed, ('coarse', 'fine'), on_evaluation=add)
+    train(data, recipe, TrainingOptions(seed, on_evaluation=add))
 
 
 def run_paper(data: HeteroData, seed: int, curve: Curve) -> None:
     """The coarse stage of recipe ``paper``, evaluated after every epoch."""
     recipe = get_recipe('paper', data.dataset)
-    assert isinstance(recipe, Recipe)
+    assert isinstance(recipe, PaperRecipe)
     # The same epochs without a better model end a phase as with its own settings.
     patience = recipe.patience * recipe.eval_every
     changes = {'eval_every': '1', 'patience': str(patience)}
     recipe = get_recipe('paper', data.dataset, changes)
-    assert isinstance(recipe, Recipe)
-    # As in pyg_c2f.train.train, whose lines leave out the seconds of the anchors.
-    start = time.perf_counter()
-    generator = torch.Generator().manual_seed(2 * seed)
-    model = build_model(data, recipe)
-    start_coarse(model, recipe, generator)
-    generator.manual_seed(2 * seed)
+    assert isinstance(recipe, PaperRecipe)
 
     def add(line: dict[str, Any]) -> None:
-        curve.add(set_up + line['seconds'], line['val'])
+        curve.add(line['seconds'], line['val'])
 
-    trainer = Trainer(model, data, recipe, generator, on_evaluation=add)
-    set_up = time.perf_counter() - start
-    trainer.run()
+    train(data, recipe, TrainingOptions(seed, ('coarse',), on_evaluation=add))
 
 
 def train_histories(data: HeteroData) -> Histories:

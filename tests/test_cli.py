@@ -14,7 +14,7 @@ import pytest
 
 from pyg_c2f.cli.options import SETTINGS, make_parser, setting_texts, settings_of
 from pyg_c2f.cli.train import call_again
-from pyg_c2f.config import RECIPES
+from pyg_c2f.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
 # Says whether torch was imported for an answer.

@@ -102,7 +102,7 @@ def test_the_example_of_the_page(tmp_path):
 def test_lists_of_a_model(tmp_path):
     torch.manual_seed(0)
     pairs = torch.rand(40, 30).lt(0.2).nonzero().T
-    model = LinearC2F(pairs, 40, 30, 12, 6, 12, coarse_links=4, fine_links=2)
+    model = LinearC2F(pairs, 40, 30, 12, 6, 12, coarse_per_item=4, fine_per_item=2)
     model.set_stage('fine')
     codes = torch.tensor([0, 3]) + torch.randint(3, (30, 2))
     model.fine.set_assignment(Assignment(codes, torch.ones(30, 2)))

@@ -9,16 +9,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from pyg_c2f.config import FastRecipe
 
 import pyg_c2f
 import run
-from pyg_c2f.checkpoint import model_meta, model_tensors, save
+from pyg_c2f.checkpoint import model_meta, save
 from pyg_c2f.cli.options import make_parser
-from pyg_c2f.config import RECIPES, FastRecipe
 from pyg_c2f.datasets import SyntheticHierarchy
 from pyg_c2f.export import write_bundle, write_onnx
 from pyg_c2f.nn import C2F
+from pyg_c2f.recipes import RECIPES, FastRecipe
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / 'docs'
@@ -260,11 +259,11 @@ def test_tables_of_keys(given):
 
 
 def test_tables_of_tensors(given, tmp_path):
-    assert table_below('Recipe fast') == {*model_tensors(given.model)}
+    assert table_below('Recipe fast') == {*given.model.to_tensors()}
     edge_index = given.model.edge_index
     paper = C2F(edge_index, 300, 1500, num_coarse=9, num_fine=4, embedding_dim=8)
     paper.set_stage('fine')
-    assert table_below('Recipe paper') == {*model_tensors(paper)}
+    assert table_below('Recipe paper') == {*paper.to_tensors()}
     save(paper, tmp_path)
     known = {'stage', 'model', 'weight_grid', 'format', 'sha256'}
     assert table_below('model.safetensors') == known

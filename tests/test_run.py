@@ -15,19 +15,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from pyg_c2f.resume import RESUME_FILES, delete_resume, resume_files
 from safetensors.torch import save_file
 
 import pyg_c2f
 import run
 from pyg_c2f import experiment
 from pyg_c2f import train as module
-from pyg_c2f.checkpoint import model_bytes, model_tensors, write_tensors
+from pyg_c2f.checkpoint import model_bytes, write_tensors
 from pyg_c2f.cli import recommend
 from pyg_c2f.cli.options import make_parser
 from pyg_c2f.cli.train import call_of, is_begun
 from pyg_c2f.datasets import get_dataset
 from pyg_c2f.finite import NotFiniteError
+from pyg_c2f.recipes.resume import RESUME_FILES, delete_resume, resume_files
 from pyg_c2f.typing import KS, RATES
 from tests.tiny import SETTINGS, settings, write_text_data
 
@@ -234,8 +234,8 @@ def test_same_call_same_numbers(text_run, train, tmp_path, no_report):
     torch.manual_seed(5)
     assert train('--out', tmp_path / 'a') == 0
     assert comparable(tmp_path / 'a') == comparable(text_run)
-    ours = model_tensors(pyg_c2f.load(tmp_path / 'a'))
-    theirs = model_tensors(pyg_c2f.load(text_run))
+    ours = pyg_c2f.load(tmp_path / 'a').to_tensors()
+    theirs = pyg_c2f.load(text_run).to_tensors()
     assert all(ours[key].equal(theirs[key]) for key in theirs)
 
 
@@ -1404,7 +1404,7 @@ def test_unknown_names(refused, table_run):
     assert "unknown item 'x'" in line
 
 
-FAST = ['--set', 'embedding_dim=16', 'coarse_links=3', 'num_fine=16']
+FAST = ['--set', 'embedding_dim=16', 'coarse_per_item=3', 'num_fine=16']
 
 
 @pytest.fixture(scope='session')
@@ -1426,7 +1426,7 @@ def test_fast_is_the_default(fast_run):
     model = pyg_c2f.load(fast_run)
     sizes = model_bytes(model)
     assert sizes == metrics['bytes']
-    assert sum(x.nbytes for x in model_tensors(model).values()) == sum(
+    assert sum(x.nbytes for x in model.to_tensors().values()) == sum(
         sizes[key] for key in ('codebooks', 'assignments', 'scalars', 'histories')
     )
 
@@ -1465,7 +1465,7 @@ def test_fast_refit(root, tmp_path, no_report):
 @pytest.mark.parametrize(
     ('settings', 'says'),
     [
-        ('fine_links=3', 'num_fine=512 does not share out'),
+        ('fine_per_item=3', 'num_fine=512 does not share out'),
         ('num_coarse=8', "unknown setting 'num_coarse'"),
         ('gate=0.2', "unknown setting 'gate'"),
     ],

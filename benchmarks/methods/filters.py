@@ -18,11 +18,11 @@ from methods.base import (
     without_prefix,
 )
 from methods.codec import Codec, Plain
-from pyg_c2f.checkpoint import small_int_below
+from pyg_c2f.anchors.spectral import randomized_svd
 from pyg_c2f.evaluate import Score
 from pyg_c2f.graph import normalized_interactions
+from pyg_c2f.packing import small_int_below
 from pyg_c2f.sparse import CSR, csr_matmul, degree, take_rows
-from pyg_c2f.spectral import randomized_svd
 from pyg_c2f.typing import InputError
 
 MAX_DENSE_ITEMS = 20_000

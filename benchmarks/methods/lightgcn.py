@@ -30,7 +30,7 @@ from methods.filters import (
 from pyg_c2f.evaluate import Score
 from pyg_c2f.graph import entity_csr
 from pyg_c2f.nn import BPRLoss, SampledSoftmaxLoss, WholeDataLoss, build_pairs
-from pyg_c2f.sampler import TripletSampler
+from pyg_c2f.recipes.sampler import TripletSampler
 from pyg_c2f.sparse import CSR, csr_matmul, degree
 from pyg_c2f.typing import InputError
 

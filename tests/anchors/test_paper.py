@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from pyg_c2f.anchors import paper as anchors
 from pyg_c2f.anchors.paper import (
     bridge_scores,
     metis_partition,
@@ -16,6 +15,7 @@ from pyg_c2f.anchors.paper import (
     sparse_pca_codebook,
     sparse_pca_codes,
 )
+from pyg_c2f.anchors.paper import paper as anchors
 from tests.hard import tables
 
 

@@ -6,12 +6,12 @@ import bytes_sent
 import distributed
 import torch
 
-from pyg_c2f import spectral
-from pyg_c2f.config import FastRecipe
+from pyg_c2f.anchors import spectral
+from pyg_c2f.anchors.spectral import randomized_svd
 from pyg_c2f.graph import normalized_interactions
-from pyg_c2f.spectral import randomized_svd
+from pyg_c2f.recipes import FastRecipe
 
-SMALL = ['--set', 'embedding_dim=16', 'num_fine=16', 'coarse_links=2']
+SMALL = ['--set', 'embedding_dim=16', 'num_fine=16', 'coarse_per_item=2']
 
 
 def call(tmp_path, *options):

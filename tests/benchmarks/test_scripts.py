@@ -19,10 +19,9 @@ import torch
 import tune
 from methods import EASE, GFCF, CompressedLightGCN, Half, LowPass, RowWise, file_bytes
 
-from pyg_c2f import fast
-from pyg_c2f.config import FastRecipe
 from pyg_c2f.datasets import SyntheticHierarchy
 from pyg_c2f.evaluate import evaluate_split, popularity_score
+from pyg_c2f.recipes import FastRecipe, fast
 from pyg_c2f.typing import ITEM, RATES, USER
 from tests.benchmarks.methods.conftest import draw_histories
 from tests.benchmarks.methods.test_methods import EMBEDDINGS
@@ -52,7 +51,7 @@ def read(path):
 
 def test_size_quality(tmp_path, monkeypatch):
     call = [*SMALL, '--quick', '--sizes', '0.001', '0.0065', '0.007', '1', '2']
-    call += ['--out', str(tmp_path), '--set', 'fine_links=1']
+    call += ['--out', str(tmp_path), '--set', 'fine_per_item=1']
     size_quality.main(call)
     path = tmp_path / 'size_quality-small-standard.json'
     result = read(path)
@@ -84,7 +83,7 @@ def test_remembered_changes_nothing():
     assert all(torch.equal(actual[key], expected[key]) for key in expected)
 
 
-@pytest.mark.parametrize('settings', [{'fine_links': 0}, {'fine_links': 1}])
+@pytest.mark.parametrize('settings', [{'fine_per_item': 0}, {'fine_per_item': 1}])
 def test_estimated_bytes_are_near_the_stored_ones(settings):
     recipe, data = FastRecipe(embedding_dim=64, num_fine=64, **settings), small_data()
     stored = common.measure(data, recipe, 0)['bytes']['stored']

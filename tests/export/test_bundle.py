@@ -9,11 +9,11 @@ import torch
 
 from pyg_c2f import fit, load, save
 from pyg_c2f.bundle import Bundle
-from pyg_c2f.config import FastRecipe
 from pyg_c2f.datasets import SyntheticHierarchy
 from pyg_c2f.export import write_bundle
 from pyg_c2f.export.bundle import fit_table
 from pyg_c2f.nn import C2F, LinearC2F
+from pyg_c2f.recipes import FastRecipe
 from pyg_c2f.typing import Assignment, InputError
 from tests.bundles import contents, sections_of
 
@@ -21,13 +21,13 @@ NUM_USERS, NUM_ITEMS = 50, 30
 KINDS = {
     'coarse': dict(),
     'scaled': dict(user_norm=0.3, item_norm=0.2, item_power=0.7),
-    'one level': dict(fine_links=1),
-    'two levels': dict(fine_links=2, threshold=0.3),
+    'one level': dict(fine_per_item=1),
+    'two levels': dict(fine_per_item=2, threshold=0.3),
     'codebook': dict(num_coarse=9),
-    'square codebook': dict(num_coarse=6, axes=False, fine_links=3),
-    'codes': dict(num_coarse=9, codes=True, fine_links=1),
+    'square codebook': dict(num_coarse=6, axes=False, fine_per_item=3),
+    'codes': dict(num_coarse=9, codes=True, fine_per_item=1),
     'bias': dict(bias=True, user_norm=0.7),
-    'all': dict(num_coarse=9, fine_links=2, bias=True, item_norm=0.3),
+    'all': dict(num_coarse=9, fine_per_item=2, bias=True, item_norm=0.3),
 }
 
 
@@ -36,7 +36,7 @@ def few_valued(shape, num_values=16):
 
 
 def make_model(
-    num_coarse=6, fine_links=0, bias=False, codes=False, axes=True, seed=0, **options
+    num_coarse=6, fine_per_item=0, bias=False, codes=False, axes=True, seed=0, **options
 ):
     """A model whose numbers are few, so that tables hold them as they are."""
     torch.manual_seed(seed)
@@ -46,8 +46,8 @@ def make_model(
     model = LinearC2F(
         torch.stack([user, item.flatten()]),
         *(NUM_USERS, NUM_ITEMS, num_coarse, 12, 6),
-        coarse_links=3,
-        fine_links=fine_links or 1,
+        coarse_per_item=3,
+        fine_per_item=fine_per_item or 1,
         **options,
     )
 
@@ -61,7 +61,7 @@ def make_model(
         index = torch.randint(num_coarse, links.index.shape)
         weight = few_valued(index.shape) * (torch.rand(index.shape) < 0.8)
         links = Assignment(index, weight)
-    model.set_assignment(links, of_levels(12, fine_links) if fine_links else None)
+    model.set_assignment(links, of_levels(12, fine_per_item) if fine_per_item else None)
     with torch.no_grad():
         model.coarse.codebook.copy_(few_valued((num_coarse, 6)))
         if axes and num_coarse == 6:
@@ -69,7 +69,7 @@ def make_model(
         model.fine.codebook.copy_(few_valued((12, 6)))
         if bias:
             model.bias.copy_(few_valued((NUM_ITEMS,)))
-    model.set_stage('fine' if fine_links else 'coarse')
+    model.set_stage('fine' if fine_per_item else 'coarse')
     return model
 
 
@@ -137,7 +137,7 @@ def trained():
     data = SyntheticHierarchy(300, 600, 6000, 4, 8)[0]
     data['item'].raw_id = [f'id {x} é' for x in range(600)]
     data['item'].title = [f'{x % 50}' for x in range(600)]
-    return fit(data, FastRecipe(embedding_dim=48, num_fine=32, coarse_links=6))
+    return fit(data, FastRecipe(embedding_dim=48, num_fine=32, coarse_per_item=6))
 
 
 def test_lists_of_a_trained_model(trained, tmp_path):
@@ -226,7 +226,7 @@ TOO_LARGE = {
 def test_what_is_refused(kind, tmp_path):
     of_model, options, match = REFUSED[kind]
     edge_index = torch.tensor([[0, 0, 1, 2], [0, 1, 1, 2]])
-    model = LinearC2F(edge_index, 3, 4, 4, 2, 4, coarse_links=2, **of_model)
+    model = LinearC2F(edge_index, 3, 4, 4, 2, 4, coarse_per_item=2, **of_model)
     if kind == 'paper':
         model = C2F(edge_index, 3, 4, 2, 2, 8, fine_per_coarse=2)
     with pytest.raises(InputError, match=match) as error:
@@ -234,8 +234,8 @@ def test_what_is_refused(kind, tmp_path):
     assert '\n' not in str(error.value) and not [*tmp_path.iterdir()]
 
 
-def test_other_fine_links(tmp_path):
-    model = make_model(fine_links=2)
+def test_other_fine_per_item(tmp_path):
+    model = make_model(fine_per_item=2)
     index, weight = model.fine.assignment
     for wrong in (Assignment(index, weight / 2), Assignment(index.flip(1), weight)):
         model.set_assignment(fine=wrong)
@@ -247,7 +247,7 @@ def test_other_fine_links(tmp_path):
 
 @pytest.mark.parametrize('name', TOO_LARGE)
 def test_more_than_the_format_holds(name, tmp_path):
-    model = make_model(fine_links=1)
+    model = make_model(fine_per_item=1)
     setattr(model, name, TOO_LARGE[name] + 1)
     with pytest.raises(InputError, match=f'to {TOO_LARGE[name]}; train'):
         write_bundle(model, tmp_path / 'model.c2f')

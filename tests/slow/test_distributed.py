@@ -16,19 +16,19 @@ import torch
 
 import run
 from pyg_c2f import experiment
+from pyg_c2f.anchors.codes import kmeans, kth_largest
+from pyg_c2f.anchors.spectral import varimax
 from pyg_c2f.checkpoint import read_tensors
 from pyg_c2f.cli import torchrun as torchrun_module
-from pyg_c2f.codes import kmeans, kth_largest
 from pyg_c2f.datasets import get_dataset
-from pyg_c2f.resume import read_resume
+from pyg_c2f.recipes.resume import read_resume
 from pyg_c2f.shards import Group, Rows, one_thread_each
-from pyg_c2f.spectral import varimax
 from tests.hard import HARD, weights
 from tests.slow.test_distributed_paper import Processes
 from tests.tiny import settings, write_text_data
 
 ROOT = Path(__file__).parents[2]
-FAST = 'embedding_dim=8 num_fine=8 coarse_links=2 partitions=4'
+FAST = 'embedding_dim=8 num_fine=8 coarse_per_item=2 partitions=4'
 # The same processes run all calls, because starting them takes the time.
 PROGRAM = """
 import json, os, sys
@@ -215,9 +215,9 @@ def ranks(torchrun):
 BUSY = """
 import os, signal, sys, time
 import run
-from pyg_c2f import train
+from pyg_c2f.recipes.paper import C2FTrainer
 
-step, left = train.train_step, [9]
+step, left = C2FTrainer.step, [9]
 
 def busy(*args):
     left[0] -= 1
@@ -229,7 +229,7 @@ def busy(*args):
             time.sleep(0.01)
     return step(*args)
 
-train.train_step = busy
+C2FTrainer.step = busy
 sys.exit(run.main(sys.argv[1:]))
 """
 

@@ -11,29 +11,19 @@ import torch
 import torch.distributed as dist
 
 import pyg_c2f
-from pyg_c2f import train as module
-from pyg_c2f.config import Recipe
+from pyg_c2f.checkpoint import phase_file
 from pyg_c2f.datasets import get_dataset
 from pyg_c2f.nn import BPRLoss, fused
-from pyg_c2f.resume import read_resume, resume_files
+from pyg_c2f.recipes import PaperRecipe, TrainingOptions, base, train
+from pyg_c2f.recipes.paper import C2FTrainer, batch_loss, share_columns
+from pyg_c2f.recipes.resume import read_resume, resume_files
 from pyg_c2f.shards import Group
-from pyg_c2f.train import (
-    SharedLoss,
-    batch_loss,
-    build_model,
-    make_optimizer,
-    phase_file,
-    start_coarse,
-    start_fine,
-    train,
-    train_step,
-)
 from pyg_c2f.typing import Assignment, InputError
 from tests.tiny import SETTINGS, write_text_data
 
 EACH_SIZE = pytest.mark.parametrize('size', [2, 3, 4])
 # An epoch has 1,600 triples: the last batches hold 1 and 2, fewer than processes.
-TINY = Recipe(
+TINY = PaperRecipe(
     **SETTINGS
     | {'batch_size_coarse': 533, 'batch_size_fine': 799}
     | {'max_epochs': 9, 'patience': 2}
@@ -137,18 +127,18 @@ def trained(group, root, stop=None, **kwargs):
 
     With ``stop`` it is interrupted in that step, in all processes.
     """
-    lines, steps, step = [], count(), module.train_step
+    lines, steps, step = [], count(), C2FTrainer.step
 
     def counted(*args):
         if next(steps) == stop:
             raise KeyboardInterrupt
         return step(*args)
 
-    more = {} if group is None else {'group': group}
+    options = TrainingOptions(on_evaluation=lines.append, group=group, **kwargs)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, 'train_step', counted)
-        run = train(load(root), TINY, on_evaluation=lines.append, **more, **kwargs)
-    tables = {k: v.tolist() for k, v in run.model.named_parameters()}
+        patch.setattr(C2FTrainer, 'step', counted)
+        run = train(load(root), TINY, options)
+    tables = {k: v.tolist() for k, v in run.model.model.named_parameters()}
     return lines, run.phases, tables
 
 
@@ -231,11 +221,10 @@ def resumed(group, root, stop, out):
 def make_model(root, stage, width, num_layers=2):
     data = load(root)
     recipe = replace(TINY, embedding_dim=width, num_layers=num_layers)
-    generator = torch.Generator().manual_seed(0)
-    model = build_model(data, recipe)
-    start_coarse(model, recipe, generator)
+    options = TrainingOptions(seed=0)
+    model = recipe.start(data, 'coarse', None, options)
     if stage == 'fine':
-        start_fine(model, recipe, generator)
+        model = recipe.start(data, 'fine', model, options)
     return model, recipe
 
 
@@ -255,11 +244,12 @@ def one_step(group, root, stage, width, num_layers, num_triples):
     expected.backward()
     whole = {k: p.grad for k, p in model.named_parameters() if p.requires_grad}
     model.zero_grad()
-    shared = SharedLoss(model, criterion, group)
-    loss, features = shared.backward(triples)
+    columns = share_columns(width, group)
+    loss, features = batch_loss(model, criterion, triples, columns)
+    loss.backward()
     found = {
         'loss': abs(float(loss / expected.detach()) - 1),
-        'features': float((shared.whole(features.detach()) - h).abs().max()),
+        'features': float((columns.gather(features.detach().T).T - h).abs().max()),
     }
     for name, parameter in model.named_parameters():
         grad = parameter.grad  # Each process has its part, others zeros or none.
@@ -321,7 +311,7 @@ def test_all_refuse_what_one_has_found(start, root, tmp_path):
 
 def infinite(group, root, name, step):
     """An infinite gradient of a tensor that one process updates, in one step."""
-    whole, calls = module.train_step, count()
+    whole, calls = C2FTrainer.step, count()
     owner = 0 if name == 'bias' else group.size - 1
 
     def spoil(grad):
@@ -329,17 +319,17 @@ def infinite(group, root, name, step):
         grad.view(-1)[-1] = float('inf')
         return grad
 
-    def train_step(model, *args):
+    def spoiled_step(trainer, triples):
         if next(calls) != step or group.rank != owner:
-            return whole(model, *args)
-        hook = model.get_parameter(name).register_hook(spoil)
-        out = whole(model, *args)
+            return whole(trainer, triples)
+        hook = trainer.model.get_parameter(name).register_hook(spoil)
+        out = whole(trainer, triples)
         hook.remove()
         return out
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, 'train_step', train_step)
-        return train(load(root), TINY, group=group)
+        patch.setattr(C2FTrainer, 'step', spoiled_step)
+        return train(load(root), TINY, TrainingOptions(group=group))
 
 
 @pytest.mark.parametrize(
@@ -359,13 +349,14 @@ def test_all_refuse_what_one_has_learned(name, step, says, start, root):
 
 
 def too_narrow(group, root):
-    return train(load(root), replace(TINY, embedding_dim=2), group=group)
+    recipe = replace(TINY, embedding_dim=2)
+    return train(load(root), recipe, TrainingOptions(group=group))
 
 
 def test_more_processes_than_columns(start, root):
     for answer in start(3)(too_narrow, root):
         assert isinstance(answer, InputError)
-        assert str(answer).startswith('3 processes, but --set embedding_dim=2: ')
+        assert str(answer).startswith('3 processes, but embedding_dim=2: ')
 
 
 def elsewhere(group, root, out):
@@ -385,7 +376,7 @@ def full_disk(group, root, out):
     def write(*_):
         raise OSError('no space left on device')
 
-    module.write_resume = write
+    base.write_resume = write
     return trained(group, root, out=out)
 
 
@@ -413,10 +404,9 @@ def drifted(group, root):
         model.set_assignment(coarse=other)
 
     model.update_assignment = other_update
-    shared = SharedLoss(model, BPRLoss(0.1), group)
     batches = [draw_triples(model, 9)] * 3
-    optimizer = make_optimizer(model, recipe)
-    loss = module.train_epoch(model, optimizer, shared, batches, 3.0, True)
+    trainer = recipe.trainer(model, load(root), TrainingOptions(group=group))
+    loss = trainer.train_epoch(2, lambda _: batches)
     tables = [x.tolist() for x in (model.coarse.codebook, *model.coarse.assignment)]
     return loss, tables
 
@@ -436,14 +426,10 @@ def test_steps_of_one_process_are_those_of_several(start, root):
 def stepped(group, root):
     """The codebook after some steps, and the moments of Adam."""
     model, recipe = make_model(root, 'coarse', 8)
-    criterion = BPRLoss(0.1)
-    if group is not None:
-        criterion = SharedLoss(model, criterion, group)
-    optimizer, triples = make_optimizer(model, recipe), draw_triples(model, 50)
-    for step in range(4):
-        train_step(model, optimizer, criterion, triples, 3.0)
-        if group is not None and step % 2 == 1:
-            criterion.gather(optimizer)
-    moments = optimizer.state[model.coarse.codebook]
+    trainer = recipe.trainer(model, load(root), TrainingOptions(group=group))
+    triples = draw_triples(model, 50)
+    for _ in range(2):
+        trainer.train_epoch(1, lambda _: [triples] * 2)
+    moments = trainer.optimizer.state[model.coarse.codebook]
     tables = model.coarse.codebook, moments['exp_avg'], moments['exp_avg_sq']
     return [table.tolist() for table in tables]

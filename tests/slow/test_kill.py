@@ -7,7 +7,7 @@ import pytest
 
 from pyg_c2f import experiment
 from pyg_c2f.checkpoint import read_tensors
-from pyg_c2f.resume import resume_files
+from pyg_c2f.recipes.resume import resume_files
 from tests.tiny import settings, write_text_data
 
 

@@ -20,13 +20,13 @@ from torch_geometric.data import HeteroData
 
 import pyg_c2f
 from pyg_c2f.bundle import Bundle
-from pyg_c2f.checkpoint import model_bytes, model_tensors
-from pyg_c2f.config import FastRecipe, Recipe
+from pyg_c2f.checkpoint import model_bytes
 from pyg_c2f.evaluate import evaluate, evaluate_split
 from pyg_c2f.export import bundle as writer
 from pyg_c2f.export import write_bundle
 from pyg_c2f.nn import C2F, LinearC2F
 from pyg_c2f.nn.conv import AnchorConv
+from pyg_c2f.recipes import FastRecipe, PaperRecipe
 from pyg_c2f.typing import ITEM, RATED_BY, RATES, USER, Assignment, InputError
 from tests.benchmarks.methods.test_methods import METHODS, find_libraries
 
@@ -118,8 +118,8 @@ PAPER = {
 FAST = {
     'embedding_dim': st.integers(1, 16),
     'num_fine': st.integers(2, 12),
-    'coarse_links': st.one_of(st.integers(1, 4), st.floats(1, 8)),
-    'fine_links': st.integers(0, 3),
+    'coarse_per_item': st.one_of(st.integers(1, 4), st.floats(1, 8)),
+    'fine_per_item': st.integers(0, 3),
     'user_norm': EXPONENTS,
     'item_norm': EXPONENTS,
     'power': EXPONENTS,
@@ -139,8 +139,8 @@ def recipes(draw, kind, strategies, wild=False):
     """A recipe with consistent settings; with ``wild``, None if it is refused."""
     values = {name: draw(strategy) for name, strategy in strategies.items()}
     if kind is FastRecipe:
-        values['num_fine'] -= values['num_fine'] % max(values['fine_links'], 1)
-        values['num_fine'] = max(values['num_fine'], values['fine_links'], 2)
+        values['num_fine'] -= values['num_fine'] % max(values['fine_per_item'], 1)
+        values['num_fine'] = max(values['num_fine'], values['fine_per_item'], 2)
     else:
         values['num_coarse'] = max(values['num_coarse'], values['anchors_per_entity'])
         values['num_fine'] = max(values['num_fine'], values['fine_per_coarse'])
@@ -155,7 +155,7 @@ def recipes(draw, kind, strategies, wild=False):
 
 
 def test_all_settings_are_drawn():
-    for kind, strategies in ((Recipe, PAPER), (FastRecipe, FAST)):
+    for kind, strategies in ((PaperRecipe, PAPER), (FastRecipe, FAST)):
         assert {field.name for field in fields(kind)} == set(strategies)
 
 
@@ -218,8 +218,8 @@ def linear_models(draw, **fixed):
         num_coarse,
         per_level * levels,
         embedding_dim=draw(st.integers(1, 16)),
-        coarse_links=links,
-        fine_links=levels,
+        coarse_per_item=links,
+        fine_per_item=levels,
         **options,
     )
     rows = len(model.coarse.index)
@@ -285,7 +285,7 @@ def check_model(model, data):
 
 
 @settings(max_examples=max(EXAMPLES // 2, 1))  # They take longest.
-@given(data_sets(), recipes(Recipe, PAPER))
+@given(data_sets(), recipes(PaperRecipe, PAPER))
 def test_fit_with_the_published_recipe(data, recipe):
     model = fitted(data, recipe)
     if model is not None:
@@ -294,7 +294,9 @@ def test_fit_with_the_published_recipe(data, recipe):
 
 @given(
     data_sets(),
-    st.one_of(recipes(Recipe, PAPER, wild=True), recipes(FastRecipe, FAST, wild=True)),
+    st.one_of(
+        recipes(PaperRecipe, PAPER, wild=True), recipes(FastRecipe, FAST, wild=True)
+    ),
 )
 def test_wild_settings(data, recipe):
     if recipe is None:
@@ -310,7 +312,7 @@ def test_wild_settings(data, recipe):
         check_model(model, data)
 
 
-@given(data_sets(), st.one_of(recipes(FastRecipe, FAST), recipes(Recipe, PAPER)))
+@given(data_sets(), st.one_of(recipes(FastRecipe, FAST), recipes(PaperRecipe, PAPER)))
 @settings(max_examples=max(EXAMPLES // 3, 1))
 def test_order_and_repetition_of_pairs_change_no_model(data, recipe):
     model = fitted(data, recipe)
@@ -319,7 +321,7 @@ def test_order_and_repetition_of_pairs_change_no_model(data, recipe):
     twin = fitted(data, recipe)
     assert (model is None) == (twin is None)
     if model is not None:
-        ours, theirs = model_tensors(model), model_tensors(twin)
+        ours, theirs = model.to_tensors(), twin.to_tensors()
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
@@ -577,7 +579,7 @@ def check_checkpoint(model, path):
     assert (loaded.stage, loaded.num_users) == (model.stage, model.num_users)
     scores = model.scorer()(everyone(model))
     assert_same([loaded.scorer()(everyone(model))], [scores], 1e-5)
-    ours, theirs = model_tensors(model), model_tensors(loaded)
+    ours, theirs = model.to_tensors(), loaded.to_tensors()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 

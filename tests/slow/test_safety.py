@@ -16,11 +16,12 @@ import torch
 
 from pyg_c2f import load, save
 from pyg_c2f.bundle import Bundle, BundleError
-from pyg_c2f.checkpoint import LINEAR_SIZES, SIZES, read_tensors, write_tensors
-from pyg_c2f.config import FastRecipe
+from pyg_c2f.checkpoint import read_tensors, write_tensors
 from pyg_c2f.datasets import SyntheticHierarchy
-from pyg_c2f.fast import train_fast
+from pyg_c2f.nn import C2F, LinearC2F
+from pyg_c2f.recipes import FastRecipe, fit
 from pyg_c2f.typing import InputError
+from pyg_c2f.vocabulary import NamedModel, Vocabulary
 from tests.bundles import example
 from tests.conftest import make_toy
 
@@ -60,8 +61,9 @@ def linear(tmp_path_factory):
     data, files = SyntheticHierarchy(60, 80, 900, 4, 8)[0], {}
     for dtype in ('packed', 'float32'):
         recipe = FastRecipe(embedding_dim=18, num_fine=16, dtype=dtype)
-        model = train_fast(data, recipe, 0, ('coarse', 'fine'))[0]
-        model.set_ids(range(60), range(80), map(str, range(80)))
+        model = fit(data, recipe, seed=0)
+        titles = map(str, range(80))
+        model.vocabulary = Vocabulary(60, 80, range(60), range(80), titles)
         files[dtype] = tmp_path_factory.mktemp('linear') / f'{dtype}.safetensors'
         save(model, files[dtype])
     return files
@@ -71,11 +73,12 @@ def linear(tmp_path_factory):
 def contents(request, linear, tmp_path):
     """Tensors and metadata of a good file, and the names of its settings."""
     if request.param == 'c2f':
-        model = make_toy(0).model('fine')
-        model.set_ids(range(6), range(8), map(str, range(8)))
-        save(model, tmp_path / 'good.safetensors')
-        return *read_tensors(tmp_path / 'good.safetensors'), SIZES
-    return *read_tensors(linear[request.param]), LINEAR_SIZES
+        names = Vocabulary(6, 8, range(6), range(8), map(str, range(8)))
+        save(
+            NamedModel(make_toy(0).model('fine'), names), tmp_path / 'good.safetensors'
+        )
+        return *read_tensors(tmp_path / 'good.safetensors'), C2F.setting_kinds()
+    return *read_tensors(linear[request.param]), LinearC2F.setting_kinds()
 
 
 class Payload:
@@ -176,7 +179,7 @@ def test_what_is_no_file(tmp_path, what):
 
 WHOLE = (
     'num_users', 'num_items', 'num_coarse', 'num_fine', 'embedding_dim', 'num_layers',
-    'anchors_per_entity', 'fine_per_coarse', 'coarse_links', 'fine_links',
+    'anchors_per_entity', 'fine_per_coarse', 'coarse_per_item', 'fine_per_item',
 )  # fmt: skip
 NO_SIZES = (
     '-1', '1000000000000', '1000000000', '2147483647', '4294967296', '9' * 5000, '1.5',

@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pyg_c2f.anchors.spectral import SharedInteractions, right_vectors
 from pyg_c2f.datasets import get_dataset
 from pyg_c2f.graph import normalized_interactions
 from pyg_c2f.shards import Group
-from pyg_c2f.spectral import SharedInteractions, right_vectors
 from pyg_c2f.typing import ITEM, RATES, USER
 from tests.anchors.test_spectral import (
     assert_orthonormal,

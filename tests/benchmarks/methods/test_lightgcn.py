@@ -25,7 +25,7 @@ from torch_geometric.nn import LightGCN as PyGLightGCN
 
 from pyg_c2f.graph import interaction_weight
 from pyg_c2f.nn import C2F
-from pyg_c2f.sampler import TripletSampler
+from pyg_c2f.recipes.sampler import TripletSampler
 from pyg_c2f.typing import Assignment, InputError
 
 LOSSES = ['whole', 'softmax', 'bpr']

@@ -36,10 +36,10 @@ from methods import (
 )
 from safetensors.torch import load
 
-from pyg_c2f.config import FastRecipe, Recipe
+from pyg_c2f.recipes import FastRecipe, PaperRecipe
 
 TRAINING = {'embedding_dim': 4, 'num_neg_samples': 3, 'batch_size': 16, 'epochs': 2}
-PAPER = Recipe(
+PAPER = PaperRecipe(
     num_coarse=2,
     num_fine=2,
     embedding_dim=4,
@@ -80,7 +80,7 @@ METHODS = {
     'lightgcn bpr': LightGCN(loss='bpr', start='random', num_layers=2, **TRAINING),
     'matrix factorisation': LightGCN(num_layers=0, **TRAINING),
     'lightgcn from items': LightGCNFromItems(codec=Half(), **TRAINING),
-    'fast': Fast(FastRecipe(embedding_dim=8, coarse_links=3.0, num_fine=8)),
+    'fast': Fast(FastRecipe(embedding_dim=8, coarse_per_item=3.0, num_fine=8)),
     'fast diffusion': Fast(FastRecipe(embedding_dim=4, num_fine=4, diffusion=0.5)),
     'paper coarse': Paper(PAPER, (1, 2)),
     'paper': Paper(PAPER, (1, 2), (1, 2)),

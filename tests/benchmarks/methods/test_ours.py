@@ -10,21 +10,21 @@ from methods.base import pack_graph
 from safetensors.torch import load
 from torch_geometric.data import HeteroData
 
-from pyg_c2f.checkpoint import KINDS, LINEAR_SIZES, SIZES, model_tensors
-from pyg_c2f.config import FastRecipe, Recipe
-from pyg_c2f.fast import build_fast
+from pyg_c2f.checkpoint import KINDS
 from pyg_c2f.nn import C2F
+from pyg_c2f.recipes import FastRecipe, PaperRecipe
+from pyg_c2f.recipes.fast import build_fast
 from pyg_c2f.typing import ITEM, RATES, USER
 
-FAST = FastRecipe(embedding_dim=10, coarse_links=3.0, num_fine=8, fine_links=2)
+FAST = FastRecipe(embedding_dim=10, coarse_per_item=3.0, num_fine=8, fine_per_item=2)
 RECIPES = {
     'fine': FAST,
-    'coarse': replace(FAST, fine_links=0, dtype='float32'),
+    'coarse': replace(FAST, fine_per_item=0, dtype='float32'),
     'norms': replace(FAST, user_norm=0.2, item_norm=0.7),
     'diffusion': replace(FAST, user_norm=0.2, item_norm=0.7, diffusion=0.7),
     'diffusion in float32': replace(FAST, diffusion=0.7, dtype='float32'),
 }
-PAPER = Recipe(
+PAPER = PaperRecipe(
     num_coarse=6,
     num_fine=4,
     embedding_dim=8,
@@ -64,7 +64,7 @@ def models(small):
     data[RATES].edge_index = small.edge_index
     for name, recipe in RECIPES.items():
         model = build_fast(data, recipe, generator())
-        model.set_stage('fine' if recipe.fine_links else 'coarse')
+        model.set_stage('fine' if recipe.fine_per_item else 'coarse')
         found[name] = model, load(file_bytes(Fast(recipe).fit(small, generator())))
     return found
 
@@ -98,7 +98,7 @@ def test_lists_of_others_are_those_of_the_model(name, models, others):
 @every
 def test_bytes_are_those_of_the_checkpoint(name, models, small):
     recipe, (model, stored) = RECIPES[name], models[name]
-    want, stored = model_tensors(model), dict(stored)
+    want, stored = model.to_tensors(), dict(stored)
     for key in ('graph.rowptr', 'graph.col'):
         del want[key]
     if recipe.diffusion:
@@ -108,19 +108,26 @@ def test_bytes_are_those_of_the_checkpoint(name, models, small):
     meta = meta_of(stored)
     assert stored.keys() == want.keys()
     assert all(stored[key].equal(x) for key, x in want.items())
-    assert set(LINEAR_SIZES) < set(meta)
-    assert meta['stage'] == ('fine' if recipe.fine_links else 'coarse')
+    assert meta.keys() == {*model.settings(), 'stage', 'model'}
+    stage = 'fine' if recipe.fine_per_item else 'coarse'
+    assert json.loads(meta['stage']) == stage
 
 
 def test_all_links_in_float32_are_a_low_pass(small, others):
     """Nothing is left out: the spectral features themselves, rotated."""
-    same = {'power': 0.3, 'item_power': 0.6, 'user_norm': 0.3, 'item_norm': 0.4}
-    same['embedding_dim'] = 6
-    recipe = FastRecipe(coarse_links=6.0, fine_links=0, dtype='float32', **same)
+    same = {'embedding_dim': 6, 'user_norm': 0.3, 'item_norm': 0.4}
+    recipe = FastRecipe(
+        coarse_per_item=6.0,
+        fine_per_item=0,
+        dtype='float32',
+        spectral_power=0.3,
+        score_power=0.6,
+        **same,
+    )
     users = torch.arange(others.num_users)
     got, want = (
         method.scorer(method.fit(small, generator()), others)(users)
-        for method in (Fast(recipe), LowPass(**same))
+        for method in (Fast(recipe), LowPass(power=0.3, item_power=0.6, **same))
     )
     torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
 
@@ -136,7 +143,7 @@ def test_diffusion_is_two_hops_beside(small, others):
             LinkProp(1, 1, 0.5),
         )
     )
-    scale = small.col.bincount().float() ** recipe.item_power
+    scale = small.col.bincount().float() ** recipe.score_power
     torch.testing.assert_close(score, 0.25 * low + 0.7 * scale * hop)
 
 
@@ -148,8 +155,8 @@ def runs(monkeypatch):
     """The runs of the training and how they were called, in order."""
     seen, train = [], ours.train
 
-    def watched(*args, **kwargs):
-        seen.append((train(*args, **kwargs), args, kwargs))
+    def watched(*args):
+        seen.append((train(*args), args))
         return seen[-1][0]
 
     monkeypatch.setattr(ours, 'train', watched)
@@ -160,15 +167,15 @@ def runs(monkeypatch):
 def test_scores_are_those_of_the_trained_model(stages, small, runs):
     method = Paper(PAPER, (2, 3), STAGES[stages])
     stored = load(file_bytes(method.fit(small, generator())))
-    (run, (_, recipe, seed, order), kwargs), users = runs[0], torch.arange(30)
+    (run, (_, recipe, options)), users = runs[0], torch.arange(30)
     assert recipe is PAPER
-    assert order == (('coarse',) if stages == 'coarse' else ('coarse', 'fine'))
-    assert kwargs['fixed_epochs'].get('fine') == STAGES[stages]
-    assert isinstance(run.model, C2F)
+    both = ('coarse',) if stages == 'coarse' else ('coarse', 'fine')
+    assert options.stages == both
+    assert options.fixed_epochs.get('fine') == STAGES[stages]
     want = run.model.scorer()(users)
     torch.testing.assert_close(method.scorer(stored, small)(users), want)
     method.fit(small, generator(1))
-    assert runs[1][1][2] != seed
+    assert runs[1][1][2].seed != options.seed
 
 
 @both
@@ -183,5 +190,5 @@ def test_what_is_stored_of_recipe_paper(stages, small):
         assert 0 < len(stored['fine.value']) < 4 * 8
     for key, x in pack_graph(small).items():
         assert stored[f'graph.{key}'].equal(x)
-    assert meta_of(stored).keys() == {*SIZES, 'stage'}
+    assert meta_of(stored).keys() == {*C2F.setting_kinds(), 'stage', 'model'}
     assert not set(KINDS['inference_extra']) & set(stored)
