@@ -114,9 +114,7 @@ def test_metrics_match_naive(num_items: int, seed: int) -> None:
     labels = random_pairs(num_users, num_items, 0.1, seed + 200)
     labels = labels[:, labels[0] % 3 > 0]
     labels = torch.cat([labels, labels[:, ::2]], dim=1)
-    result = evaluate(
-        lambda u: scores[u], labels, exclude, num_users, num_items, ks, block_size=4
-    )
+    result = evaluate(lambda u: scores[u], labels, exclude, num_users, num_items, ks)
     assert result == pytest.approx(naive_metrics(scores, labels, exclude, ks), abs=1e-6)
 
 

@@ -29,24 +29,10 @@ from pyg_c2f.datasets import get_dataset
 from pyg_c2f.finite import NotFiniteError
 from pyg_c2f.resume import RESUME_FILES, delete_resume, resume_files
 from pyg_c2f.typing import KS, RATES
-from tests.tiny import SETTINGS, settings, write_text_data
+from tests.tiny import FAST, SETTINGS, data_options, settings
 
 PROGRAM = [sys.executable, str(Path(run.__file__).resolve())]
 MEASURES = {f'{name}@{k}' for name in ('recall', 'ndcg') for k in KS}
-
-
-@pytest.fixture(scope='session')
-def root(tmp_path_factory):
-    """A data root with one data set as text and the same one as a table with names."""
-    root = tmp_path_factory.mktemp('data')
-    rows = write_text_data(root)
-    (root / 'table').mkdir()
-    table = ''.join(f'u{u:02}\ti{i:02}\t5\n' for u, row in rows.items() for i in row)
-    header = 'user_id:token\titem_id:token\trating:float\n'
-    (root / 'table/table.inter').write_text(header + table)
-    titles = ''.join(f'i{i:02}\tThe item {i}\n' for i in range(50))
-    (root / 'table/table.item').write_text(f'item_id:token\ttitle:token\n{titles}')
-    return root
 
 
 @pytest.fixture
@@ -58,29 +44,6 @@ def train(root):
         return run.main(['train', *data, *settings(**changes), *map(str, args)])
 
     return call
-
-
-@pytest.fixture
-def no_report(monkeypatch):
-    """Leaves the drawing out, which takes longer than a tiny training."""
-    monkeypatch.setattr(experiment, 'write_report', lambda out, *_: out / 'report.html')
-
-
-def run_on(root, name, out):
-    """A complete run on one of the data sets."""
-    call = ['train', *data_options(root, name), *settings(), '--out', str(out)]
-    assert run.main(call) == 0
-    return out
-
-
-@pytest.fixture(scope='session')
-def text_run(root, tmp_path_factory):
-    return run_on(root, 'text', tmp_path_factory.mktemp('runs') / 'text')
-
-
-@pytest.fixture(scope='session')
-def table_run(root, tmp_path_factory):
-    return run_on(root, 'table', tmp_path_factory.mktemp('runs') / 'table')
 
 
 @pytest.fixture
@@ -220,7 +183,7 @@ def test_history_has_a_line_for_each_evaluation(text_run):
             assert best['val'] == result['val']
 
 
-def test_what_a_run_prints(train, tmp_path, capsys, no_report):
+def test_what_a_run_prints(train, tmp_path, capsys):
     assert train('--out', tmp_path / 'a') == 0
     out, err = capsys.readouterr()
     metrics = metrics_of(tmp_path / 'a')
@@ -230,7 +193,7 @@ def test_what_a_run_prints(train, tmp_path, capsys, no_report):
     assert len(err.splitlines()) == len(history_of(tmp_path / 'a'))
 
 
-def test_same_call_same_numbers(text_run, train, tmp_path, no_report):
+def test_same_call_same_numbers(text_run, train, tmp_path):
     torch.manual_seed(5)
     assert train('--out', tmp_path / 'a') == 0
     assert comparable(tmp_path / 'a') == comparable(text_run)
@@ -239,7 +202,7 @@ def test_same_call_same_numbers(text_run, train, tmp_path, no_report):
     assert all(ours[key].equal(theirs[key]) for key in theirs)
 
 
-def test_seeds_count(text_run, train, tmp_path, no_report):
+def test_seeds_count(text_run, train, tmp_path):
     assert train('--out', tmp_path / 'a', '--seed', 1, '--stage', 'coarse') == 0
     assert train('--out', tmp_path / 'b', '--split-seed', 1, '--stage', 'coarse') == 0
     ours, theirs = comparable(text_run), comparable(tmp_path / 'a')
@@ -257,13 +220,13 @@ def test_without_a_command_it_trains(monkeypatch):
     assert {args.dataset for args in calls} == {'synthetic'}
 
 
-def test_default_directory(train, tmp_path, monkeypatch, no_report):
+def test_default_directory(train, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert train('--stage', 'coarse', max_epochs=1) == 0
     assert metrics_of(tmp_path / 'runs/text-paper')['dataset'] == 'text'
 
 
-def test_settings_may_be_repeated(train, tmp_path, no_report):
+def test_settings_may_be_repeated(train, tmp_path):
     more = ['--set', 'gate=0.3', 'threshold=0.5', '--set', 'clip=1']
     assert train(*more, '--stage', 'coarse', '--out', tmp_path) == 0
     config = json.loads((tmp_path / 'config.json').read_text())
@@ -294,7 +257,7 @@ def test_embedded_data_set(tmp_path):
 # Protocols and stages ----------------------------------------------------------------
 
 
-def test_two_commands_are_one(text_run, train, tmp_path, no_report):
+def test_two_commands_are_one(text_run, train, tmp_path):
     a, b = tmp_path / 'A', tmp_path / 'B'
     assert train('--stage', 'coarse', '--out', a) == 0
     assert train('--stage', 'fine', '--init', a, '--out', b) == 0
@@ -307,7 +270,7 @@ def test_two_commands_are_one(text_run, train, tmp_path, no_report):
     assert comparable(tmp_path / 'C') == fine
 
 
-def test_protocols(train, root, text_run, tmp_path, no_report, capsys):
+def test_protocols(train, root, text_run, tmp_path, capsys):
     out = tmp_path / 'a'
     assert train('--protocol', 'standard', '--out', out) == 0
     data = get_dataset('text', root, 'standard')
@@ -320,7 +283,7 @@ def test_protocols(train, root, text_run, tmp_path, no_report, capsys):
     assert figures(capsys.readouterr().out) == pytest.approx(metrics['test'], abs=5e-5)
 
 
-def test_refit(train, root, tmp_path, no_report, capsys):
+def test_refit(train, root, tmp_path, capsys):
     plain, out = tmp_path / 'a', tmp_path / 'b'
     assert train('--protocol', 'standard', '--out', plain) == 0
     assert train('--protocol', 'standard', '--refit', '--out', out) == 0
@@ -446,7 +409,7 @@ def test_similar(table_run, text_run, capsys):
     assert [int(row[1]) for row in rows] == ids.tolist()
 
 
-def test_every_model_of_a_run_knows_the_ids(table_run, root, tmp_path, no_report):
+def test_every_model_of_a_run_knows_the_ids(table_run, root, tmp_path):
     call = ['train', *data_options(root, 'table'), *FAST, '--protocol', 'standard']
     assert run.main([*call, '--refit', '--out', str(tmp_path / 'refit')]) == 0
     data = get_dataset('table', root, 'c2f')
@@ -678,7 +641,7 @@ def test_lists_of_all_users_go_to_a_file(text_run, tmp_path, refused):
         assert 'name a file in a folder' in refused(*call, '--all', '--out', path)
 
 
-def test_some_users_are_ranked_for(train, tmp_path, capsys, no_report, refused):
+def test_some_users_are_ranked_for(train, tmp_path, capsys, refused):
     for number, name in ((3, 'some'), (10**6, 'all'), (None, 'whole')):
         option = [] if number is None else ['--eval-users', number]
         assert train('--out', tmp_path / name, *option) == 0
@@ -753,7 +716,7 @@ def test_help(words, capsys):
 # Tolerated ---------------------------------------------------------------------------
 
 
-def test_tolerant_readings_are_counted(root, tmp_path, capsys, no_report):
+def test_tolerant_readings_are_counted(root, tmp_path, capsys):
     folder = tmp_path / 'shop'
     folder.mkdir()
     train, test = (
@@ -780,10 +743,6 @@ def test_tolerant_readings_are_counted(root, tmp_path, capsys, no_report):
     call = ['train', *data_options(tmp_path), *settings(num_coarse=91), '--out', 'x']
     assert run.main(call) == 2
     assert capsys.readouterr().err.count('\n') == 1
-
-
-def data_options(root, name='shop'):
-    return ['--data-root', str(root), '--dataset', name]
 
 
 # Interrupted runs --------------------------------------------------------------------
@@ -813,7 +772,7 @@ def resume(out, *args):
     return run.main(['train', '--resume', '--out', str(out), *map(str, args)])
 
 
-def test_resume(interrupted, text_run, no_report, capsys):
+def test_resume(interrupted, text_run, capsys):
     assert not (interrupted / 'metrics.json').exists()
     assert not list(interrupted.glob('*.part'))
     assert run.main(['evaluate', '--checkpoint', str(interrupted)]) == 0
@@ -829,7 +788,7 @@ def test_resume(interrupted, text_run, no_report, capsys):
     assert 'complete' in capsys.readouterr().err
 
 
-def test_resume_keeps_its_options(interrupted, refused, no_report):
+def test_resume_keeps_its_options(interrupted, refused):
     call = ['train', '--resume', '--out', interrupted]
     assert '--seed 2024, not 3' in refused(*call, '--seed', 3)
     assert '--dataset text' in refused(*call, '--dataset', 'other')
@@ -846,7 +805,7 @@ def test_resume_keeps_its_options(interrupted, refused, no_report):
     assert resume(interrupted, *same, '--device', 'cpu') == 0
 
 
-def test_an_interrupted_run_is_not_overwritten(interrupted, train, refused, no_report):
+def test_an_interrupted_run_is_not_overwritten(interrupted, train, refused):
     before = {path: path.read_bytes() for path in interrupted.glob('*.*')}
     line = refused('train', '--out', interrupted)
     assert '--resume' in line and all(name in line for name in RESUME_FILES)
@@ -855,7 +814,7 @@ def test_an_interrupted_run_is_not_overwritten(interrupted, train, refused, no_r
     assert train('--out', interrupted) == 0
 
 
-def test_damaged_interrupted_run(interrupted, refused, no_report):
+def test_damaged_interrupted_run(interrupted, refused):
     path = interrupted / 'history.jsonl'
     path.write_text(path.read_text()[:-20])
     call = ['train', '--resume', '--out', interrupted]
@@ -885,7 +844,7 @@ def test_the_best_model_is_left(copied):
     assert (copied / 'model.safetensors').read_bytes() == best
 
 
-def test_evaluate_from_elsewhere(root, tmp_path, monkeypatch, no_report):
+def test_evaluate_from_elsewhere(root, tmp_path, monkeypatch):
     monkeypatch.chdir(root)
     data = ['--data-root', '.', '--dataset', 'text']
     assert run.main(['train', *data, *settings(), '--out', str(tmp_path / 'a')]) == 0
@@ -902,7 +861,7 @@ def test_nothing_to_resume(refused, tmp_path, text_run):
     assert not (tmp_path / 'no').exists()
 
 
-def test_interrupted_in_a_refit(train, tmp_path, monkeypatch, no_report):
+def test_interrupted_in_a_refit(train, tmp_path, monkeypatch):
     options = ['--protocol', 'standard', '--refit', '--out']
     assert train(*options, tmp_path / 'whole') == 0
 
@@ -959,7 +918,7 @@ def test_what_stops_a_run_is_said(train, tmp_path, monkeypatch, capsys):
     assert 'continue with' in capsys.readouterr().err
 
 
-def test_changed_data(root, tmp_path, refused, no_report):
+def test_changed_data(root, tmp_path, refused):
     """As many users, items and pairs, but others: test items would leak."""
     shutil.copytree(root / 'text', tmp_path / 'text')
     train = ['train', *data_options(tmp_path, 'text'), *settings()]
@@ -992,7 +951,7 @@ def test_a_coarse_stage_of_another_recipe(text_run, root, refused, tmp_path):
     assert 'give --recipe paper' in refused(*call, '--out', tmp_path / 'out')
 
 
-def test_control_c(root, train, tmp_path, no_report):
+def test_control_c(root, train, tmp_path):
     """The real signal, in the middle of a real run."""
     out = tmp_path / 'a'
     options = [*data_options(root, 'text'), *settings(max_epochs=20, patience=20)]
@@ -1019,7 +978,7 @@ def test_control_c(root, train, tmp_path, no_report):
     assert comparable(out) == comparable(tmp_path / 'b')
 
 
-def test_a_new_run_leaves_nothing_of_the_old_one(table_run, train, tmp_path, no_report):
+def test_a_new_run_leaves_nothing_of_the_old_one(table_run, train, tmp_path):
     out = tmp_path / 'a'
     assert train('--out', out, dataset='table') == 0
     (out / 'notes.txt').write_text('mine')
@@ -1185,7 +1144,7 @@ def test_training_that_diverges(train, tmp_path, monkeypatch, capsys):
     assert train('--out', tmp_path / 'other', lr_coarse=0.05) == 0
 
 
-def test_full_disk_and_vanished_folder(root, train, disk, capsys, no_report):
+def test_full_disk_and_vanished_folder(root, train, disk, capsys):
     """In the middle of a run that then goes on to what it would have been."""
     out = disk.folder / 'out'
     rest, add = disk.folder / 'rest', experiment.History.add
@@ -1404,18 +1363,6 @@ def test_unknown_names(refused, table_run):
     assert "unknown item 'x'" in line
 
 
-FAST = ['--set', 'embedding_dim=16', 'coarse_links=3', 'num_fine=16']
-
-
-@pytest.fixture(scope='session')
-def fast_run(root, tmp_path_factory):
-    """A complete run of the default recipe."""
-    out = tmp_path_factory.mktemp('runs') / 'fast'
-    call = ['train', *data_options(root, 'table'), *FAST, '--out', str(out)]
-    assert run.main(call) == 0
-    return out
-
-
 def test_fast_is_the_default(fast_run):
     metrics = json.loads((fast_run / 'metrics.json').read_text())
     assert metrics['recipe'] == 'fast' and set(metrics['test']) == MEASURES
@@ -1442,7 +1389,7 @@ def test_fast_evaluates_and_recommends(fast_run, capsys):
     assert 'The item' in capsys.readouterr().out
 
 
-def test_fast_in_two_commands(root, tmp_path, no_report):
+def test_fast_in_two_commands(root, tmp_path):
     call = ['train', *data_options(root, 'text'), *FAST]
     both, coarse, fine = (tmp_path / x for x in ('both', 'coarse', 'fine'))
     assert run.main([*call, '--out', str(both)]) == 0
@@ -1454,7 +1401,7 @@ def test_fast_in_two_commands(root, tmp_path, no_report):
     assert run.main([*call, *start, '--seed', '1', '--out', str(tmp_path / 'x')]) == 2
 
 
-def test_fast_refit(root, tmp_path, no_report):
+def test_fast_refit(root, tmp_path):
     call = ['train', *data_options(root, 'text'), *FAST, '--protocol', 'standard']
     assert run.main([*call, '--refit', '--out', str(tmp_path / 'a')]) == 0
     data = get_dataset('text', str(root), 'standard')
@@ -1475,7 +1422,7 @@ def test_fast_refuses(root, tmp_path, refused, settings, says):
     assert says in refused(*call, '--set', *settings.split())
 
 
-def test_fast_interrupted(root, tmp_path, monkeypatch, capsys, no_report):
+def test_fast_interrupted(root, tmp_path, monkeypatch, capsys):
     call = ['train', *data_options(root, 'text'), *FAST]
     add = experiment.History.add
 
@@ -1495,7 +1442,7 @@ def test_fast_interrupted(root, tmp_path, monkeypatch, capsys, no_report):
     assert all(a[key].equal(b[key]) for key in a)
 
 
-def test_a_restart_goes_on_with_its_own_run_only(train, root, tmp_path, no_report):
+def test_a_restart_goes_on_with_its_own_run_only(train, root, tmp_path):
     """What an earlier call has left is not taken for the begun run of this one."""
     out = tmp_path / 'out'
 
