@@ -56,7 +56,7 @@ def write_bundle(
     """
     model = check_needs_no_graph(model, 'a bundle')
     if weight_bits not in range(2, 9):
-        raise InputError(f'{weight_bits} bits of a weight; choose 2 to 8')
+        raise InputError(f'weight_bits={weight_bits}: choose 2 to 8')
     with torch.no_grad():
         sections = dict(_sections(model, weight_bits))
     if names:
@@ -108,17 +108,17 @@ def check_needs_no_graph(model: Model, form: str) -> LinearC2F:
     if not isinstance(model, LinearC2F):
         raise InputError(
             f'a model of recipe paper propagates over the train graph, which {form} '
-            'does not hold; train with --recipe fast'
+            'does not hold; train with recipe=fast'
         )
     if model.diffusion:
         raise InputError(
             f'the diffusion channel of this model needs the train graph, which {form} '
-            'does not hold; train with --set diffusion=0'
+            'does not hold; train with diffusion=0'
         )
     if model.stage == 'fine' and not are_codes(model.fine.assignment, model.num_fine):
         raise InputError(
             f'{form} has one fine anchor of each level for each item, with weight one; '
-            'this model has others: train with --recipe fast'
+            'this model has others: train with recipe=fast'
         )
     return model
 
