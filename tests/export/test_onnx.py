@@ -173,7 +173,7 @@ def test_a_failure_leaves_nothing(tmp_path):
 def test_refuses_a_diffusion_channel(tmp_path):
     pairs = torch.tensor([[0, 1], [0, 1]])
     model = LinearC2F(pairs, 2, 3, 8, 2, 4, fine_links=1, diffusion=1.0)
-    with pytest.raises(InputError, match='--set diffusion=0'):
+    with pytest.raises(InputError, match='train with diffusion=0'):
         write_onnx(model, tmp_path / 'model.onnx')
     assert not list(tmp_path.iterdir())
 

@@ -259,8 +259,8 @@ def test_a_lost_process_is_told_by_one_that_computes(root, tmp_path):
     _, said = process.communicate(timeout=120)
     assert process.returncode != 0
     assert [x for x in said.splitlines() if x.startswith('error: ')] == [
-        'error: a process of this run has gone (stopped, killed, out of memory, or '
-        'with its machine), and the others stop; continue with: torchrun '
+        'error: a process of this run is gone (stopped, killed, out of memory, or '
+        'its machine is down), so the others stop; continue with: torchrun '
         f'--nproc-per-node 2 run.py train --resume --out {out}'
     ]
 
