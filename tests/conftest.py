@@ -172,7 +172,7 @@ def root(tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
-def trained(root, tmp_path_factory):
+def make_run(root, tmp_path_factory):
     """Makes a complete run from a name of data and options."""
 
     def call(name, options):
@@ -185,21 +185,21 @@ def trained(root, tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
-def text_run(trained):
+def text_run(make_run):
     """A run of recipe paper on numbered users and items."""
-    return trained('text', settings())
+    return make_run('text', settings())
 
 
 @pytest.fixture(scope='session')
-def table_run(trained):
+def table_run(make_run):
     """A run of recipe paper on users and items with names and titles."""
-    return trained('table', settings())
+    return make_run('table', settings())
 
 
 @pytest.fixture(scope='session')
-def fast_run(trained):
+def fast_run(make_run):
     """A run of the default recipe on users and items with names and titles."""
-    return trained('table', FAST)
+    return make_run('table', FAST)
 
 
 @pytest.fixture

@@ -93,27 +93,31 @@ class Parser(argparse.ArgumentParser):
 
     def hint(self, word: str) -> str:
         """What may have been meant by an unknown word."""
-        name = word.lstrip('-').partition('=')[0].replace('-', '_')
-        if '--set' in self._option_string_actions and name in setting_names():
-            return f': a setting of the recipe is given as --set {name}=VALUE'
-        close = get_close_matches(word, self._option_string_actions, 1, 0.7)
-        return f': did you mean {close[0]}?' if close else ''
+        name = word.lstrip('-').partition('=')[0]
+        setting = name.replace('-', '_')
+        if '--set' in self._option_string_actions and setting in setting_names():
+            return f': a setting of the recipe is given as --set {setting}=VALUE'
+        known = [x.lstrip('-') for x in self._option_string_actions]
+        close = get_close_matches(name, known, 1, 0.7)
+        return f': did you mean --{close[0]}?' if close else ''
 
 
-def whole(least: int, most: int) -> Callable[[str], int]:
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
     """The type of an option that takes whole numbers in a range."""
+    span = f'of at least {least}' if most is None else f'from {least} to {most}'
 
     def read(text: str) -> int:
-        if not text.lstrip('-').isdecimal() or not least <= int(text) <= most:
+        is_whole = text.lstrip('-').isdecimal()
+        if not is_whole or int(text) < least or (most is not None and int(text) > most):
             raise argparse.ArgumentTypeError(
-                f'expected a whole number from {least} to {most}, got {text!r}'
+                f'expected a whole number {span}, got {text!r}'
             )
         return int(text)
 
     return read
 
 
-COUNT, SEED = whole(1, 10**12), whole(0, 2**32 - 1)
+COUNT, SEED = whole(1), whole(0, 2**32 - 1)
 
 
 def make_parser(program: tuple[str, ...] = ('pyg-c2f',)) -> Parser:
@@ -140,7 +144,7 @@ def make_parser(program: tuple[str, ...] = ('pyg-c2f',)) -> Parser:
     add = call.add_argument
     add('--split', choices=get_args(Split), default='test', help='the held-out items')
     text = 'rank for N users drawn at random, 0 for all (default: as in training)'
-    add('--eval-users', type=whole(0, 10**12), metavar='N', help=text)
+    add('--eval-users', type=whole(0), metavar='N', help=text)
     call = commands.add_parser(
         'recommend',
         help='list the best items for people, or similar ones',
