@@ -59,8 +59,14 @@ def main(argv: list[str] | None = None, program: tuple[str, ...] = ('pyg-c2f',))
             return 0  # One of torchrun's processes is enough.
         command = import_module(f'pyg_c2f.cli.{args.command}')
         status = int(command.run(args))
+        sys.stdout.flush()
         import_module('pyg_c2f.cli.torchrun').leave()
         return status
+    except BrokenPipeError:
+        # The reader has gone. The rest goes nowhere, or Python would report the broken
+        # pipe once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (InputError, ImportError, OSError) as error:
         log.buffer.clear()
         return fail(with_flags(str(error)))

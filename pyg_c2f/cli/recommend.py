@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -41,16 +40,7 @@ def run(args: argparse.Namespace) -> int:
         return write_lists(model, args, options)
     # The terminal may not be able to show every title.
     sys.stdout.reconfigure(errors='backslashreplace')  # type: ignore[union-attr]
-    call = answer_lines if args.jsonl else print_lists
-    try:
-        status = call(model, args, options)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader has gone. The rest goes nowhere, or Python would report the broken
-        # pipe once more when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 0
-    return status
+    return (answer_lines if args.jsonl else print_lists)(model, args, options)
 
 
 def check_length(k: int, name: str, model: Model) -> None:
