@@ -22,7 +22,6 @@ from pyg_c2f.evaluate import Lists, popularity_score, rank_split, with_sampled_u
 from pyg_c2f.sparse import degree
 from pyg_c2f.typing import ITEM, KS, RATES, USER
 
-Row = list[str]
 Point = tuple[float, float]
 Bar = tuple[str, str, Sequence[float]]  # label, note and values
 
@@ -54,31 +53,19 @@ _PAGE = Path(__file__).with_suffix('.html')
 
 
 def results_table(metrics: dict[str, Any]) -> str:
-    """Return the ranking metrics as aligned plain text, test before validation.
-
-    Args:
-        metrics: The run's metrics, as ``metrics.json`` holds them.
-
-    Returns:
-        One block of lines for each split.
-    """
-    blocks = []
-    for split in ('test', 'val'):
-        header, rows = _result_rows(metrics, split)
-        blocks.append(_align([split, *header[1:]], rows))
-    return '\n\n'.join(blocks)
+    """The metrics in ``metrics.json`` as plain text: a block for test, one for val."""
+    return '\n\n'.join(_results(metrics, split) for split in ('test', 'val'))
 
 
 def size_table(metrics: dict[str, Any]) -> str:
-    """Return the sizes in bytes as aligned plain text.
-
-    Args:
-        metrics: The run's metrics, as ``metrics.json`` holds them.
-
-    Returns:
-        One line for each part, their total, and what they are compared with.
-    """
-    return _align(*_size_rows(metrics))
+    """The sizes in ``metrics.json`` as plain text: parts, total and comparisons."""
+    total = 'total of the above'
+    sizes = metrics['bytes'] | {total: sum(metrics['bytes'][x] for x in _PARTS)}
+    rows = [['part', 'bytes', 'size', 'of full_table']]
+    for name in (*_PARTS, total, *_COMPARED):
+        size, share = sizes[name], sizes[name] / sizes['full_table']
+        rows.append([name, f'{size:,}', _readable(size), f'{share:.2%}'])
+    return _align(rows)
 
 
 def write_report(
@@ -133,8 +120,8 @@ def write_report(
 # Tables -------------------------------------------------------------------------------
 
 
-def _result_rows(metrics: dict[str, Any], split: str) -> tuple[Row, list[Row]]:
-    """The header and rows of everything that was evaluated on a split.
+def _results(metrics: dict[str, Any], split: str) -> str:
+    """A table of everything that was evaluated on a split.
 
     The run's own result comes last if it is none of the phases' (after a refit).
     """
@@ -145,30 +132,14 @@ def _result_rows(metrics: dict[str, Any], split: str) -> tuple[Row, list[Row]]:
             found.append((label, str(result['best_epoch']), result[split]))
     if all(metrics[split] != values for _, _, values in found):
         found.append(('final model', '', metrics[split]))
-    rows = [
-        [label, epoch, *(f'{values[name]:.4f}' for name in _MEASURES)]
-        for label, epoch, values in found
-    ]
-    return ['', 'epoch', *map(_title, _MEASURES)], rows
+    rows = [[split, 'epoch', *map(_title, _MEASURES)]]
+    for label, epoch, values in found:
+        rows.append([label, epoch, *(f'{values[name]:.4f}' for name in _MEASURES)])
+    return _align(rows)
 
 
 def _title(name: str) -> str:
     return name.replace('ndcg', 'NDCG').replace('recall', 'Recall')
-
-
-def _size_rows(metrics: dict[str, Any]) -> tuple[Row, list[Row]]:
-    total = 'total of the above'
-    sizes = metrics['bytes'] | {total: sum(metrics['bytes'][x] for x in _PARTS)}
-    rows = [
-        [
-            x,
-            f'{sizes[x]:,}',
-            _readable(sizes[x]),
-            f'{sizes[x] / sizes["full_table"]:.2%}',
-        ]
-        for x in (*_PARTS, total, *_COMPARED)
-    ]
-    return ['part', 'bytes', 'size', 'of full_table'], rows
 
 
 def _readable(size: float) -> str:
@@ -182,16 +153,14 @@ def _readable(size: float) -> str:
     return f'{size / 1000:.1f} GB'
 
 
-def _align(header: Row, rows: list[Row]) -> str:
+def _align(rows: list[list[str]]) -> str:
     """Lay rows out in columns: the first one to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    return '\n'.join(
-        '  '.join(
-            cell.rjust(width) if j else cell.ljust(width)
-            for j, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in (header, *rows)
-    )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *cells in rows:
+        numbers = (x.rjust(y) for x, y in zip(cells, widths[1:], strict=True))
+        lines.append('  '.join([first.ljust(widths[0]), *numbers]))
+    return '\n'.join(lines)
 
 
 # What the lists are like --------------------------------------------------------------
@@ -232,12 +201,12 @@ def _ranking(metrics: dict[str, Any], data: HeteroData, found: _Found) -> str:
     known = 'train' if metrics['protocol'] == 'c2f' else 'train and validation'
     num_lists, num_items = len(found.lists.users), metrics['num_items']
     listed, popular = (len(x.items.unique()) for x in found[:2])
-    test, val = (_align(*_result_rows(metrics, x)) for x in ('test', 'val'))
     return f"""<h2>How good the lists are</h2>
 <p>Evaluated on {len(held_out[0].unique()):,} users{drawn} with {held_out.size(1):,}
 test interactions. For each user, all items but the user's {known} items are ranked.</p>
-<pre>{test}</pre>
-<details><summary>on validation items</summary><pre>{val}</pre></details>
+<pre>{_results(metrics, 'test')}</pre>
+<details><summary>on validation items</summary>
+<pre>{_results(metrics, 'val')}</pre></details>
 <p>Coverage: {num_lists:,} lists of {_LENGTH} hold {listed:,} of {num_items:,} items
 ({listed / num_items:.0%}); lists by popularity hold {popular:,}.</p>"""
 

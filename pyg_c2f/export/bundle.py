@@ -91,15 +91,10 @@ def write_bundle(
 
 
 def check_needs_no_graph(model: Model, form: str) -> LinearC2F:
-    """Refuses a model that cannot recommend from a history alone.
+    """Refuses a model that cannot be a ``form``, which has items and a history only.
 
-    Args:
-        model (C2F or LinearC2F): The model.
-        form (str): What it would become, for the message.
-
-    Raises:
-        InputError: If it needs the train graph, or an item does not have one fine
-            anchor of each level.
+    That is one that needs the train graph, or in which an item does not have one fine
+    anchor of each level.
     """
     if not isinstance(model, Recommender):
         raise InputError(
@@ -143,14 +138,7 @@ def _sections(model: LinearC2F, weight_bits: int) -> Iterator[tuple[str, bytes]]
 
 
 def item_links(model: LinearC2F) -> tuple[Tensor, Tensor]:
-    """The links of items to coarse anchors, sorted, each pair once.
-
-    Args:
-        model (LinearC2F): The model.
-
-    Returns:
-        Tuple: Items and anchors ``[2, num_links]``, and the weights.
-    """
+    """The links of items to coarse anchors ``[2, num_links]``, sorted, and weights."""
     pairs, weight = assignment_to_edges(model.coarse.assignment)
     return coalesce(pairs.cpu(), weight.cpu())
 
