@@ -274,12 +274,9 @@ def rank_split(score: Score, data: HeteroData, split: Split, k: int) -> Lists:
 
     Args:
         score: see :func:`rank_items`.
-        data: graph with train and held-out pairs on ``('user', 'rates', 'item')``.
+        data: see :func:`evaluate_split`, also for errors.
         split: ``'val'`` or ``'test'``.
         k: length of the lists.
-
-    Raises:
-        InputError: from :func:`evaluate_split`.
     """
     pairs, exclude = _findable(*_split(data, split))
     num_items = data[ITEM].num_nodes

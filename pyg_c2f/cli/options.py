@@ -15,19 +15,19 @@ from pyg_c2f import __version__
 from pyg_c2f.config import DATASET_SETTINGS, RECIPES, FastRecipe, Recipe
 from pyg_c2f.typing import InputError, Protocol, Split, Stage
 
-# Calls, and what they do.
-EXAMPLES = {
-    '': 'the embedded data set, in seconds',
-    'train --dataset gowalla --out runs/gowalla': '',
-    'evaluate --checkpoint runs/gowalla': '',
-    'recommend --checkpoint runs/gowalla --user 12 7 -k 10': '',
-    'recommend --checkpoint runs/gowalla --similar 12': '',
-    'recommend --checkpoint runs/gowalla --all --out lists.jsonl': '',
-    'export --checkpoint runs/gowalla --format bundle --out gowalla.c2f': '',
-    'demo': 'films, in your browser',
-    'train --help': 'all options and settings',
-}
+EXAMPLES = """examples:
+  {0}  # the embedded data set, in seconds
+  {0} train --dataset gowalla --out runs/gowalla
+  {0} evaluate --checkpoint runs/gowalla
+  {0} recommend --checkpoint runs/gowalla --user 12 7 -k 10
+  {0} recommend --checkpoint runs/gowalla --similar 12
+  {0} recommend --checkpoint runs/gowalla --all --out lists.jsonl
+  {0} export --checkpoint runs/gowalla --format bundle --out gowalla.c2f
+  {0} demo  # films, in your browser
+  {0} train --help  # all options and settings
+  torchrun --nproc-per-node 2 {1} train ...  # the same run on two processes
 
+Without a command it trains."""
 JSONL = """with --jsonl, each line of standard input is a JSON object, and each line of
 standard output is its answer:
   {"user": "196"}                       {"items": ["50", "181"], "scores": [5.1, 4.8]}
@@ -125,7 +125,7 @@ def make_parser(program: tuple[str, ...] = ('pyg-c2f',)) -> Parser:
     parser = Parser(
         ' '.join(program),
         description='Train, evaluate, recommend, export, and try it in a browser.',
-        epilog=examples(program),
+        epilog=EXAMPLES.format(' '.join(program), ' '.join(script_of(program))),
     )
     version = f'pyg_c2f {__version__}'
     parser.add_argument('--version', action='version', version=version)
@@ -253,17 +253,6 @@ def add_recommend_options(call: Parser) -> None:
 def script_of(program: tuple[str, ...]) -> tuple[str, ...]:
     """The words by which ``torchrun`` starts a program."""
     return program[1:] or ('-m', 'pyg_c2f')
-
-
-def examples(program: tuple[str, ...]) -> str:
-    """Some calls of a program, and what they do."""
-    calls = {' '.join([*program, call]): text for call, text in EXAMPLES.items()}
-    several = ' '.join(
-        ['torchrun --nproc-per-node 2', *script_of(program), 'train ...']
-    )
-    calls[several] = 'the same run on two processes'
-    lines = [f'  {call:48} {text}'.rstrip() for call, text in calls.items()]
-    return '\n'.join(['examples:', *lines, '\nWithout a command it trains.'])
 
 
 def setting_names() -> set[str]:

@@ -39,8 +39,18 @@ def write_onnx(model: Model, path: str | Path) -> int:
         InputError: If the model needs its graph, has numbers that are not finite, or
             an item does not have one fine anchor of each level.
     """
-    model = _checked(model)
-    onnx = _import_onnx()
+    model = check_needs_no_graph(model, 'an ONNX model')
+    numbers = (model.codebook(), model.coarse.assignment.weight, model.bias)
+    if not all(x.isfinite().all() for x in numbers):
+        raise InputError(
+            'this model has numbers that are not finite; train it with other settings'
+        )
+    try:
+        import onnx
+    except ImportError as error:
+        raise ImportError(
+            "'write_onnx' needs onnx: pip install pyg-c2f[onnx]"
+        ) from error
     builder = _Builder(onnx)
     with torch.no_grad():
         _add_nodes(builder, model)
@@ -50,26 +60,6 @@ def write_onnx(model: Model, path: str | Path) -> int:
     with whole_file(Path(path)) as part:
         part.write_bytes(data)
     return len(data)
-
-
-def _import_onnx() -> ModuleType:
-    try:
-        import onnx
-    except ImportError as error:
-        raise ImportError(
-            "'write_onnx' needs onnx: pip install pyg-c2f[onnx]"
-        ) from error
-    return onnx
-
-
-def _checked(model: Model) -> LinearC2F:
-    model = check_needs_no_graph(model, 'an ONNX model')
-    numbers = (model.codebook(), model.coarse.assignment.weight, model.bias)
-    if not all(x.isfinite().all() for x in numbers):
-        raise InputError(
-            'this model has numbers that are not finite; train it with other settings'
-        )
-    return model
 
 
 class _Builder:
