@@ -1,4 +1,4 @@
-"""Checks for NaN and infinity."""
+"""Checks that stop at NaN or infinity."""
 
 from collections.abc import Iterable
 

@@ -127,7 +127,7 @@ CASES = {
         fast={'fine_links': 5, 'num_fine': 4},
         refused={
             'paper': 'fine_per_coarse=4 needs .* raise --set num_fine=3',
-            'fast': 'num_fine=4 does not share out over fine_links=5.*set a multiple',
+            'fast': 'num_fine=4 does not share out over .*=5.*set a multiple',
         },
     ),
     'more fine anchors than coarse ones': Case(

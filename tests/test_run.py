@@ -586,7 +586,7 @@ def test_lines_are_answered_until_the_reader_leaves(text_run):
 
 
 def test_data(root, capsys):
-    assert run.main(['data', '--dataset', 'text', '--data-root', str(root)]) == 0
+    assert run.main(['data', *data_options(root, 'text')]) == 0
     out, err = capsys.readouterr()
     facts = dict(line.split(maxsplit=1) for line in out.splitlines())
     assert err == '' and facts['num_users'] == '40' and facts['num_items'] == '50'

@@ -21,7 +21,7 @@ FAST = ['--set', 'embedding_dim=16', 'coarse_links=3', 'num_fine=16']
 
 
 def data_options(root, name='shop'):
-    return ['--data-root', str(root), '--dataset', name]
+    return ['--data-root', str(root), '--dataset', name, '--protocol', 'c2f']
 
 
 def settings(**changes):

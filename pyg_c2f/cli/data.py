@@ -1,4 +1,4 @@
-"""``pyg-c2f data``: the files and sizes of a data set."""
+"""``pyg-c2f data``: what is there of a data set."""
 
 import argparse
 import sys
@@ -10,7 +10,7 @@ from pyg_c2f.experiment import data_arguments
 
 
 def run(args: argparse.Namespace) -> int:
-    """Describes a data set, after building it if that is asked for."""
+    """Prints what there is of a data set, once it is built if that is asked for."""
     if args.build:
         build_it = partial(build, progress=sys.stderr.isatty())
         print(f'built             {build_it(*data_arguments(vars(args)))}')
