@@ -10,10 +10,12 @@ import pytest
 import torch
 from filelock import FileLock
 
+import run
 from pyg_c2f.datasets import SyntheticHierarchy
 from pyg_c2f.nn import C2F
 from pyg_c2f.recipes import FastRecipe, fit
 from pyg_c2f.typing import Assignment
+from tests.tiny import FAST, data_options, settings, write_table_data, write_text_data
 
 # The tensors are tiny: on a busy machine a second thread waits more than it works.
 torch.set_num_threads(1)
@@ -159,6 +161,45 @@ def data_root(tmp_path_factory):
         pytest.skip(f'no data at {root}; set C2F_DATA')
     with FileLock(tmp_path_factory.getbasetemp().parent / 'data_root.lock'):
         yield root
+
+
+@pytest.fixture(scope='session')
+def root(tmp_path_factory):
+    """A data root with one data set as text and the same one as a table with names."""
+    root = tmp_path_factory.mktemp('data')
+    write_table_data(root, write_text_data(root))
+    return root
+
+
+@pytest.fixture(scope='session')
+def make_run(root, tmp_path_factory):
+    """Makes a complete run from a name of data and options."""
+
+    def call(name, options):
+        out = tmp_path_factory.mktemp('runs') / name
+        words = ['train', *data_options(root, name), *options, '--out', str(out)]
+        assert run.main(words) == 0
+        return out
+
+    return call
+
+
+@pytest.fixture(scope='session')
+def text_run(make_run):
+    """A run of recipe paper on numbered users and items."""
+    return make_run('text', settings())
+
+
+@pytest.fixture(scope='session')
+def table_run(make_run):
+    """A run of recipe paper on users and items with names and titles."""
+    return make_run('table', settings())
+
+
+@pytest.fixture(scope='session')
+def fast_run(make_run):
+    """A run of the default recipe on users and items with names and titles."""
+    return make_run('table', FAST)
 
 
 @pytest.fixture

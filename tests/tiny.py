@@ -22,6 +22,11 @@ SETTINGS = {
     'patience': 1,
     'eval_every': 1,
 }
+FAST = ['--set', 'embedding_dim=16', 'coarse_per_item=3', 'num_fine=16']
+
+
+def data_options(root, name='shop'):
+    return ['--data-root', str(root), '--dataset', name, '--protocol', 'c2f']
 
 
 def settings(**changes):
@@ -41,6 +46,16 @@ def write_text_data(root):
     (root / 'text/train.txt').write_text(as_text(rows, slice(8)))
     (root / 'text/test.txt').write_text(as_text(rows, slice(8, None)))
     return rows
+
+
+def write_table_data(root, rows):
+    """The data set ``root/table``: those rows with names, and titles of the items."""
+    (root / 'table').mkdir()
+    table = ''.join(f'u{u:02}\ti{i:02}\t5\n' for u, row in rows.items() for i in row)
+    header = 'user_id:token\titem_id:token\trating:float\n'
+    (root / 'table/table.inter').write_text(header + table)
+    titles = ''.join(f'i{i:02}\tThe item {i}\n' for i in range(50))
+    (root / 'table/table.item').write_text(f'item_id:token\ttitle:token\n{titles}')
 
 
 TINY = replace(

@@ -80,7 +80,7 @@ class SyntheticHierarchy(InMemoryDataset):
         100
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         num_users: int = 2000,
         num_items: int = 3000,

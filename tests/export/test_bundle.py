@@ -10,7 +10,7 @@ import torch
 from pyg_c2f import fit, load, save
 from pyg_c2f.bundle import Bundle
 from pyg_c2f.datasets import SyntheticHierarchy
-from pyg_c2f.export import write_bundle
+from pyg_c2f.export import write_bundle, write_onnx
 from pyg_c2f.export.bundle import fit_table
 from pyg_c2f.nn import C2F, LinearC2F
 from pyg_c2f.recipes import FastRecipe
@@ -207,12 +207,10 @@ def test_a_table_of_few_values_is_exact():
 # What is refused, and what a failure leaves -------------------------------------------
 
 REFUSED = {
-    'paper': (dict(), dict(), 'recipe fast'),
-    'diffusion': (dict(diffusion=0.5), dict(), 'needs the train graph.*diffusion=0'),
     'one bit': (dict(), dict(weight_bits=1), 'choose 2 to 8'),
     'nine bits': (dict(), dict(weight_bits=9), 'choose 2 to 8'),
     'half a bit': (dict(), dict(weight_bits=6.5), 'choose 2 to 8'),
-    'too large': (dict(user_norm=1e39), dict(), 'no finite number'),
+    'too large': (dict(user_norm=1e39), dict(), 'not finite'),
 }
 TOO_LARGE = {
     'num_items': 2**26,
@@ -225,24 +223,29 @@ TOO_LARGE = {
 @pytest.mark.parametrize('kind', REFUSED)
 def test_what_is_refused(kind, tmp_path):
     of_model, options, match = REFUSED[kind]
-    edge_index = torch.tensor([[0, 0, 1, 2], [0, 1, 1, 2]])
-    model = LinearC2F(edge_index, 3, 4, 4, 2, 4, coarse_per_item=2, **of_model)
-    if kind == 'paper':
-        model = C2F(edge_index, 3, 4, 2, 2, 8, fine_per_coarse=2)
     with pytest.raises(InputError, match=match) as error:
-        write_bundle(model, tmp_path / 'model.c2f', **options)
+        write_bundle(make_model(**of_model), tmp_path / 'model.c2f', **options)
     assert '\n' not in str(error.value) and not [*tmp_path.iterdir()]
 
 
-def test_other_fine_per_item(tmp_path):
-    model = make_model(fine_per_item=2)
-    index, weight = model.fine.assignment
-    for wrong in (Assignment(index, weight / 2), Assignment(index.flip(1), weight)):
-        model.set_assignment(fine=wrong)
-        with pytest.raises(InputError, match='one fine anchor of each level'):
-            write_bundle(model, tmp_path / 'model.c2f')
-    model.set_stage('coarse')  # which has none
-    write_bundle(model, tmp_path / 'model.c2f')
+@pytest.mark.parametrize('write', [write_bundle, write_onnx])
+def test_models_that_need_more_than_a_history(write, tmp_path):
+    edge_index = torch.tensor([[0, 0, 1, 2], [0, 1, 1, 2]])
+    fine, swapped = make_model(fine_per_item=2), make_model(fine_per_item=2)
+    index, weight = fine.fine.assignment
+    fine.set_assignment(fine=Assignment(index, weight / 2))
+    swapped.set_assignment(fine=Assignment(index.flip(1), weight))
+    for model, match in (
+        (C2F(edge_index, 3, 4, 2, 2, 8, fine_per_coarse=2), 'recipe=fast'),
+        (make_model(diffusion=0.5), 'needs the train graph.*diffusion=0'),
+        (fine, 'one fine anchor of each level'),
+        (swapped, 'one fine anchor of each level'),
+    ):
+        with pytest.raises(InputError, match=match):
+            write(model, tmp_path / 'model')
+    assert not [*tmp_path.iterdir()]
+    fine.set_stage('coarse')  # which has none
+    write_bundle(fine, tmp_path / 'model')
 
 
 @pytest.mark.parametrize('name', TOO_LARGE)

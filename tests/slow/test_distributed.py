@@ -28,7 +28,7 @@ from tests.slow.test_distributed_paper import Processes
 from tests.tiny import settings, write_text_data
 
 ROOT = Path(__file__).parents[2]
-FAST = 'embedding_dim=8 num_fine=8 coarse_per_item=2 partitions=4'
+FAST = 'embedding_dim=8 num_fine=8 coarse_per_item=2 num_shards=4'
 # The same processes run all calls, because starting them takes the time.
 PROGRAM = """
 import json, os, sys
@@ -83,7 +83,7 @@ PAPER = [
     *('--stage', 'coarse'),
 ]
 REFUSED = (
-    ('partitions=1', '--set partitions=1'),
+    ('num_shards=1', '--set num_shards=1'),
     ('diffusion=0.5', '--set diffusion=0.5: 2 processes can share diffusion=0 only'),
 )
 

@@ -125,7 +125,7 @@ FAST = {
     'power': EXPONENTS,
     'popularity': EXPONENTS,
     'item_power': EXPONENTS,
-    'partitions': st.integers(1, 7),
+    'num_shards': st.integers(1, 7),
     'diffusion': st.sampled_from([0, 0.5, 1e3]),
     'dtype': st.sampled_from(['packed', 'float32']),
 }
