@@ -217,8 +217,9 @@ def test_command_line(name, recipe, tmp_path, capsys):
         )
         (folder / file).write_text(''.join(lines))
     options = (f'{key}={value}' for key, value in settings_of(case, recipe).items())
+    data = ['--dataset', 'data', '--data-root', str(tmp_path), '--protocol', 'c2f']
     status = run.main(
-        ['train', '--dataset', 'data', '--data-root', str(tmp_path)]
+        ['train', *data]
         + ['--recipe', recipe, '--out', str(out), '--quiet', '--set', *options]
     )
     shown = capsys.readouterr()

@@ -16,7 +16,7 @@ def call(tmp_path, monkeypatch):
     """A training of a second, without the drawing."""
     monkeypatch.setattr(experiment, 'write_report', lambda out, *_: out / 'report.html')
     write_text_data(tmp_path)
-    data = ['--data-root', str(tmp_path), '--dataset', 'text']
+    data = ['--data-root', str(tmp_path), '--dataset', 'text', '--protocol', 'c2f']
     # Long enough to be killed in each phase of both stages.
     longer = settings(max_epochs=8, patience=2, batch_size_fine=512)
     return ['train', *data, '--quiet', *longer]
