@@ -11,7 +11,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 RUNS = {
     'fast': '--recipe fast --set embedding_dim=128',
-    'paper': '--recipe paper --set max_epochs=2 eval_every=1 patience=1',
+    # Steps so large that each stage comes to its second phase, with re-assignment.
+    'paper': '--recipe paper --set max_epochs=4 eval_every=1 patience=1 '
+    'embedding_dim=32 lr_coarse=3 lr_fine=3',
 }
 PROGRAM = """
 import sys, run
@@ -32,6 +34,7 @@ def answers(tmp_path_factory):
         (root / name).mkdir()
         call = [sys.executable, '-c', PROGRAM.format(runs=RUNS), str(root / name)]
         env = os.environ | {'OMP_NUM_THREADS': str(threads), 'PYTHONHASHSEED': 'random'}
+        env['OMP_WAIT_POLICY'] = 'passive'  # Waiting threads leave the cores to others.
         return subprocess.Popen(call, cwd=ROOT, env=env, stdout=subprocess.DEVNULL)
 
     alone = [start('first', 1), start('again', 1)]
@@ -47,6 +50,11 @@ def answer(folder):
     models = {path.name: path.read_bytes() for path in folder.glob('*.safetensors')}
     assert len(models) > 2
     return models, metrics
+
+
+def test_all_phases_are_run(answers):
+    names = {f'{stage}-{phase}' for stage in ('coarse', 'fine') for phase in (1, 2)}
+    assert names <= {path.stem for path in (answers / 'first/paper').iterdir()}
 
 
 @pytest.mark.parametrize('other', ['again', 'two threads'])
