@@ -12,6 +12,7 @@ from pyg_c2f import report
 from pyg_c2f.datasets import get_dataset
 from pyg_c2f.evaluate import with_sampled_users
 from pyg_c2f.typing import KS, RATES
+from pyg_c2f.vocabulary import Vocabulary
 
 
 class Run:
@@ -222,8 +223,8 @@ def test_three_lists_with_names(recipe, runs):
     test, train = run.pairs('test_edge_label_index'), run.pairs('edge_index')
     parts = run.page.html.split('<div><h3>User ')[1:]
     assert len(parts) == 3
-    names = run.model.item_titles or [f'item {item}' for item in range(50)]
-    users = run.model.user_ids or [str(user) for user in range(40)]
+    names = run.model.vocabulary.item_titles or [f'item {item}' for item in range(50)]
+    users = run.model.vocabulary.user_ids or [str(user) for user in range(40)]
     activity = []
     for part in parts:
         user = users.index(part.partition('<')[0])
@@ -271,7 +272,7 @@ def test_a_page_of_some_users(runs, tmp_path, monkeypatch):
 
 def test_names_are_no_html(runs, tmp_path):
     run, titles = runs['fast'], ['<b>&"' for _ in range(50)]
-    run.model.set_ids(run.model.user_ids, run.model.item_ids, titles)
+    run.model.vocabulary = Vocabulary(40, 50, item_titles=titles)
     page = run.write(tmp_path, dataset='a<b', command='train --x "<i>"')
     assert page.open == [] and page.words.count('<b>&"') == 30
     assert 'a<b' in page.text and 'train --x "<i>"' in page.text

@@ -19,13 +19,14 @@ from safetensors.torch import save_file
 import pyg_c2f
 import run
 from pyg_c2f import experiment
-from pyg_c2f import train as module
 from pyg_c2f.checkpoint import model_bytes, write_tensors
 from pyg_c2f.cli import recommend
 from pyg_c2f.cli.options import make_parser
 from pyg_c2f.cli.train import call_of, is_begun
 from pyg_c2f.datasets import get_dataset
 from pyg_c2f.finite import NotFiniteError
+from pyg_c2f.recipes import PaperRecipe
+from pyg_c2f.recipes.paper import C2FTrainer
 from pyg_c2f.recipes.resume import RESUME_FILES, delete_resume, resume_files
 from pyg_c2f.typing import KS, RATES, USER
 from tests.tiny import FAST, SETTINGS, data_options, settings
@@ -281,7 +282,7 @@ def test_recommend(name, text_run, table_run, capsys):
     lists = recommended(capsys, '--checkpoint', out, '--user', *users, '-k', 50)
     model = pyg_c2f.load(out)
     items, scores = model.recommend(model.numbers(users, USER), 50)
-    ids = model.item_ids or [str(item) for item in range(50)]
+    ids = model.vocabulary.item_ids or [str(item) for item in range(50)]
     assert list(lists) == users
     for rows, row, values in zip(lists.values(), items, scores, strict=True):
         size = len([item for item in row.tolist() if item >= 0])
@@ -340,9 +341,9 @@ def test_every_model_of_a_run_knows_the_ids(table_run, fast_run, root):
     data = get_dataset('table', root, 'c2f')
     for path in (*table_run.glob('*.safetensors'), *fast_run.glob('*.safetensors')):
         model = pyg_c2f.load(path)
-        assert model.user_ids == list(data['user'].raw_id)
-        assert model.item_ids == list(data['item'].raw_id)
-        assert model.item_titles == list(data['item'].title)
+        assert model.vocabulary.user_ids == list(data['user'].raw_id)
+        assert model.vocabulary.item_ids == list(data['item'].raw_id)
+        assert model.vocabulary.item_titles == list(data['item'].title)
 
 
 # Line by line ------------------------------------------------------------------------
@@ -374,7 +375,7 @@ def answer(model, who, k=20, **options):
     kwargs = {'users': who} if name == 'user' else {'history': who}
     items, scores = model.recommend(k=k, **kwargs, **options)
     out = {'items': items, 'scores': pytest.approx(scores[: len(items)].tolist())}
-    if model.item_titles is not None:
+    if model.vocabulary.item_titles is not None:
         out['titles'] = [f'The item {int(item[1:])}' for item in items]
     return out
 
@@ -534,7 +535,9 @@ def test_lists_of_all_users(
         assert [x.name for x in tmp_path.iterdir()] == ['lists.jsonl']
         lists = [json.loads(line) for line in out.read_text().splitlines()]
         model = pyg_c2f.load(folder)
-        names = model.user_ids or [str(user) for user in range(model.num_users)]
+        names = model.vocabulary.user_ids or [
+            str(user) for user in range(model.num_users)
+        ]
         assert [x['user'] for x in lists] == names
         asked = [{'user': name} for name in names]
         _, answers, _ = answered(folder, asked, *options)
@@ -776,7 +779,7 @@ def test_what_stops_a_run_is_said(train, tmp_path, monkeypatch, capsys):
     def full(*_):
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(module, 'train_epoch', stop)
+    monkeypatch.setattr(C2FTrainer, 'train_epoch', stop)
     monkeypatch.setattr(experiment.shutil, 'copyfile', full)
     assert train('--out', tmp_path / 'out') == 130
     assert 'continue with' in capsys.readouterr().err
@@ -793,7 +796,7 @@ def test_changed_data(root, tmp_path, refused):
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, 'train_epoch', stop)
+        patch.setattr(C2FTrainer, 'train_epoch', stop)
         assert run.main([*train, '--out', str(stopped)]) == 130
     test, train_file = (tmp_path / f'text/{x}.txt' for x in ('test', 'train'))
     lines = [path.read_text().splitlines() for path in (train_file, test)]
@@ -841,10 +844,10 @@ def test_a_new_run_leaves_nothing_of_the_old_one(table_run, train, tmp_path):
     out = tmp_path / 'a'
     assert train('--out', out, dataset='table') == 0
     (out / 'notes.txt').write_text('mine')
-    assert pyg_c2f.load(out).user_ids is not None
+    assert pyg_c2f.load(out).vocabulary.user_ids is not None
     assert train('--out', out, '--stage', 'coarse') == 0
     names = {path.name for path in out.iterdir()}
-    assert pyg_c2f.load(out).user_ids is None and 'notes.txt' in names
+    assert pyg_c2f.load(out).vocabulary.user_ids is None and 'notes.txt' in names
     assert not any(name.startswith('fine-') for name in names)
     assert all(line['stage'] == 'coarse' for line in history_of(out))
 
@@ -938,20 +941,20 @@ def test_no_validation(refused, tmp_path):
 
 
 def test_training_that_diverges(train, tmp_path, monkeypatch, capsys):
-    out, step = tmp_path / 'out', module.train_step
+    out, step = tmp_path / 'out', C2FTrainer.step
 
-    def diverge(model, *args):
-        loss, h = step(model, *args)
+    def diverge(*args):
+        loss, h = step(*args)
         if resume_files(out):
             raise NotFiniteError('the loss holds nan')
         return loss, h
 
-    monkeypatch.setattr(module, 'train_step', diverge)
+    monkeypatch.setattr(C2FTrainer, 'step', diverge)
     assert train('--out', out) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line == (
         'error: the loss holds nan in step 1 of epoch 1 of the coarse stage: lower '
-        '--set lr_coarse=0.1 and start anew in another directory; the last good '
+        '--set lr_coarse=0.1 and start again in another directory; the last good '
         f'checkpoint is {out / "coarse-1.safetensors"}'
     )
     assert not (out / 'metrics.json').exists()
@@ -1008,7 +1011,7 @@ def test_errors_that_are_no_input(train, tmp_path, monkeypatch, capsys):
     def build(*_):
         raise RuntimeError(message)
 
-    monkeypatch.setattr('pyg_c2f.train.build_model', build)
+    monkeypatch.setattr(PaperRecipe, 'blank', build)
     assert train('--out', tmp_path / 'out') == 2
     assert re.fullmatch('error: out of memory.*\n', capsys.readouterr().err)
     message = 'something else'
