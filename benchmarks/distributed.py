@@ -413,7 +413,7 @@ def fast_cases(job: dict[str, Any], data: HeteroData) -> tuple[Group, list[Case]
     product = _times_gram(interactions, x)
     with counted_columns() as columns:
         model = build_fast(data, recipe, torch.Generator().manual_seed(0), group)
-    vectors = Vectors(width, columns, model.basis['rounds'])
+    vectors = Vectors(width, columns, model.diagnostics['basis']['rounds'])
     model.set_stage('fine' if recipe.fine_per_item else 'coarse')
     refills: list[int] = []
 

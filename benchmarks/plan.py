@@ -156,7 +156,7 @@ def measure(data: HeteroData, recipe: FastRecipe, rounds: int) -> Constants:
         model = build_fast(data, recipe, torch.Generator().manual_seed(0))
     model.set_stage('fine')
     width = basis_width(rank, users.num_rows, num_items)
-    products, steps = columns.total() / width, model.basis['rounds']
+    products, steps = columns.total() / width, model.diagnostics['basis']['rounds']
 
     def vectors() -> object:  # The same start, so as many products.
         return right_vectors(shared, rank, torch.Generator().manual_seed(0))

@@ -209,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     data, base = load_data(args), base_recipe(args)
     if args.quick:
         args.seeds, args.widths = 1, [base.embedding_dim]
-        args.levels = [base.fine_links]
+        args.levels = [base.fine_per_item]
     grid = [(width, levels) for width in args.widths for levels in args.levels]
     path = result_path(args, f'size_quality-{args.dataset}-{args.protocol}')
     known = read_result(path, ('base', 'cells', 'chosen'))

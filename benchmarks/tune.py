@@ -43,7 +43,7 @@ from torch_geometric.data import HeteroData
 
 from pyg_c2f.checkpoint import model_bytes
 from pyg_c2f.evaluate import evaluate_split
-from pyg_c2f.recipes import FastRecipe, check_run, fast
+from pyg_c2f.recipes import FastRecipe, TrainingOptions, check_run, fast
 from pyg_c2f.typing import ITEM, RATES, USER, InputError
 
 METRIC = METRICS[0]
@@ -228,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.trials is None and args.seconds is None:
         parser.error('how long? Give --trials or --seconds')
     data, base = without_test(load_data(args)), base_recipe(args)
-    check_run(data, base)
+    check_run(data, base, TrainingOptions())
     name = f'tune-{args.dataset}-{args.protocol}-{args.megabytes:g}MB'
     name += '-graph' if args.graph else ''
 

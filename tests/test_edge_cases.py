@@ -120,14 +120,14 @@ CASES = {
     'more anchors of each than there are': Case(
         paper={'anchors_per_entity': 5},
         fast={'coarse_per_item': 9.0},
-        refused={'paper': 'anchors_per_entity=5 needs .* raise --set num_coarse=4'},
+        refused={'paper': 'anchors_per_entity=5 needs .* raise .*num_coarse=4'},
     ),
     'more fine anchors of each than there are': Case(
         paper={'fine_per_coarse': 4},
         fast={'fine_per_item': 5, 'num_fine': 4},
         refused={
-            'paper': 'fine_per_coarse=4 needs .* raise --set num_fine=3',
-            'fast': 'num_fine=4 does not share out over .*=5.*set a multiple',
+            'paper': 'fine_per_coarse=4 needs .* raise .*num_fine=3',
+            'fast': 'num_fine=4 cannot be divided into .*=5.*set a multiple',
         },
     ),
     'more fine anchors than coarse ones': Case(

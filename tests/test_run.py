@@ -633,7 +633,7 @@ def test_tolerant_readings_are_counted(root, tmp_path, capsys):
 def interrupted(train, tmp_path, monkeypatch, capsys):
     """A run that was stopped in its third evaluation."""
     out = tmp_path / 'stopped'
-    add = experiment.History.add
+    add = experiment.TrainingLog.add
 
     def stop(history, line):
         add(history, line)
@@ -641,7 +641,7 @@ def interrupted(train, tmp_path, monkeypatch, capsys):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiment.History, 'add', stop)
+        patch.setattr(experiment.TrainingLog, 'add', stop)
         assert train('--out', out) == 130
     assert capsys.readouterr().err.endswith(
         f'interrupted; continue with: python run.py train --resume --out {out}\n'
@@ -967,7 +967,7 @@ def test_training_that_diverges(train, tmp_path, monkeypatch, capsys):
 def test_full_disk_and_vanished_folder(root, train, disk, capsys):
     """In the middle of a run that then goes on to what it would have been."""
     out = disk.folder / 'out'
-    rest, add = disk.folder / 'rest', experiment.History.add
+    rest, add = disk.folder / 'rest', experiment.TrainingLog.add
 
     def fill(history, line):
         add(history, line)
@@ -976,7 +976,7 @@ def test_full_disk_and_vanished_folder(root, train, disk, capsys):
             rest.write_bytes(bytes(free))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment.History, 'add', fill)
+        patch.setattr(experiment.TrainingLog, 'add', fill)
         assert train('--out', out) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert re.fullmatch(
@@ -997,7 +997,7 @@ def test_full_disk_and_vanished_folder(root, train, disk, capsys):
 
     capsys.readouterr()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment.History, 'add', vanish)
+        patch.setattr(experiment.TrainingLog, 'add', vanish)
         assert train('--out', disk.folder / 'gone') == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert re.search('there is no folder .*gone; make it; then repeat', line)
@@ -1023,8 +1023,8 @@ def test_out_that_cannot_be(refused, root, text_run, tmp_path):
     file = tmp_path / 'file'
     file.write_text('mine')
     call = ['train', *data_options(root, 'text'), *settings()]
-    assert 'is no directory' in refused(*call, '--out', file)
-    assert 'is no directory' in refused(*call, '--out', file / 'a/b')
+    assert 'is not a directory' in refused(*call, '--out', file)
+    assert 'is not a directory' in refused(*call, '--out', file / 'a/b')
     assert file.read_text() == 'mine'
     fine = ['--stage', 'fine', '--init', text_run]
     assert '--init is read from there' in refused(*call, *fine, '--out', text_run)

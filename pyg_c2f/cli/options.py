@@ -199,7 +199,7 @@ def add_data_options(call: argparse._ActionsContainer) -> None:
     text = 'the folder that holds the folder NAME (default: datasets)'
     add('--data-root', metavar='DIR', help=text)
     text = 'how items are held out and ranked'
-    add('--protocol', choices=get_args(Protocol), default='c2f', help=text)
+    add('--protocol', choices=get_args(Protocol), default='standard', help=text)
     text = 'the seed of the split into train, validation and test items'
     add('--split-seed', type=SEED, default=2024, metavar='N', help=text)
     text = 'the columns with the ids in a .inter, csv or Parquet file'

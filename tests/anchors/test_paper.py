@@ -15,7 +15,6 @@ from pyg_c2f.anchors.paper import (
     sparse_pca_codebook,
     sparse_pca_codes,
 )
-from pyg_c2f.anchors.paper import paper as anchors
 from tests.hard import tables
 
 

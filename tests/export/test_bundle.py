@@ -46,7 +46,7 @@ def make_model(
     model = LinearC2F(
         torch.stack([user, item.flatten()]),
         *(NUM_USERS, NUM_ITEMS, num_coarse, 12, 6),
-        coarse_per_item=3,
+        max_coarse_per_item=3,
         fine_per_item=fine_per_item or 1,
         **options,
     )
@@ -159,8 +159,8 @@ def test_lists_of_a_trained_model(trained, tmp_path):
 def test_ids_and_titles(trained, tmp_path):
     write_bundle(trained, path := tmp_path / 'model.c2f')
     bundle = Bundle.load(path)
-    assert bundle.item_ids == trained.item_ids is not None
-    assert bundle.item_titles == trained.item_titles is not None
+    assert bundle.item_ids == trained.vocabulary.item_ids is not None
+    assert bundle.item_titles == trained.vocabulary.item_titles is not None
     counted = write_bundle(trained, path, names=False)
     assert not {'NAME', 'TITL'} & {*counted}
     bundle = Bundle.load(path)

@@ -122,9 +122,9 @@ FAST = {
     'fine_per_item': st.integers(0, 3),
     'user_norm': EXPONENTS,
     'item_norm': EXPONENTS,
-    'power': EXPONENTS,
-    'popularity': EXPONENTS,
-    'item_power': EXPONENTS,
+    'spectral_power': EXPONENTS,
+    'importance_power': EXPONENTS,
+    'score_power': EXPONENTS,
     'num_shards': st.integers(1, 7),
     'diffusion': st.sampled_from([0, 0.5, 1e3]),
     'dtype': st.sampled_from(['packed', 'float32']),
@@ -203,7 +203,7 @@ def linear_models(draw, **fixed):
     graph = draw(graphs())
     options = {
         'threshold': draw(st.floats(0, 2)),
-        'item_power': draw(EXPONENTS),
+        'score_power': draw(EXPONENTS),
         'diffusion': draw(st.sampled_from([0, 0.5])),
         'user_norm': draw(EXPONENTS),
         'item_norm': draw(EXPONENTS),
@@ -218,7 +218,7 @@ def linear_models(draw, **fixed):
         num_coarse,
         per_level * levels,
         embedding_dim=draw(st.integers(1, 16)),
-        coarse_per_item=links,
+        max_coarse_per_item=links,
         fine_per_item=levels,
         **options,
     )

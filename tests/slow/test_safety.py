@@ -179,7 +179,7 @@ def test_what_is_no_file(tmp_path, what):
 
 WHOLE = (
     'num_users', 'num_items', 'num_coarse', 'num_fine', 'embedding_dim', 'num_layers',
-    'anchors_per_entity', 'fine_per_coarse', 'coarse_per_item', 'fine_per_item',
+    'anchors_per_entity', 'fine_per_coarse', 'max_coarse_per_item', 'fine_per_item',
 )  # fmt: skip
 NO_SIZES = (
     '-1', '1000000000000', '1000000000', '2147483647', '4294967296', '9' * 5000, '1.5',
