@@ -61,7 +61,7 @@ class Bundle:
         >>> from pyg_c2f.export import write_bundle
         >>> from pyg_c2f.nn import LinearC2F
         >>> pairs = torch.tensor([[0, 0, 1, 2], [0, 1, 1, 2]])
-        >>> model = LinearC2F(pairs, 3, 4, 4, 2, 4, max_coarse_per_item=2, fine_per_item=1)
+        >>> model = LinearC2F(pairs, 3, 4, 4, 2, 4, 2, 1)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = write_bundle(model, f'{folder}/model.c2f')
         ...     bundle = Bundle.load(f'{folder}/model.c2f')

@@ -707,7 +707,7 @@ def test_damaged_interrupted_run(interrupted, refused):
         path.write_bytes(path.read_bytes()[:100])
     line = refused('train', '--resume', '--out', interrupted)
     assert re.search(
-        r'resume-\d.safetensors: damaged .*; delete .* to begin anew', line
+        r'resume-\d.safetensors: damaged .*; delete .* to start again', line
     )
     delete_resume(interrupted)
     assert resume(interrupted) == 0

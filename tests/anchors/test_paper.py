@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from pyg_c2f.anchors import paper
 from pyg_c2f.anchors.paper import (
     bridge_scores,
     metis_partition,
@@ -97,7 +98,7 @@ def features():
 @pytest.fixture(params=[7, 1000], ids=lambda rows: f'block{rows}')
 def block(request, monkeypatch):
     """Blocks of a few rows, or one block of them all."""
-    monkeypatch.setattr(anchors, 'BLOCK', request.param)
+    monkeypatch.setattr(paper, 'BLOCK', request.param)
 
 
 @pytest.mark.usefixtures('block')

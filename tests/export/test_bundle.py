@@ -20,7 +20,7 @@ from tests.bundles import contents, sections_of
 NUM_USERS, NUM_ITEMS = 50, 30
 KINDS = {
     'coarse': dict(),
-    'scaled': dict(user_norm=0.3, item_norm=0.2, item_power=0.7),
+    'scaled': dict(user_norm=0.3, item_norm=0.2, score_power=0.7),
     'one level': dict(fine_per_item=1),
     'two levels': dict(fine_per_item=2, threshold=0.3),
     'codebook': dict(num_coarse=9),

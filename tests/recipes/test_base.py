@@ -18,10 +18,10 @@ from pyg_c2f.recipes import (
     Trainer,
     TrainingOptions,
     base,
-    fit,
     get_recipe,
 )
 from pyg_c2f.recipes.paper import C2FTrainer
+from pyg_c2f.recipes.presets import fit
 from pyg_c2f.recipes.resume import RESUME_FILES, read_resume, resume_files
 from pyg_c2f.typing import RATES, InputError
 from tests.tiny import TINY, assert_same_model, epochs_of, run_of
