@@ -10,6 +10,7 @@ from bundle_damage import sealed
 
 HEADER = '<4s7If'
 PAGE = Path(__file__).parents[1] / 'docs/bundle.md'
+OPTIONAL = ('COAR', 'BIAS', 'NAME', 'TITL')
 
 # A writer, which can do what models do not have.
 
@@ -41,15 +42,11 @@ def matrix(places, codes, values, low_bits):
 
 
 def bundle_bytes(sizes, sections, user_norm=0.5):
-    body = b''.join(
-        tag.encode()
-        + struct.pack('<I', len(content))
-        + content
-        + bytes(-len(content) % 4)
-        for tag, content in sections.items()
-    )
-    head = struct.pack(HEADER, b'C2FB', 1, 0, *sizes, user_norm)
-    return sealed(head + body + bytes(4))
+    data = struct.pack(HEADER, b'C2FB', 1, 0, *sizes, user_norm)
+    for tag, content in sections.items():
+        data += tag.encode() + struct.pack('<I', len(content)) + content
+        data += bytes(-len(content) % 4)
+    return sealed(data + bytes(4))
 
 
 def random_sections(rng, sizes, extra, links=3):
@@ -99,13 +96,7 @@ KINDS = {
     'fine': dict(seed=0, extra=('BIAS',), coarse=6, fine=12, levels=3, user_norm=0.7),
     'negative': dict(seed=2, extra=('BIAS',), width=9, user_norm=-0.4),
     'wide': dict(seed=7, extra=(), coarse=400, width=300, fine=5, levels=5),
-    'all': dict(
-        seed=4,
-        extra=('COAR', 'BIAS', 'NAME', 'TITL'),
-        fine=10,
-        levels=2,
-        user_norm=2.1,
-    ),
+    'all': dict(seed=4, extra=OPTIONAL, fine=10, levels=2, user_norm=2.1),
     'large': dict(seed=6, extra=('TITL',), num_items=3000, coarse=6, fine=64, levels=1),
     'one': dict(seed=5, extra=('NAME',), num_items=1),
 }
@@ -157,17 +148,11 @@ def contents(data):
     *_, N, D, C, F, L, a = struct.unpack_from(HEADER, data)
     w, g = table_values(sections['ITEM'], 2, N)
     b = table_values(sections['BIAS'], 1, N)[0] if 'BIAS' in sections else np.zeros(N)
-
-    def dense(tag, *shape):
-        if tag in sections:
-            return matrix_values(sections[tag], shape)
-        return np.eye(*shape) if tag == 'COAR' else np.zeros(shape)
-
-    S, A, B = (
-        dense(*args) for args in (('LINK', N, C), ('COAR', C, D), ('FINE', F, D))
-    )
-    code = np.zeros((N, 0), int)
+    S = matrix_values(sections['LINK'], (N, C))
+    A = matrix_values(sections['COAR'], (C, D)) if 'COAR' in sections else np.eye(C, D)
+    B, code = np.zeros((F, D)), np.zeros((N, 0), int)
     if F:
+        B = matrix_values(sections['FINE'], (F, D))
         code = unpacked(sections['CODE'], N * L, num_bits(F // L))[0].reshape(N, L)
         code += F // L * np.arange(L)
     return SimpleNamespace(N=N, a=a, w=w, g=g, b=b, S=S, A=A, B=B, code=code)
@@ -239,9 +224,7 @@ BROKEN = {
     'exponent': bundle_bytes(SIZES, GOOD, user_norm=NAN),
     'infinite exponent': bundle_bytes(SIZES, GOOD, user_norm=INF),
     **{f'without {tag}': with_section(**{tag: None}) for tag in NEEDED},
-    'without COAR': bundle_bytes(
-        (4, 3, 2, 0, 0), {tag: GOOD[tag] for tag in ('ITEM', 'LINK')}
-    ),
+    'without COAR': bundle_bytes((4, 3, 2, 0, 0), dict(list(GOOD.items())[:2])),
     'order': reordered('LINK', 'ITEM', *list(GOOD)[2:]),
     'order at the end': reordered(*list(GOOD)[:-2], 'TITL', 'NAME'),
     'unknown': reordered(*GOOD, 'MORE'),

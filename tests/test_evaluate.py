@@ -17,20 +17,20 @@ from pyg_c2f.sparse import TILE_SIZE
 from pyg_c2f.typing import RATES, InputError
 
 
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
 def random_pairs(num_users, num_items, density, seed):
-    generator = torch.Generator().manual_seed(seed)
-    return (
-        (torch.rand(num_users, num_items, generator=generator) < density).nonzero().t()
-    )
+    chance = torch.rand(num_users, num_items, generator=seeded(seed))
+    return (chance < density).nonzero().t()
 
 
 def random_scores(num_users, num_items, num_levels, seed):
     """Whole numbers, negative ones too; few levels make many ties."""
-    generator = torch.Generator().manual_seed(seed)
     shape = (num_users, num_items)
-    return (
-        torch.randint(num_levels, shape, generator=generator).float() - num_levels // 2
-    )
+    scores = torch.randint(num_levels, shape, generator=seeded(seed))
+    return scores.float() - num_levels // 2
 
 
 def naive_ranking(scores, user, exclude):
@@ -66,29 +66,23 @@ def test_ranking_matches_naive(num_items, num_levels, block_size):
     num_users, k = 9, 4
     scores = random_scores(num_users, num_items, num_levels, seed=0)
     scores[0] *= 0.0  # all equal, some of them -0
-    exclude = random_pairs(num_users, num_items, 0.3, seed=1)
-    exclude = exclude[:, torch.randperm(exclude.size(1))]
-    users = torch.tensor([8, 0, 3, 3, 5])
     before = scores.clone()
-    ranking = rank_items(
-        lambda u: scores[u], users, num_items, exclude, k, block_size=block_size
-    )
-    expected = [naive_ranking(scores, user, exclude)[:k] for user in users.tolist()]
-    assert ranking.tolist() == expected
+    excluded = random_pairs(num_users, num_items, 0.3, seed=1)
+    excluded = excluded[:, torch.randperm(excluded.size(1))]
+    users = torch.tensor([8, 0, 3, 3, 5])
+
+    def ranked(users, exclude, k):
+        score = scores.__getitem__
+        ranking = rank_items(score, users, num_items, exclude, k, block_size=block_size)
+        return ranking.tolist()
+
+    for exclude in (excluded, excluded[:, :0]):
+        expected = [naive_ranking(scores, user, exclude) for user in users.tolist()]
+        assert ranked(users, exclude, k) == [row[:k] for row in expected]
+    # At most all items are ranked.
+    assert ranked(users, exclude, 2 * num_items) == expected
+    assert ranked(users[:0], exclude, k) == []
     assert torch.equal(scores, before)
-
-
-def test_ranking_of_no_users_and_nothing_excluded():
-    scores = random_scores(2, 10, 1000, seed=0)
-    nothing = torch.empty(2, 0, dtype=torch.long)
-
-    def score(users):
-        return scores[users]
-
-    users = torch.arange(2)
-    assert rank_items(score, users[:0], 10, nothing, 5).shape == (0, 5)
-    ranking = rank_items(score, users, 10, nothing, 20)
-    assert torch.equal(ranking, scores.sort(descending=True, stable=True).indices)
 
 
 @pytest.mark.parametrize('num_items', [5, 30, 200])
@@ -106,7 +100,7 @@ def test_metrics_match_naive(num_items, seed):
 
 
 @pytest.mark.parametrize('num_labels', [1, 11, 20, 59])
-def test_a_perfect_list_has_one_and_no_more(num_labels):
+def test_a_perfect_list_scores_exactly_one(num_labels):
     scores = -torch.arange(60.0).view(1, -1)
     labels = torch.stack([torch.zeros(num_labels), torch.arange(num_labels)]).long()
     nothing, ks = labels[:, :0], range(1, 60)
@@ -115,26 +109,14 @@ def test_a_perfect_list_has_one_and_no_more(num_labels):
     assert all(result[f'ndcg@{k}'] == pytest.approx(1.0) for k in ks)
 
 
-def test_masked_items_never_count():
-    # All items of user 0 but one are seen, so that seen items fill up the ranking.
-    exclude = torch.tensor([[0, 0, 0], [0, 1, 2]])
-    labels = torch.tensor([[0, 0, 0], [0, 1, 3]])
-    scores = torch.tensor([[4.0, 3.0, 2.0, 1.0]])
-    result = evaluate(lambda u: scores[u], labels, exclude, 1, 4, ks=(4,))
-    assert result == {'recall@4': 1.0, 'ndcg@4': 1.0}
-
-
 def make_data(protocol):
     pairs = random_pairs(20, 40, 0.4, seed=3)
-    part = torch.randint(
-        4, (pairs.size(1),), generator=torch.Generator().manual_seed(4)
-    )
-    data = HeteroData()
+    part = torch.randint(4, (pairs.size(1),), generator=seeded(4))
+    data = HeteroData(protocol=protocol)
     data['user'].num_nodes, data['item'].num_nodes = 20, 40
-    data['user', 'rates', 'item'].edge_index = pairs[:, part > 1]
-    data['user', 'rates', 'item'].val_edge_label_index = pairs[:, part == 0]
-    data['user', 'rates', 'item'].test_edge_label_index = pairs[:, part == 1]
-    data.protocol = protocol
+    data[RATES].edge_index = pairs[:, part > 1]
+    data[RATES].val_edge_label_index = pairs[:, part == 0]
+    data[RATES].test_edge_label_index = pairs[:, part == 1]
     return data
 
 
@@ -142,7 +124,7 @@ def make_data(protocol):
 @pytest.mark.parametrize('split', ['val', 'test'])
 def test_split_masks_follow_the_protocol(protocol, split):
     data = make_data(protocol)
-    store = data['user', 'rates', 'item']
+    store = data[RATES]
     masked = set(map(tuple, store.edge_index.t().tolist()))
     if (protocol, split) == ('standard', 'test'):
         masked |= set(map(tuple, store.val_edge_label_index.t().tolist()))
@@ -164,47 +146,46 @@ def test_popularity_counts_train_pairs():
     assert ranking.tolist() == [[0, 1, 3, 5, 2, 4], [2, 0, 1, 3, 5, 4]]
 
 
-def test_bad_input():
-    exclude = torch.tensor([[0], [0]])
-    labels = torch.tensor([[0, 1], [1, 2]])
+ONE_PAIR = torch.tensor([[0], [0]])
 
-    def call(num_items=3, labels=labels, value=0.0, k=2):
-        evaluate(
-            lambda users: torch.full((len(users), 3), value),
-            labels,
-            exclude,
-            num_users=2,
-            num_items=num_items,
-            ks=(k,),
-        )
+
+@pytest.mark.parametrize(
+    ('changes', 'match'),
+    [
+        ({'num_items': 4}, r'shape \[2, 3\]'),
+        ({'num_items': 2}, 'item ids 1 to 2 of edge_label_index'),
+        ({'labels': [[0, 2], [1, 1]]}, 'user ids 0 to 2 of edge_label_index'),
+        ({'labels': [[0], [0]]}, 'no held-out pairs'),
+        ({'score': math.nan}, 'NaN'),
+        ({'k': 0}, r'ks=\(0,\)'),
+    ],
+)
+def test_evaluate_refuses(changes, match):
+    def call(labels=((0, 1), (1, 2)), score=0.0, num_items=3, k=2):
+        def scorer(users):
+            return torch.full((len(users), 3), score)
+
+        evaluate(scorer, torch.tensor(labels), ONE_PAIR, 2, num_items, (k,))
 
     call()
-    with pytest.raises(InputError, match=r'shape \[2, 3\]'):
-        call(num_items=4)
-    with pytest.raises(InputError, match='item ids 1 to 2 of edge_label_index'):
-        call(num_items=2)
-    with pytest.raises(InputError, match='user ids 0 to 2 of edge_label_index'):
-        call(labels=torch.tensor([[0, 2], [1, 1]]))
-    with pytest.raises(InputError, match='no held-out pairs'):
-        call(labels=exclude)
-    with pytest.raises(InputError, match='NaN'):
-        call(value=math.nan)
-    with pytest.raises(InputError, match=r'ks=\(0,\)'):
-        call(k=0)
+    with pytest.raises(InputError, match=match):
+        call(**changes)
+
+
+def test_wrong_splits_and_protocols():
     with pytest.raises(InputError, match="split 'train'"):
         exclude_edges(make_data('c2f'), 'train')
-    with pytest.raises(InputError, match="protocol is 'other'"):
-        exclude_edges(make_data('other'), 'val')
+    for protocol in ('other', None):
+        with pytest.raises(InputError, match=f'protocol is {protocol!r}'):
+            exclude_edges(make_data(protocol), 'val')
     data = make_data('c2f')
-    del data['user', 'rates', 'item'].val_edge_label_index
+    del data[RATES].val_edge_label_index
     with pytest.raises(InputError, match='has no val_edge_label_index'):
-        evaluate_split(popularity_score(exclude, 40), data, 'val')
-    with pytest.raises(InputError, match='protocol is None'):
-        exclude_edges(HeteroData(), 'val')
+        evaluate_split(popularity_score(ONE_PAIR, 40), data, 'val')
 
 
 @pytest.mark.parametrize('protocol', ['c2f', 'standard'])
-def test_some_users_are_ranked_as_all_are(protocol):
+def test_sampled_users_are_ranked_as_all_are(protocol):
     data = SyntheticHierarchy(150, 100, 3000, 5, 20, protocol=protocol)[0]
     some = with_sampled_users(data, 40, 7)
     table = torch.rand(150, 100, generator=torch.Generator().manual_seed(0))

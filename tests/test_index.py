@@ -44,7 +44,7 @@ def test_recall_of_the_index(fast_model):
     assert (index.num_cells, index.num_cells_to_visit) == (76, 76)
     index = ItemIndex(fast_model, num_cells_to_visit=10)
     rowptr, col = fast_model.train_items()
-    users = range(fast_model.num_users)
+    users = torch.arange(fast_model.num_users)
     histories = [col[rowptr[i] : rowptr[i + 1]] for i in range(500)]
     for who in ({'users': users}, {'history': histories}):
         ids, scores = fast_model.recommend(**who)
@@ -52,19 +52,15 @@ def test_recall_of_the_index(fast_model):
         hit = (found.unsqueeze(2) == ids.unsqueeze(1)) & (found.unsqueeze(2) >= 0)
         assert hit.any(dim=1).float().mean() > 0.9
         # The items found have their exact scores, in descending order.
-        right = hit.nonzero()
+        row, ours, theirs = hit.nonzero().T
         torch.testing.assert_close(
-            values[right[:, 0], right[:, 1]],
-            scores[right[:, 0], right[:, 2]],
-            atol=1e-5,
-            rtol=1e-5,
+            values[row, ours], scores[row, theirs], atol=1e-5, rtol=1e-5
         )
         assert (values.diff(dim=1) <= 0).nan_to_num().all()
     # Nobody gets an item that they have.
     found, _ = fast_model.recommend(users, index=index)
-    row = torch.arange(len(users)).repeat_interleave(rowptr.diff())
-    seen = row * fast_model.num_items + col
-    key = torch.arange(len(users)).unsqueeze(1) * fast_model.num_items + found
+    seen = users.repeat_interleave(rowptr.diff()) * fast_model.num_items + col
+    key = users.unsqueeze(1) * fast_model.num_items + found
     assert not torch.isin(key[found >= 0], seen).any()
     # A list ends when the visited cells have no more items.
     index = ItemIndex(fast_model, num_cells=1000, num_cells_to_visit=1)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
@@ -26,18 +27,14 @@ class Run:
         self.history = [json.loads(line) for line in lines]
         self.page = Page((out / 'report.html').read_text(encoding='utf-8'))
 
-    def write(self, folder, **changes):
+    def write(self, folder, data=None, **changes):
         """The page of the run with other metrics or data, in a folder of its own."""
-        (folder / 'model.safetensors').write_bytes(
-            (self.out / 'model.safetensors').read_bytes()
-        )
+        shutil.copy(self.out / 'model.safetensors', folder)
         metrics = self.metrics | {'command': 'train'} | changes
-        data = changes.get('data', self.data)
-        path = report.write_report(folder, metrics, self.history, self.model, data)
-        return Page(path.read_text(encoding='utf-8'))
+        content = metrics, self.history, self.model, data or self.data
+        return Page(report.write_report(folder, *content).read_text(encoding='utf-8'))
 
-    def pairs(self, key):
-        """The items of each user."""
+    def items_of_users(self, key):
         rows = {user: set() for user in range(self.model.num_users)}
         for user, item in self.data[RATES][key].T.tolist():
             rows[user].add(item)
@@ -84,12 +81,13 @@ def runs(text_run, fast_run, root):
     return {'paper': Run(text_run, root, 'text'), 'fast': Run(fast_run, root, 'table')}
 
 
-each = pytest.mark.parametrize('recipe', ['paper', 'fast'])
+@pytest.fixture(params=['paper', 'fast'])
+def each(request, runs):
+    return runs[request.param]
 
 
-@each
-def test_results_table_holds_every_number(recipe, runs):
-    metrics = runs[recipe].metrics
+def test_results_table_holds_every_number(each):
+    metrics = each.metrics
     expected = {'popularity': metrics['popularity']} | {
         f'{stage}, phase {key[-1]}': result
         for stage in ('coarse', 'fine')
@@ -99,8 +97,8 @@ def test_results_table_holds_every_number(recipe, runs):
     for split, block in zip(('test', 'val'), blocks, strict=True):
         header, *lines = block.splitlines()
         assert {len(line) for line in lines} == {len(header)}
-        assert header.split()[0] == split
-        names = [name.lower() for name in header.split()[2:]]
+        first, _, *names = header.lower().split()
+        assert first == split
         assert names == [f'{m}@{k}' for m in ('ndcg', 'recall') for k in KS]
         for line, (label, result) in zip(lines, expected.items(), strict=True):
             assert line.startswith(label)
@@ -110,7 +108,7 @@ def test_results_table_holds_every_number(recipe, runs):
             assert cells == [f'{result[split][name]:.4f}' for name in names]
 
 
-def test_a_result_of_no_phase_has_its_own_row(runs):
+def test_the_result_of_a_refit_has_its_own_row(runs):
     metrics = runs['paper'].metrics
     assert 'final model' not in report.results_table(metrics)
     test = {name: value + 0.01 for name, value in metrics['test'].items()}
@@ -130,27 +128,19 @@ def test_size_table_adds_up(runs):
     assert counted == sizes
 
 
-@each
-def test_the_page_is_one_whole_file(recipe, runs):
-    run = runs[recipe]
-    page, metrics = run.page, run.metrics
+def test_the_page_is_one_whole_file(each):
+    page, metrics = each.page, each.metrics
     assert page.open == [] and page.loads == []
     assert not re.search(r'@import|url\(|<script', page.html)
-    command = json.loads((run.out / 'config.json').read_text())['call']
-    for part in (
-        command,
-        f'recipe {recipe}',
-        'seed 2024',
-        metrics['versions']['numpy'],
-    ):
-        assert part in page.text
-    for split in ('val', 'test'):
-        assert all(f'{x:.4f}' in page.text for x in metrics[split].values())
-    num_pairs = len({*map(tuple, run.data[RATES].test_edge_label_index.T.tolist())})
+    parts = [json.loads((each.out / 'config.json').read_text())['call']]
+    parts += [f'recipe {metrics["recipe"]}', 'seed 2024', metrics['versions']['numpy']]
+    parts += [f'{x:.4f}' for split in ('val', 'test') for x in metrics[split].values()]
+    assert all(part in page.text for part in parts)
+    num_pairs = len({*map(tuple, each.data[RATES].test_edge_label_index.T.tolist())})
     assert f'Evaluated on 40 users with {num_pairs} test interactions' in page.text
 
 
-def test_curves_are_of_what_was_trained(runs):
+def test_curves_show_what_was_trained(runs):
     """Recipe fast has none; the curves of the other one go through its history."""
     assert not any('stage' in label for label in runs['fast'].page.pictures)
     assert 'Training' not in runs['fast'].page.text
@@ -182,17 +172,16 @@ def found(lists, pairs):
     return sum(item in lists[user] for user, item in pairs) / len(pairs)
 
 
-@each
-def test_whom_it_serves(recipe, runs):
-    """By ranges of activity and popularity, against lists of the model itself."""
-    run = runs[recipe]
-    train, test = run.pairs('edge_index'), run.pairs('test_edge_label_index')
+def test_quality_by_activity_and_popularity(each):
+    """Against lists of the model itself."""
+    train = each.items_of_users('edge_index')
+    test = each.items_of_users('test_edge_label_index')
     pairs = [(user, item) for user in test for item in test[user]]
-    lists = run.model.recommend(list(test), 20)[0].tolist()
+    lists = each.model.recommend(list(test), 20)[0].tolist()
     by_item = [sum(item in row for row in train.values()) for item in range(50)]
     best = sorted(range(50), key=lambda item: (-by_item[item], item))
     popular = [[x for x in best if x not in train[user]][:20] for user in test]
-    by_user, widths = run.page.bars("Recall by users' activity")
+    by_user, widths = each.page.bars("Recall by users' activity")
     assert len(widths) == len(by_user) / 2
     for at in range(0, len(by_user), 4):
         interval, note, *shown = by_user[at : at + 4]
@@ -202,7 +191,7 @@ def test_whom_it_serves(recipe, runs):
         for value, given in zip((lists, popular), shown, strict=True):
             recalls = [found(value, [(u, i) for i in test[u]]) for u in inside]
             assert given == f'{sum(recalls) / len(recalls):.3f}'
-    by_popularity, _ = run.page.bars("Interactions found by items' popularity")
+    by_popularity, _ = each.page.bars("Interactions found by items' popularity")
     assert len(by_popularity) == 16
     for at in range(0, 16, 4):
         interval, note, *shown = by_popularity[at : at + 4]
@@ -214,53 +203,48 @@ def test_whom_it_serves(recipe, runs):
     assert (
         f'40 lists of 20 hold {listed} of 50 items ({listed / 50:.0%}); lists by '
         f'popularity hold {others}.'
-    ) in run.page.text
+    ) in each.page.text
 
 
-@each
-def test_three_lists_with_names(recipe, runs):
-    run = runs[recipe]
-    test, train = run.pairs('test_edge_label_index'), run.pairs('edge_index')
-    parts = run.page.html.split('<div><h3>User ')[1:]
+def test_three_lists_with_names(each):
+    train = each.items_of_users('edge_index')
+    test = each.items_of_users('test_edge_label_index')
+    parts = each.page.html.split('<div><h3>User ')[1:]
     assert len(parts) == 3
-    names = run.model.vocabulary.item_titles or [f'item {item}' for item in range(50)]
-    users = run.model.vocabulary.user_ids or [str(user) for user in range(40)]
+    names = each.model.vocabulary.item_titles or [f'item {item}' for item in range(50)]
+    users = each.model.vocabulary.user_ids or [str(user) for user in range(40)]
     activity = []
     for part in parts:
         user = users.index(part.partition('<')[0])
         activity.append(len(train[user]))
-        items = run.model.recommend([user], 20)[0][0].tolist()
-        found = re.findall(r'<li( class=found)?>(.*?)</li>', part)
-        assert [name for _, name in found] == [names[item] for item in items[:10]]
-        assert [bool(mark) for mark, _ in found] == [
-            x in test[user] for x in items[:10]
-        ]
+        items = each.model.recommend([user], 20)[0][0].tolist()
+        marks, shown = zip(
+            *re.findall('<li( class=found)?>(.*?)</li>', part), strict=True
+        )
+        assert list(shown) == [names[item] for item in items[:10]]
+        assert list(map(bool, marks)) == [item in test[user] for item in items[:10]]
         hits = len(test[user] & {*items})
         assert f'{hits} of {len(test[user])} test items' in part
-        assert re.search(r'<p>has (.*?)[;<]', part)[1] in {
-            names[x] for x in train[user]
-        }
+        seen = re.search(r'<p>has (.*?)[;<]', part)[1]
+        assert seen in {names[item] for item in train[user]}
     assert activity == sorted(activity)
 
 
-@each
-def test_the_bytes_are_those_of_the_file(recipe, runs):
-    run = runs[recipe]
-    texts, widths = run.page.bars('Bytes of the file by group of tensors')
+def test_the_bytes_are_those_of_the_file(each):
+    texts, widths = each.page.bars('Bytes of the file by group of tensors')
     assert widths == sorted(widths, reverse=True)
     names, shares = texts[::3], [float(x.rstrip('%')) for x in texts[1::3]]
     assert 'other tensors' not in names and len(names) == len({*names}) > 4
-    assert ('ids and titles' in names) == (recipe == 'fast')
+    assert ('ids and titles' in names) == (each.metrics['recipe'] == 'fast')
     assert sum(shares) == pytest.approx(100, abs=0.1 * len(shares))
-    size = (run.out / 'model.safetensors').stat().st_size
-    assert f'model.safetensors has {size:,} bytes' in run.page.text
+    size = (each.out / 'model.safetensors').stat().st_size
+    assert f'model.safetensors has {size:,} bytes' in each.page.text
 
 
-def test_a_page_of_some_users(runs, tmp_path, monkeypatch):
+def test_a_page_on_sampled_users(runs, tmp_path, monkeypatch):
     """Those drawn for the figures; and of many users at most so many."""
     run = runs['paper']
-    some = with_sampled_users(run.data, 7, 0)
-    page = run.write(tmp_path, data=some, eval_users=7)
+    page = run.write(tmp_path, with_sampled_users(run.data, 7, 0), eval_users=7)
     assert 'Evaluated on 7 users (drawn at random) with' in page.text
     assert 'Coverage: 7 lists of 20' in page.text
     monkeypatch.setattr(report, 'MOST_USERS', 9)
@@ -270,7 +254,7 @@ def test_a_page_of_some_users(runs, tmp_path, monkeypatch):
     assert run.write(tmp_path).html == page.html
 
 
-def test_names_are_no_html(runs, tmp_path):
+def test_names_are_escaped(runs, tmp_path):
     run, titles = runs['fast'], ['<b>&"' for _ in range(50)]
     run.model.vocabulary = Vocabulary(40, 50, item_titles=titles)
     page = run.write(tmp_path, dataset='a<b', command='train --x "<i>"')

@@ -28,9 +28,11 @@ from pyg_c2f.finite import NotFiniteError
 from pyg_c2f.recipes import PaperRecipe
 from pyg_c2f.recipes.paper import C2FTrainer
 from pyg_c2f.recipes.resume import RESUME_FILES, delete_resume, resume_files
-from pyg_c2f.typing import KS, RATES, USER
+from pyg_c2f.typing import KS, RATES
 from tests.tiny import FAST, SETTINGS, data_options, settings
 
+STAGES = ('coarse', 'fine')
+ENV = os.environ | {'OMP_NUM_THREADS': '1'}
 PROGRAM = [sys.executable, str(Path(run.__file__).resolve())]
 MEASURES = {f'{name}@{k}' for name in ('recall', 'ndcg') for k in KS}
 
@@ -49,12 +51,13 @@ def train(root):
 @pytest.fixture
 def copied(text_run, tmp_path):
     """A copy of the complete run, to be damaged."""
-    out = tmp_path / 'copied'
-    out.mkdir()
-    for path in text_run.iterdir():
-        if path.is_file():
-            (out / path.name).write_bytes(path.read_bytes())
-    return out
+    return shutil.copytree(text_run, tmp_path / 'copied')
+
+
+@pytest.fixture(scope='module')
+def complete(make_run, text_run):
+    """A complete run of each recipe on numbered users and items."""
+    return {'paper': text_run, 'fast': make_run('text', FAST)}
 
 
 @pytest.fixture
@@ -65,12 +68,22 @@ def refused(capsys):
         capsys.readouterr()
         assert run.main([*map(str, args)]) == 2
         out, err = capsys.readouterr()
-        assert out == ''
-        assert err.startswith('error: ') and err.count('\n') == 1 and err[-1] == '\n'
-        assert 'Traceback' not in err
+        assert out == '' and re.fullmatch('error: .+\n', err)
         return err
 
     return call
+
+
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+def no_space(*_, **__):
+    raise OSError(28, 'No space left on device')
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.iterdir()}
 
 
 def metrics_of(out):
@@ -91,23 +104,10 @@ def figures(text):
     return {k: float(v) for k, v in re.findall(r'^(\w+@\d+) +(\S+)$', text, re.M)}
 
 
-def assert_nothing_new(out):
-    assert not list(out.glob('*.part'))
-    assert not (out / 'metrics.json').exists()
-    assert not (out / 'model.safetensors').exists()
-
-
-# What a run leaves -------------------------------------------------------------------
-
-
 def test_files_of_a_run(text_run):
-    names = {path.name for path in text_run.iterdir()} - {'tensorboard'}
+    names = {path.name for path in text_run.iterdir()}
     metrics = metrics_of(text_run)
-    phases = {
-        f'{x}-{key[-1]}.safetensors'
-        for x in experiment.STAGES['both']
-        for key in metrics[x]
-    }
+    phases = {f'{x}-{key[-1]}.safetensors' for x in STAGES for key in metrics[x]}
     others = 'config.json history.jsonl metrics.json model.safetensors report.html'
     assert names == phases | {*others.split()}
 
@@ -119,7 +119,7 @@ def test_metrics_of_a_run(text_run, root):
     expected |= {'split_seed': 2024, 'num_users': 40, 'num_items': 50}
     expected |= {'num_train': data[RATES].edge_index.size(1), 'eval_users': None}
     assert metrics == metrics | expected
-    for stage in ('coarse', 'fine'):
+    for stage in STAGES:
         assert set(metrics[stage]) <= {'phase1', 'phase2'}
         for result in metrics[stage].values():
             assert set(result) == {'best_epoch', 'last_epoch', 'val', 'test'}
@@ -135,19 +135,25 @@ def test_metrics_of_a_run(text_run, root):
     assert metrics['versions']['pyg_c2f'] == pyg_c2f.__version__
 
 
-def test_config_of_a_run(text_run, root):
+def test_recipe_fast_is_the_default(fast_run):
+    metrics = metrics_of(fast_run)
+    assert metrics['recipe'] == 'fast' and set(metrics['test']) == MEASURES
+    assert metrics['fine']['phase1']['best_epoch'] == 0
+    assert metrics['fine']['phase1']['basis']['residual'] <= 1e-3
+    assert metrics['bytes']['inference_extra'] == 0 < metrics['bytes']['histories']
+
+
+def test_config_of_a_run(text_run):
     config = json.loads((text_run / 'config.json').read_text())
-    for name, value in SETTINGS.items():
-        assert config['settings'][name] == value
-    assert config['settings']['gate'] == 0.2  # also what was not given
+    # Also a setting that was not given.
+    assert config['settings'] == config['settings'] | SETTINGS | {'gate': 0.2}
     words = shlex.split(config['call'])
     assert words[:3] == ['python', 'run.py', 'train'] and str(text_run) in words
-    assert config['call'] in (text_run / 'report.html').read_text().replace(
-        '&#x27;', "'"
-    )
+    page = (text_run / 'report.html').read_text().replace('&#x27;', "'")
+    assert config['call'] in page
 
 
-def test_seeds_count(text_run, train, tmp_path):
+def test_both_seeds_change_the_result(text_run, train, tmp_path):
     assert train('--out', tmp_path / 'a', '--seed', 1, '--stage', 'coarse') == 0
     assert train('--out', tmp_path / 'b', '--split-seed', 1, '--stage', 'coarse') == 0
     ours, theirs = comparable(text_run), comparable(tmp_path / 'a')
@@ -165,7 +171,7 @@ def test_without_a_command_it_trains(monkeypatch):
     assert {args.dataset for args in calls} == {'synthetic'}
 
 
-def test_settings_may_be_repeated_and_the_folder_omitted(train, tmp_path, monkeypatch):
+def test_set_may_be_repeated_and_out_omitted(train, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     more = ['--set', 'gate=0.3', 'threshold=0.5', '--set', 'clip=1']
     assert train(*more, '--stage', 'coarse', max_epochs=1) == 0
@@ -174,24 +180,16 @@ def test_settings_may_be_repeated_and_the_folder_omitted(train, tmp_path, monkey
     assert config['settings'] == config['settings'] | given
 
 
-def test_embedded_data_set(tmp_path):
-    """The bare call, as a user types it."""
+def test_the_bare_call_trains_on_the_embedded_data_set(tmp_path):
     done = subprocess.run(
-        PROGRAM,
-        cwd=tmp_path,
-        env=os.environ | {'OMP_NUM_THREADS': '1'},
-        capture_output=True,
-        text=True,
+        PROGRAM, cwd=tmp_path, env=ENV, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     out = tmp_path / 'runs/synthetic-fast'
     metrics = metrics_of(out)
     assert (metrics['num_users'], metrics['num_items']) == (2000, 3000)
-    for shown in (
-        f'{metrics["test"]["ndcg@5"]:.4f}',
-        f'{metrics["bytes"]["scalars"]:,}',
-    ):
-        assert shown in done.stdout
+    assert f'{metrics["test"]["ndcg@5"]:.4f}' in done.stdout
+    assert f'{metrics["bytes"]["scalars"]:,}' in done.stdout
     assert done.stdout.endswith(f'report: {out.relative_to(tmp_path)}/report.html\n')
     # Standard error holds a line for the basis and one for each evaluation: no bars, no
     # warnings.
@@ -199,35 +197,32 @@ def test_embedded_data_set(tmp_path):
     assert [x.name for x in tmp_path.iterdir()] == ['runs']
 
 
-# Protocols and stages ----------------------------------------------------------------
+OPTIONS = {'paper': settings(), 'fast': FAST}
+both_recipes = pytest.mark.parametrize('recipe', OPTIONS)
 
 
-BOTH = pytest.mark.parametrize('options', [settings(), FAST], ids=['paper', 'fast'])
-
-
-@BOTH
-def test_two_commands_are_one(options, root, tmp_path):
-    call = ['train', *data_options(root, 'text'), *options, '--out']
-    whole, a, b = (str(tmp_path / x) for x in ('whole', 'a', 'b'))
-    assert run.main([*call, whole]) == 0
-    assert run.main([*call, a, '--stage', 'coarse']) == 0
-    fine = ['--stage', 'fine', '--init']
-    assert run.main([*call, b, *fine, a]) == 0
-    both, coarse, fine_only = (comparable(Path(x)) for x in (whole, a, b))
-    assert 'fine' not in coarse and 'coarse' not in fine_only
-    assert coarse['coarse'] == both['coarse'] and fine_only['fine'] == both['fine']
-    assert fine_only['test'] == both['test'] and fine_only['bytes'] == both['bytes']
+@both_recipes
+def test_two_stages_in_two_calls_give_the_same_run(recipe, complete, root, tmp_path):
+    call = ['train', *data_options(root, 'text'), *OPTIONS[recipe], '--stage']
+    coarse, fine, again = (tmp_path / x for x in ('coarse', 'fine', 'again'))
+    assert run.main([*call, 'coarse', '--out', str(coarse)]) == 0
     # A complete run of both stages is a start as well.
-    assert run.main([*call, str(tmp_path / 'c'), *fine, whole]) == 0
-    assert comparable(tmp_path / 'c') == fine_only
+    for init, out in ((coarse, fine), (complete[recipe], again)):
+        assert run.main([*call, 'fine', '--init', str(init), '--out', str(out)]) == 0
+    whole, coarse, fine = map(comparable, (complete[recipe], coarse, fine))
+    assert 'fine' not in coarse and 'coarse' not in fine
+    assert coarse['coarse'] == whole['coarse'] and fine['fine'] == whole['fine']
+    assert fine['test'] == whole['test'] and fine['bytes'] == whole['bytes']
+    assert comparable(again) == fine
 
 
-@BOTH
-def test_protocol_standard_and_refit(options, root, tmp_path, capsys, monkeypatch):
-    call = ['train', *data_options(root, 'text'), *options, '--protocol', 'standard']
-    plain, out, stopped = (tmp_path / x for x in ('plain', 'refit', 'stopped'))
-    assert run.main([*call, '--out', str(plain)]) == 0
-    assert run.main([*call, '--refit', '--out', str(out)]) == 0
+@both_recipes
+def test_protocol_standard_and_refit(recipe, root, tmp_path, capsys, monkeypatch):
+    call = ['train', *data_options(root, 'text'), *OPTIONS[recipe]]
+    call += ['--protocol', 'standard', '--out']
+    plain, out = tmp_path / 'plain', tmp_path / 'refit'
+    assert run.main([*call, str(plain)]) == 0
+    assert run.main([*call, str(out), '--refit']) == 0
     ours, theirs = metrics_of(out), metrics_of(plain)
     assert ours['fine'] == theirs['fine'] and ours['val'] == theirs['val']
     assert ours['test'] != theirs['test'] and ours['protocol'] == 'standard'
@@ -239,18 +234,17 @@ def test_protocol_standard_and_refit(options, root, tmp_path, capsys, monkeypatc
     capsys.readouterr()
     assert run.main(['evaluate', '--checkpoint', str(out)]) == 0
     assert figures(capsys.readouterr().out) == pytest.approx(ours['test'], abs=5e-5)
-
-    def stop(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(experiment.Experiment, 'refit', stop)
-        assert run.main([*call, '--refit', '--out', str(stopped)]) == 130
-    assert resume(stopped) == 0
-    assert comparable(stopped) == comparable(out)
-
-
-# Using what was trained --------------------------------------------------------------
+    # Stopped in the refit, or after it.
+    for target, name in (
+        (experiment.Experiment, 'refit'),
+        (experiment, 'write_report'),
+    ):
+        stopped = tmp_path / name
+        with monkeypatch.context() as patch:
+            patch.setattr(target, name, interrupt)
+            assert run.main([*call, str(stopped), '--refit']) == 130
+        assert resume(stopped) == 0
+        assert comparable(stopped) == comparable(out)
 
 
 @pytest.mark.parametrize('split', ['val', 'test'])
@@ -259,16 +253,34 @@ def test_evaluate(split, text_run, capsys):
     assert run.main(call) == 0
     out, err = capsys.readouterr()
     assert out.startswith(f'text, protocol c2f, {split} items\n') and err == ''
-    assert figures(out) == {
-        name: float(f'{value:.4f}')
-        for name, value in metrics_of(text_run)[split].items()
-    }
+    assert figures(out) == pytest.approx(metrics_of(text_run)[split], abs=5e-5)
 
 
-def rows_of(text):
-    """User -> rows of rank, item, score and title."""
+def test_evaluate_on_sampled_users(train, text_run, tmp_path, capsys):
+    for name, number in (('some', 3), ('all', 10**6)):
+        assert train('--out', tmp_path / name, '--eval-users', number) == 0
+    every = comparable(tmp_path / 'all') | {'eval_users': None}
+    assert every == comparable(text_run)
+    some, whole = metrics_of(tmp_path / 'some'), metrics_of(text_run)
+    assert some['test'] != whole['test']
+    assert some['num_train'] == whole['num_train']
+    capsys.readouterr()
+    call = ['evaluate', '--checkpoint', str(tmp_path / 'some')]
+    assert run.main(call) == 0
+    drawn = capsys.readouterr().out
+    assert 'of users drawn at random' in drawn
+    assert figures(drawn) == pytest.approx(some['test'], abs=1e-4)
+    assert run.main([*call, '--eval-users', '0']) == 0
+    every = capsys.readouterr().out
+    assert 'drawn' not in every and figures(every) != figures(drawn)
+
+
+def recommended(capsys, *options):
+    """The lists that a call prints: rows of rank, item, score and title by user."""
+    capsys.readouterr()
+    assert run.main(['recommend', *map(str, options)]) == 0
     lists = {}
-    for line in text.splitlines():
+    for line in capsys.readouterr().out.splitlines():
         if line.startswith('for '):
             rows = lists.setdefault(line[4:-1], [])
         else:
@@ -276,45 +288,34 @@ def rows_of(text):
     return lists
 
 
-@pytest.mark.parametrize('name', ['text', 'table'])
-def test_recommend(name, text_run, table_run, capsys):
-    out, users = {'text': (text_run, ['7', '0']), 'table': (table_run, ['u07'])}[name]
+def assert_shown(rows, items, scores):
+    """The rows of a list, numbered from one, with titles if they have ids."""
+    assert [int(row[0]) for row in rows] == [*range(1, len(items) + 1)]
+    assert [row[1] for row in rows] == items
+    shown = [float(row[2]) for row in rows]
+    assert shown == pytest.approx(scores[: len(items)].tolist(), abs=1e-4)
+    if items[0].startswith('i'):
+        assert [row[3] for row in rows] == [f'The item {int(x[1:])}' for x in items]
+
+
+@pytest.mark.parametrize(('name', 'users'), [('text', ['7', '0']), ('table', ['u07'])])
+def test_recommend(name, users, text_run, table_run, capsys):
+    out = {'text': text_run, 'table': table_run}[name]
     lists = recommended(capsys, '--checkpoint', out, '--user', *users, '-k', 50)
-    model = pyg_c2f.load(out)
-    items, scores = model.recommend(model.numbers(users, USER), 50)
-    ids = model.vocabulary.item_ids or [str(item) for item in range(50)]
+    items, scores = pyg_c2f.load(out).recommend(users, 50)
     assert list(lists) == users
-    for rows, row, values in zip(lists.values(), items, scores, strict=True):
-        size = len([item for item in row.tolist() if item >= 0])
-        assert 0 < size < 50
-        assert [int(x[0]) for x in rows] == [*range(1, size + 1)]
-        assert [x[1] for x in rows] == [ids[item] for item in row[:size].tolist()]
-        shown = [float(x[2]) for x in rows]
-        assert shown == pytest.approx(values[:size].tolist(), abs=1e-4)
-        if name == 'table':
-            titles = [f'The item {int(x[1][1:])}' for x in rows]
-            assert [x[3] for x in rows] == titles
-
-
-def test_recommend_for_a_history(text_run, capsys):
-    call = '--checkpoint', text_run, '--history', '3, 17,5', '-k', 4
-    (rows,) = recommended(capsys, *call).values()
-    items, _ = pyg_c2f.load(text_run).recommend(k=4, history=[3, 17, 5])
-    assert [int(row[1]) for row in rows] == items.tolist()
-
-
-def recommended(capsys, *options):
-    """The lists that a call prints."""
-    capsys.readouterr()
-    assert run.main(['recommend', *map(str, options)]) == 0
-    return rows_of(capsys.readouterr().out)
+    for rows, ids, values in zip(lists.values(), items, scores, strict=True):
+        assert 0 < len(ids) < 50
+        assert_shown(rows, ids, values)
 
 
 def test_seen_items_and_candidates(table_run, capsys):
     call = ('--checkpoint', table_run, '-k', 50)
-    history = ('--history', 'i03,i17')
+    history = ('--history', 'i03, i17')
     (rows,) = recommended(capsys, *call, *history).values()
     (whole,) = recommended(capsys, *call, *history, '--include-seen').values()
+    model = pyg_c2f.load(table_run)
+    assert_shown(rows, *model.recommend(k=50, history=['i03', 'i17']))
     assert len(rows) == 48 and len(whole) == 50
     assert [x[1:] for x in rows] == [x[1:] for x in whole if x[1] not in ('i03', 'i17')]
     few = ('--candidates', 'i17, i04,i40,i04')
@@ -324,29 +325,14 @@ def test_seen_items_and_candidates(table_run, capsys):
     assert [len(rows) for rows in lists.values()] == [3, 3]
 
 
-def test_similar(table_run, capsys):
-    lists = recommended(
-        capsys, '--checkpoint', table_run, '--similar', 'i03', 'i17', '-k', 50
-    )
+def test_recommend_similar_items(table_run, capsys):
+    call = '--checkpoint', table_run, '--similar', 'i03', 'i17', '-k', 50
+    lists = recommended(capsys, *call)
     items, scores = pyg_c2f.load(table_run).similar_items(['i03', 'i17'], 50)
     assert list(lists) == ['i03', 'i17']
     for rows, ids, values in zip(lists.values(), items, scores, strict=True):
-        assert [row[1] for row in rows] == ids and len(ids) == 49
-        shown = [float(row[2]) for row in rows]
-        assert shown == pytest.approx(values.tolist(), abs=1e-4)
-        assert rows[0][3] == f'The item {int(rows[0][1][1:])}'
-
-
-def test_every_model_of_a_run_knows_the_ids(table_run, fast_run, root):
-    data = get_dataset('table', root, 'c2f')
-    for path in (*table_run.glob('*.safetensors'), *fast_run.glob('*.safetensors')):
-        model = pyg_c2f.load(path)
-        assert model.vocabulary.user_ids == list(data['user'].raw_id)
-        assert model.vocabulary.item_ids == list(data['item'].raw_id)
-        assert model.vocabulary.item_titles == list(data['item'].title)
-
-
-# Line by line ------------------------------------------------------------------------
+        assert len(ids) == 49
+        assert_shown(rows, ids, values)
 
 
 @pytest.fixture
@@ -354,12 +340,9 @@ def answered(monkeypatch, capsys):
     """Answers lines of JSON: the status, the answers, and standard error."""
 
     def call(out, lines, *options):
-        content = b''.join(
-            (x if isinstance(x, bytes) else json.dumps(x).encode()) + b'\n'
-            for x in lines
-        )
-        stdin = io.TextIOWrapper(io.BytesIO(content))
-        monkeypatch.setattr('sys.stdin', stdin)
+        texts = (x if isinstance(x, bytes) else json.dumps(x).encode() for x in lines)
+        content = io.BytesIO(b''.join(text + b'\n' for text in texts))
+        monkeypatch.setattr('sys.stdin', io.TextIOWrapper(content))
         capsys.readouterr()
         argv = ['recommend', '--checkpoint', str(out), '--jsonl', *map(str, options)]
         status = run.main(argv)
@@ -369,72 +352,51 @@ def answered(monkeypatch, capsys):
     return call
 
 
-def answer(model, who, k=20, **options):
+def answer(model, line, **defaults):
     """The answer to a line, by a call of its own."""
-    name = 'user' if isinstance(who, str) else 'history'
-    kwargs = {'users': who} if name == 'user' else {'history': who}
-    items, scores = model.recommend(k=k, **kwargs, **options)
+    options = defaults | line
+    for name in ('history', 'candidates'):
+        if name in options:
+            options[name] = [*map(str, options[name])]
+    if 'user' in options:
+        options['users'] = str(options.pop('user'))
+    items, scores = model.recommend(**options)
     out = {'items': items, 'scores': pytest.approx(scores[: len(items)].tolist())}
     if model.vocabulary.item_titles is not None:
         out['titles'] = [f'The item {int(item[1:])}' for item in items]
     return out
 
 
+FEW = ['i40', 'i04', 'i17']
+LINES = [
+    {'user': 'u07'},
+    {'history': ['i03', 'i17', 'i03']},
+    {'user': 'u01', 'k': 3},
+    {'history': ['i05'], 'k': 50},
+    {'user': 'u07', 'exclude_seen': False},
+    {'user': 'u02', 'candidates': FEW},
+    {'history': ['i04'], 'candidates': FEW, 'exclude_seen': False},
+    {'history': ['i17'], 'candidates': FEW},
+    {'history': ['i17'], 'k': 3, 'exclude_seen': True, 'candidates': ['i01', 'i17']},
+]
+
+
 @pytest.mark.parametrize('num_lines', [1, 2, 256])
-def test_lines(table_run, answered, num_lines, monkeypatch):
+def test_jsonl(table_run, answered, num_lines, monkeypatch):
     monkeypatch.setattr(recommend, 'BLOCK_LINES', num_lines)
     model = pyg_c2f.load(table_run)
-    seen = {'exclude_seen': False}
-    few = {'candidates': ['i40', 'i04', 'i17']}
-    status, answers, err = answered(
-        table_run,
-        [
-            {'user': 'u07'},
-            {'history': ['i03', 'i17', 'i03']},
-            {'user': 'u01', 'k': 3},
-            {'history': ['i05'], 'k': 50},
-            {'user': 'u07'} | seen,
-            {'user': 'u02'} | few,
-            {'history': ['i04']} | few | seen,
-            {'history': ['i17']} | few,
-        ],
-    )
+    status, answers, err = answered(table_run, LINES)
     assert status == 0 and err == ''
-    assert answers == [
-        answer(model, 'u07'),
-        answer(model, ['i03', 'i17']),
-        answer(model, 'u01', 3),
-        answer(model, ['i05'], 50),
-        answer(model, 'u07', **seen),
-        answer(model, 'u02', **few),
-        answer(model, ['i04'], **few, **seen),
-        answer(model, ['i17'], **few),
-    ]
+    assert answers == [answer(model, line) for line in LINES]
     assert len(answers[3]['items']) == 49 and len(answers[7]['items']) == 2
+    # Options of the call are the defaults of the lines.
+    options = ['-k', 2, '--include-seen', '--candidates', ','.join(FEW)]
+    _, answers, _ = answered(table_run, LINES, *options)
+    defaults = {'k': 2, 'exclude_seen': False, 'candidates': FEW}
+    assert answers == [answer(model, line, **defaults) for line in LINES]
 
 
-def test_options_are_for_lines_that_do_not_say(table_run, answered):
-    model = pyg_c2f.load(table_run)
-    few = ['i40', 'i04', 'i17']
-    lines = [
-        {'history': ['i17']},
-        {
-            'history': ['i17'],
-            'k': 3,
-            'exclude_seen': True,
-            'candidates': ['i01', 'i17'],
-        },
-    ]
-    options = ['-k', 2, '--include-seen', '--candidates', ','.join(few)]
-    status, answers, _ = answered(table_run, lines, *options)
-    assert status == 0
-    assert answers == [
-        answer(model, ['i17'], 2, exclude_seen=False, candidates=few),
-        answer(model, ['i17'], 3, candidates=['i01', 'i17']),
-    ]
-
-
-def test_lines_with_numbers_for_ids(text_run, answered):
+def test_jsonl_with_numbers_as_ids(text_run, answered):
     model = pyg_c2f.load(text_run)
     lines = [
         {'user': 7, 'k': 4},
@@ -443,14 +405,10 @@ def test_lines_with_numbers_for_ids(text_run, answered):
     ]
     status, answers, _ = answered(text_run, lines)
     assert status == 0
-    assert answers == [
-        *[answer(model, '7', 4)] * 2,
-        answer(model, ['3', '17'], candidates=['1', '2', '3']),
-    ]
-    # Other ends of lines, and none at the end.
-    status, others, _ = answered(
-        text_run, [b'\xef\xbb\xbf{"user": 7, "k": 4}\r\n{"user": "7", "k": 4}\r']
-    )
+    assert answers == [answer(model, line) for line in lines]
+    # Other line ends, and none at the end.
+    text = b'\xef\xbb\xbf{"user": 7, "k": 4}\r\n{"user": "7", "k": 4}\r'
+    status, others, _ = answered(text_run, [text])
     assert status == 0 and others == answers[:2]
     assert answered(text_run, []) == (0, [], '')
 
@@ -487,7 +445,9 @@ WRONG_LINES = [
 
 
 @pytest.mark.parametrize('block', [3, 256])
-def test_wrong_lines(table_run, answered, block, monkeypatch):
+def test_jsonl_answers_wrong_lines_with_an_error(
+    table_run, answered, block, monkeypatch
+):
     monkeypatch.setattr(recommend, 'BLOCK_LINES', block)
     right = {'user': 'u01', 'k': 2}
     lines = [x for line, _ in WRONG_LINES for x in (right, line)]
@@ -495,32 +455,13 @@ def test_wrong_lines(table_run, answered, block, monkeypatch):
     num = len(WRONG_LINES)
     assert status == 2
     assert err == f'error: {num} of {2 * num + 1} lines were answered by an error\n'
-    expected = answer(pyg_c2f.load(table_run), 'u01', 2)
-    assert answers[::2] == [expected] * (num + 1)
-    for place, (ours, (_, says)) in enumerate(
+    assert answers[::2] == [answer(pyg_c2f.load(table_run), right)] * (num + 1)
+    for at, (ours, (_, says)) in enumerate(
         zip(answers[1::2], WRONG_LINES, strict=True)
     ):
-        assert list(ours) == ['error'] and '\n' not in ours['error']
-        assert (
-            ours['error'].startswith(f'line {2 * place + 2}: ')
-            and says in ours['error']
-        )
-
-
-def start_lines(out):
-    return subprocess.Popen(
-        [*PROGRAM, 'recommend', '--checkpoint', str(out), '--jsonl', '-k', '3'],
-        env=os.environ | {'OMP_NUM_THREADS': '1'},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-
-
-def ask(process, user):
-    process.stdin.write(json.dumps({'user': user}).encode() + b'\n')
-    process.stdin.flush()
-    return json.loads(process.stdout.readline())
+        error = ours.pop('error')
+        assert not ours and '\n' not in error
+        assert error.startswith(f'line {2 * at + 2}: ') and says in error
 
 
 @pytest.mark.parametrize('options', [[], ['--include-seen', '-k', '7']])
@@ -528,58 +469,30 @@ def test_lists_of_all_users(
     options, text_run, table_run, answered, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(recommend, 'LIST_USERS', 7)
-    for folder in (text_run, table_run):
-        out = tmp_path / 'lists.jsonl'
+    out = tmp_path / 'lists.jsonl'
+    for folder, form in ((text_run, '{}'), (table_run, 'u{:02}')):
         call = ['recommend', '--checkpoint', str(folder), '--all', '--out', str(out)]
         assert run.main([*call, *options]) == 0
         assert [x.name for x in tmp_path.iterdir()] == ['lists.jsonl']
         lists = [json.loads(line) for line in out.read_text().splitlines()]
-        model = pyg_c2f.load(folder)
-        names = model.vocabulary.user_ids or [
-            str(user) for user in range(model.num_users)
-        ]
+        names = [form.format(user) for user in range(40)]
         assert [x['user'] for x in lists] == names
-        asked = [{'user': name} for name in names]
-        _, answers, _ = answered(folder, asked, *options)
-        for line, answer in zip(lists, answers, strict=True):
-            assert line['items'] == answer['items']
-            assert line['scores'] == pytest.approx(answer['scores'], rel=1e-5)
+        _, answers, _ = answered(folder, [{'user': name} for name in names], *options)
+        for ours, theirs in zip(lists, answers, strict=True):
+            assert ours['items'] == theirs['items']
+            assert ours['scores'] == pytest.approx(theirs['scores'], rel=1e-5)
 
 
-def test_lists_of_all_users_go_to_a_file(text_run, tmp_path, refused):
-    call = 'recommend', '--checkpoint', text_run
-    for options in (['--all'], ['--user', '1', '--out', 'x']):
-        assert '--all and --out FILE go together' in refused(*call, *options)
-    for path in (tmp_path, tmp_path / 'no' / 'x'):
-        assert 'name a file in a folder' in refused(*call, '--all', '--out', path)
-
-
-def test_some_users_are_ranked_for(train, tmp_path, capsys):
-    for number, name in ((3, 'some'), (10**6, 'all'), (None, 'whole')):
-        option = [] if number is None else ['--eval-users', number]
-        assert train('--out', tmp_path / name, *option) == 0
-    every = comparable(tmp_path / 'all') | {'eval_users': None}
-    assert every == comparable(tmp_path / 'whole')
-    some, whole = (metrics_of(tmp_path / name) for name in ('some', 'whole'))
-    assert some['test'] != whole['test']
-    assert some['num_train'] == whole['num_train']
-    capsys.readouterr()
-    call = ['evaluate', '--checkpoint', str(tmp_path / 'some')]
-    assert run.main(call) == 0
-    drawn = capsys.readouterr().out
-    assert 'of users drawn at random' in drawn
-    assert figures(drawn) == pytest.approx(some['test'], abs=1e-4)
-    assert run.main([*call, '--eval-users', '0']) == 0
-    every = capsys.readouterr().out
-    assert 'drawn' not in every and figures(every) != figures(drawn)
-
-
-def test_lines_are_answered_until_the_reader_leaves(text_run):
+def test_jsonl_answers_each_line_until_the_reader_leaves(text_run):
     """Each as soon as it comes; and without an error once nobody reads the answers."""
     model = pyg_c2f.load(text_run)
-    with start_lines(text_run) as process:
-        for user in ('7', '0'):
-            assert ask(process, user) == answer(model, user, 3)
+    call = [*PROGRAM, 'recommend', '--checkpoint', str(text_run), '--jsonl', '-k', '3']
+    pipes = dict.fromkeys(('stdin', 'stdout', 'stderr'), subprocess.PIPE)
+    with subprocess.Popen(call, env=ENV, **pipes) as process:
+        for line in ({'user': '7'}, {'user': '0'}):
+            process.stdin.write(json.dumps(line).encode() + b'\n')
+            process.stdin.flush()
+            assert json.loads(process.stdout.readline()) == answer(model, line, k=3)
         process.stdout.close()
         process.stdin.write(b'{"user": 7}\n' * 20)
         process.stdin.close()
@@ -588,7 +501,7 @@ def test_lines_are_answered_until_the_reader_leaves(text_run):
     assert (process.returncode, err) == (0, b'')
 
 
-def test_data(root, capsys):
+def test_data(root, tmp_path, capsys):
     assert run.main(['data', *data_options(root, 'text')]) == 0
     out, err = capsys.readouterr()
     facts = dict(line.split(maxsplit=1) for line in out.splitlines())
@@ -596,19 +509,13 @@ def test_data(root, capsys):
     assert facts['train.txt'].endswith('checksum no reference')
     assert run.main(['data']) == 0
     assert 'generated' in capsys.readouterr().out
-
-
-def test_columns(root, tmp_path, capsys):
+    # Columns of other names.
     (tmp_path / 'shop').mkdir()
     text = (root / 'table/table.inter').read_text().replace('\t', ',')
     text = text.replace('user_id:token,item_id:token', 'who,what')
     (tmp_path / 'shop/shop.csv').write_text(text)
-    call = ['data', '--dataset', 'shop', '--data-root', str(tmp_path)]
-    assert run.main([*call, '--columns', 'who,what']) == 0
+    assert run.main(['data', *data_options(tmp_path), '--columns', 'who,what']) == 0
     assert re.search(r'^num_users +40$', capsys.readouterr().out, re.M)
-
-
-# Tolerated ---------------------------------------------------------------------------
 
 
 def test_tolerant_readings_are_counted(root, tmp_path, capsys):
@@ -624,9 +531,6 @@ def test_tolerant_readings_are_counted(root, tmp_path, capsys):
     # Where the call fails, its error stands alone.
     assert run.main([*call, '--set', 'num_coarse=91', '--out', 'x']) == 2
     assert capsys.readouterr().err.count('\n') == 1
-
-
-# Interrupted runs --------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -660,10 +564,9 @@ def test_resume(interrupted, text_run, capsys):
     assert run.main(['recommend', '--checkpoint', str(interrupted), '--user', '1']) == 0
     assert resume(interrupted) == 0
     assert comparable(interrupted) == comparable(text_run)
-    ours, theirs = (
-        [{k: v for k, v in line.items() if k != 'seconds'} for line in history_of(out)]
-        for out in (interrupted, text_run)
-    )
+    ours, theirs = history_of(interrupted), history_of(text_run)
+    for line in (*ours, *theirs):
+        del line['seconds']
     assert ours == theirs
     assert resume(interrupted) == 2
     assert 'complete' in capsys.readouterr().err
@@ -687,42 +590,39 @@ def test_resume_keeps_its_options(interrupted, refused):
 
 
 def test_an_interrupted_run_is_not_overwritten(interrupted, train, refused):
-    before = {path: path.read_bytes() for path in interrupted.glob('*.*')}
+    before = contents(interrupted)
     line = refused('train', '--out', interrupted)
     assert '--resume' in line and all(name in line for name in RESUME_FILES)
-    assert before == {path: path.read_bytes() for path in interrupted.glob('*.*')}
+    assert before == contents(interrupted)
     delete_resume(interrupted)
     assert train('--out', interrupted) == 0
 
 
 def test_damaged_interrupted_run(interrupted, refused):
-    path = interrupted / 'history.jsonl'
-    path.write_text(path.read_text()[:-20])
-    call = ['train', '--resume', '--out', interrupted]
-    assert 'history.jsonl: damaged' in refused(*call)
-    path.write_text('{"epoch": 3}\n')
-    assert 'history.jsonl: damaged' in refused(*call)
+    path, call = interrupted / 'history.jsonl', ['train', '--resume', '--out']
+    for text in (path.read_text()[:-20], '{"epoch": 3}\n'):
+        path.write_text(text)
+        assert 'history.jsonl: damaged' in refused(*call, interrupted)
     path.unlink()
     for path in resume_files(interrupted):
         path.write_bytes(path.read_bytes()[:100])
-    line = refused('train', '--resume', '--out', interrupted)
-    assert re.search(
-        r'resume-\d.safetensors: damaged .*; delete .* to start again', line
-    )
+    line = refused(*call, interrupted)
+    says = r'resume-\d.safetensors: damaged .*; delete .* to start again'
+    assert re.search(says, line)
     delete_resume(interrupted)
     assert resume(interrupted) == 0
 
 
-def test_the_best_model_is_left(copied):
-    def line(stage, phase, score):
-        return {'stage': stage, 'phase': phase, 'val': {'ndcg@5': score}}
-
-    lines = [line('coarse', 1, 0.1), line('coarse', 2, 0.3), line('fine', 1, 0.2)]
-    experiment.leave_best(copied, lines)
+def test_an_interrupted_run_leaves_its_best_model(copied):
+    scores = {('coarse', 1): 0.1, ('coarse', 2): 0.3, ('fine', 1): 0.2}
+    lines = [
+        {'stage': stage, 'phase': phase, 'val': {'ndcg@5': score}}
+        for (stage, phase), score in scores.items()
+    ]
     best = (copied / 'coarse-2.safetensors').read_bytes()
-    assert (copied / 'model.safetensors').read_bytes() == best
-    experiment.leave_best(copied, [])
-    assert (copied / 'model.safetensors').read_bytes() == best
+    for history in (lines, []):
+        experiment.leave_best(copied, history)
+        assert (copied / 'model.safetensors').read_bytes() == best
 
 
 def test_evaluate_from_elsewhere(root, tmp_path, monkeypatch):
@@ -742,69 +642,48 @@ def test_nothing_to_resume(refused, tmp_path, text_run):
     assert not (tmp_path / 'no').exists()
 
 
-@pytest.mark.parametrize(
-    ('options', 'error'),
-    [
-        (FAST, KeyboardInterrupt),
-        (settings(), KeyboardInterrupt),
-        ([*settings(), '--protocol=standard', '--refit'], OSError(28, 'No space left')),
-    ],
-)
-def test_interrupted_in_the_report(options, error, root, tmp_path, monkeypatch):
+@both_recipes
+@pytest.mark.parametrize(('stop', 'status'), [(interrupt, 130), (no_space, 2)])
+def test_interrupted_in_the_report(
+    recipe, stop, status, complete, root, tmp_path, monkeypatch
+):
     """The result of the training is left, and the run can be continued."""
-    call = ['train', *data_options(root, 'text'), *options]
-    out, whole = tmp_path / 'out', tmp_path / 'whole'
-
-    def stop(*_):
-        raise error
-
+    call = ['train', *data_options(root, 'text'), *OPTIONS[recipe]]
     with monkeypatch.context() as patch:
         patch.setattr(experiment, 'write_report', stop)
-        status = run.main([*call, '--out', str(out)])
-        assert status == (130 if error is KeyboardInterrupt else 2)
-    assert run.main([*call, '--out', str(whole)]) == 0
-    left = (out / 'model.safetensors').read_bytes()
-    assert left == (whole / 'model.safetensors').read_bytes()
-    assert resume(out) == 0
-    assert (out / 'model.safetensors').read_bytes() == left
-    assert comparable(out) == comparable(whole)
+        assert run.main([*call, '--out', str(tmp_path)]) == status
+    expected = (complete[recipe] / 'model.safetensors').read_bytes()
+    assert (tmp_path / 'model.safetensors').read_bytes() == expected
+    assert resume(tmp_path) == 0
+    assert (tmp_path / 'model.safetensors').read_bytes() == expected
+    assert comparable(tmp_path) == comparable(complete[recipe])
 
 
-def test_what_stops_a_run_is_said(train, tmp_path, monkeypatch, capsys):
-    """Also where the best model so far cannot be left."""
-
-    def stop(*_, **__):
-        raise KeyboardInterrupt
-
-    def full(*_):
-        raise OSError(28, 'No space left on device')
-
-    monkeypatch.setattr(C2FTrainer, 'train_epoch', stop)
-    monkeypatch.setattr(experiment.shutil, 'copyfile', full)
+def test_an_interrupt_is_reported_even_if_no_model_can_be_left(
+    train, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(C2FTrainer, 'train_epoch', interrupt)
+    monkeypatch.setattr(experiment.shutil, 'copyfile', no_space)
     assert train('--out', tmp_path / 'out') == 130
     assert 'continue with' in capsys.readouterr().err
 
 
-def test_changed_data(root, tmp_path, refused):
+def test_changed_data(root, tmp_path, refused, monkeypatch):
     """As many users, items and pairs, but others: test items would leak."""
     shutil.copytree(root / 'text', tmp_path / 'text')
     train = ['train', *data_options(tmp_path, 'text'), *settings()]
     coarse, stopped = tmp_path / 'coarse', tmp_path / 'stopped'
     assert run.main([*train, '--stage', 'coarse', '--out', str(coarse)]) == 0
-
-    def stop(*_, **__):
-        raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(C2FTrainer, 'train_epoch', stop)
+    with monkeypatch.context() as patch:
+        patch.setattr(C2FTrainer, 'train_epoch', interrupt)
         assert run.main([*train, '--out', str(stopped)]) == 130
-    test, train_file = (tmp_path / f'text/{x}.txt' for x in ('test', 'train'))
-    lines = [path.read_text().splitlines() for path in (train_file, test)]
-    # An item of the first user changes sides.
-    swapped = [(x[0].split(), x[1:]) for x in lines]
-    swapped[0][0][-1], swapped[1][0][-1] = swapped[1][0][-1], swapped[0][0][-1]
-    for path, (first, rest) in zip((train_file, test), swapped, strict=True):
-        path.write_text('\n'.join([' '.join(first), *rest]) + '\n')
+    paths = [tmp_path / f'text/{name}.txt' for name in ('train', 'test')]
+    # The last train item and the last test item of the first user change sides.
+    ours, theirs = (path.read_text().splitlines() for path in paths)
+    (mine, a), (other, b) = (x[0].rsplit(maxsplit=1) for x in (ours, theirs))
+    ours[0], theirs[0] = f'{mine} {b}', f'{other} {a}'
+    for path, lines in zip(paths, (ours, theirs), strict=True):
+        path.write_text('\n'.join(lines) + '\n')
     says = 'the data set text has changed since then; bring its files back'
     assert says in refused('evaluate', '--checkpoint', coarse)
     assert says in refused('train', '--resume', '--out', stopped)
@@ -820,7 +699,7 @@ def test_control_c(root, train, tmp_path):
     process = subprocess.Popen(
         [*PROGRAM, 'train', *options, '--out', str(out)],
         cwd=tmp_path,
-        env=os.environ | {'OMP_NUM_THREADS': '1'},
+        env=ENV,
         stderr=subprocess.PIPE,
         text=True,
         # Started in the background, shells have their children ignore the signal.
@@ -841,10 +720,8 @@ def test_control_c(root, train, tmp_path):
 
 
 def test_a_new_run_leaves_nothing_of_the_old_one(table_run, train, tmp_path):
-    out = tmp_path / 'a'
-    assert train('--out', out, dataset='table') == 0
+    out = shutil.copytree(table_run, tmp_path / 'a')
     (out / 'notes.txt').write_text('mine')
-    assert pyg_c2f.load(out).vocabulary.user_ids is not None
     assert train('--out', out, '--stage', 'coarse') == 0
     names = {path.name for path in out.iterdir()}
     assert pyg_c2f.load(out).vocabulary.user_ids is None and 'notes.txt' in names
@@ -853,59 +730,55 @@ def test_a_new_run_leaves_nothing_of_the_old_one(table_run, train, tmp_path):
 
 
 def test_a_wrong_call_leaves_the_old_run_alone(copied, refused, root, monkeypatch):
-    before = {path: path.read_bytes() for path in copied.iterdir()}
-    data = data_options(root, 'text')
+    before = contents(copied)
+    call = ['train', '--out', copied, *data_options(root, 'text'), *settings()]
     for wrong in (
         ['--set', 'num_coarse=91'],
         ['--set', 'num_neg_samples=43'],
         ['--seed', -1],
         ['--columns', 'a'],
+        ['--dataset', 'nowhere'],
     ):
-        refused('train', *data, *settings(), *wrong, '--out', copied)
-    refused('train', *data_options(root, 'nowhere'), '--out', copied)
+        refused(*call, *wrong)
     monkeypatch.setitem(sys.modules, 'pymetis', None)
-    line = refused('train', *data, *settings(), '--out', copied)
+    line = refused(*call)
     assert 'pyg-c2f[metis]' in line and '--set anchors=random' in line
-    assert before == {path: path.read_bytes() for path in copied.iterdir()}
-
-
-# Refused -----------------------------------------------------------------------------
+    assert before == contents(copied)
 
 
 @pytest.mark.parametrize(
     ('options', 'says'),
     [
-        (['--set', 'num_cores=3'], "unknown setting 'num_cores'"),
-        (['--set', 'num_coarse=few'], '--set num_coarse=few: expected a whole number'),
-        (['--set', 'num_coarse'], 'expected NAME=VALUE'),
-        (['--set', '=3'], 'unknown setting'),
-        (['--set'], 'at least one argument'),
-        (['--set', 'lr_coarse=nan'], '--set lr_coarse=nan'),
-        (['--set', 'batch_size_coarse=0'], '--set batch_size_coarse=0'),
-        (['--set', 'anchors_per_entity=7'], '--set num_coarse=6'),
-        (['--recipe', 'slow'], "invalid choice: 'slow' (choose from 'fast', 'paper')"),
-        (['--stage', 'both', '--init', 'x'], '--stage fine'),
-        (['--stage', 'fine'], '--init'),
-        (['--stage', 'fine', '--init', 'nowhere'], 'no run there'),
-        (['--refit'], '--protocol standard'),
-        (['--refit', '--protocol=standard', '--stage=fine'], '--stage both'),
-        (['--seed', '-1'], '--seed: expected a whole number from 0 to 42949672'),
-        (['--seed', str(2**32)], '--seed: expected a whole number from 0 to 42949672'),
-        (['--split-seed', '1.5'], '--split-seed: expected a whole number from 0'),
-        (['--eval-users', '0'], 'expected a whole number of at least 1'),
-        (['--columns', 'user_id'], '--columns user_id'),
-        (['--dataset', 'nowhere'], "unknown data set 'nowhere'"),
-        (['--dataset', 'a/text'], 'its parent as --data-root'),
-        (['--fast'], 'unknown argument --fast; see python run.py train --help'),
-        (['--quite'], 'unknown argument --quite: did you mean --quiet?'),
-        (['--num-coarse', '6'], 'given as --set num_coarse=VALUE'),
-        (['more'], 'unknown argument more'),
+        ('--set num_cores=3', "unknown setting 'num_cores'"),
+        ('--set num_coarse=few', '--set num_coarse=few: expected a whole number'),
+        ('--set num_coarse', 'expected NAME=VALUE'),
+        ('--set =3', 'unknown setting'),
+        ('--set', 'at least one argument'),
+        ('--set lr_coarse=nan', '--set lr_coarse=nan'),
+        ('--set anchors_per_entity=7', '--set num_coarse=6'),
+        ('--recipe slow', "invalid choice: 'slow' (choose from 'fast', 'paper')"),
+        ('--stage both --init x', '--stage fine'),
+        ('--stage fine', '--init'),
+        ('--stage fine --init nowhere', 'no run there'),
+        ('--refit', '--protocol standard'),
+        ('--refit --protocol=standard --stage=fine', '--stage both'),
+        ('--seed -1', '--seed: expected a whole number from 0 to 42949672'),
+        ('--seed 4294967296', '--seed: expected a whole number from 0 to 42949672'),
+        ('--split-seed 1.5', '--split-seed: expected a whole number from 0'),
+        ('--eval-users 0', 'expected a whole number of at least 1'),
+        ('--columns user_id', '--columns user_id'),
+        ('--dataset nowhere', "unknown data set 'nowhere'"),
+        ('--dataset a/text', 'its parent as --data-root'),
+        ('--fast', 'unknown argument --fast; see python run.py train --help'),
+        ('--quite', 'unknown argument --quite: did you mean --quiet?'),
+        ('--num-coarse 6', 'given as --set num_coarse=VALUE'),
+        ('more', 'unknown argument more'),
     ],
 )
-def test_wrong_options(options, says, root, refused, tmp_path):
+def test_train_refuses(options, says, root, refused, tmp_path):
     out = tmp_path / 'out'
-    data = data_options(root, 'text')
-    assert says in refused('train', *data, *settings(), '--out', out, *options)
+    call = ['train', *data_options(root, 'text'), *settings(), '--out', out]
+    assert says in refused(*call, *options.split())
     assert not out.exists()
 
 
@@ -933,8 +806,7 @@ def test_no_validation(refused, tmp_path):
     (tmp_path / 'shop').mkdir()
     (tmp_path / 'shop/train.txt').write_text('0 1 2\n1 2 3\n')
     (tmp_path / 'shop/test.txt').write_text('0 3\n1 1\n')
-    call = ['train', *data_options(tmp_path), *settings(num_coarse=2, num_fine=2)]
-    call += ['--set', 'num_neg_samples=1', '--out', tmp_path / 'out']
+    call = ['train', *data_options(tmp_path), *settings(), '--out', tmp_path / 'out']
     assert 'no validation' in refused(*call, '--protocol', 'standard')
     assert 'no test' in refused(*call)  # c2f makes the only test item validation
     assert not (tmp_path / 'out').exists()
@@ -964,62 +836,58 @@ def test_training_that_diverges(train, tmp_path, monkeypatch, capsys):
     assert train('--out', tmp_path / 'other', lr_coarse=0.05) == 0
 
 
-def test_full_disk_and_vanished_folder(root, train, disk, capsys):
+def test_full_disk_and_vanished_folder(train, text_run, disk, capsys, monkeypatch):
     """In the middle of a run that then goes on to what it would have been."""
-    out = disk.folder / 'out'
-    rest, add = disk.folder / 'rest', experiment.TrainingLog.add
+    out, gone, rest = (disk.folder / name for name in ('out', 'gone', 'rest'))
+    add = experiment.TrainingLog.add
 
     def fill(history, line):
         add(history, line)
         if line['stage'] == 'fine' and line['epoch'] == 1:
-            free = shutil.disk_usage(disk.folder).free
-            rest.write_bytes(bytes(free))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment.TrainingLog, 'add', fill)
-        assert train('--out', out) == 2
-    line = capsys.readouterr().err.splitlines()[-1]
-    assert re.fullmatch(
-        f'error: {out}/.*: cannot be written .No space left on device.; what was there '
-        'before is untouched: make room, or name another place; then continue with: '
-        f'python run.py train --resume --out {out}',
-        line,
-    )
-    rest.unlink()
-    assert resume(out) == 0
-    assert train('--out', disk.folder.parent / 'whole') == 0
-    assert comparable(out) == comparable(disk.folder.parent / 'whole')
+            rest.write_bytes(bytes(shutil.disk_usage(disk.folder).free))
 
     def vanish(history, line):
         add(history, line)
         if line['epoch'] == 1:
-            shutil.rmtree(disk.folder / 'gone')
+            shutil.rmtree(gone)
 
-    capsys.readouterr()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment.TrainingLog, 'add', vanish)
-        assert train('--out', disk.folder / 'gone') == 2
-    line = capsys.readouterr().err.splitlines()[-1]
-    assert re.search('there is no folder .*gone; make it; then repeat', line)
-    assert not (disk.folder / 'gone').exists()
+    def last_line(out, change):
+        with monkeypatch.context() as patch:
+            patch.setattr(experiment.TrainingLog, 'add', change)
+            assert train('--out', out) == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    assert re.fullmatch(
+        f'error: {out}/.*: cannot be written .No space left on device.; what was there '
+        'before is untouched: make room, or name another place; then continue with: '
+        f'python run.py train --resume --out {out}',
+        last_line(out, fill),
+    )
+    rest.unlink()
+    assert resume(out) == 0
+    assert comparable(out) == comparable(text_run)
+    says = 'there is no folder .*gone; make it; then repeat'
+    assert re.search(says, last_line(gone, vanish))
+    assert not gone.exists()
 
 
-def test_errors_that_are_no_input(train, tmp_path, monkeypatch, capsys):
-    """Lack of memory is told in one line; a bug stays one."""
-    message = "DefaultCPUAllocator: can't allocate memory"
-
+@pytest.mark.parametrize('message', ["can't allocate memory", 'something else'])
+def test_lack_of_memory_is_one_line_and_a_bug_a_traceback(
+    message, train, tmp_path, monkeypatch, capsys
+):
     def build(*_):
-        raise RuntimeError(message)
+        raise RuntimeError(f'DefaultCPUAllocator: {message}')
 
     monkeypatch.setattr(PaperRecipe, 'blank', build)
-    assert train('--out', tmp_path / 'out') == 2
-    assert re.fullmatch('error: out of memory.*\n', capsys.readouterr().err)
-    message = 'something else'
-    with pytest.raises(RuntimeError, match='something else'):
-        train('--out', tmp_path / 'out')
+    if message == 'something else':
+        with pytest.raises(RuntimeError, match=message):
+            train('--out', tmp_path)
+    else:
+        assert train('--out', tmp_path) == 2
+        assert re.fullmatch('error: out of memory.*\n', capsys.readouterr().err)
 
 
-def test_out_that_cannot_be(refused, root, text_run, tmp_path):
+def test_unusable_output_folders(refused, root, text_run, tmp_path):
     file = tmp_path / 'file'
     file.write_text('mine')
     call = ['train', *data_options(root, 'text'), *settings()]
@@ -1047,38 +915,31 @@ def test_no_cuda(refused, root, tmp_path, monkeypatch):
         (['--split-seed', 7], '--split-seed 2024'),
         (['--dataset', 'table'], '--dataset text'),
         (['--set', 'num_coarse=7'], 'num_coarse=6, this run 7'),
-        (['--recipe', 'fast'], 'give --recipe paper'),
     ],
 )
 def test_init_that_does_not_fit(options, says, refused, root, text_run, tmp_path):
-    call = ['train', *data_options(root, 'text'), '--stage', 'fine']
-    call += [] if 'fast' in options else settings()
-    call += ['--init', text_run, '--out', tmp_path / 'out']
-    assert says in refused(*call, *options)
+    call = ['train', '--stage', 'fine', '--init', text_run, '--out', tmp_path / 'out']
+    call += data_options(root, 'text')
+    assert says in refused(*call, *settings(), *options)
+    assert 'give --recipe paper' in refused(*call, *FAST)
     assert not (tmp_path / 'out').exists()
 
 
-USES = (['evaluate'], ['recommend', '--user', '1'])
-
-
-@pytest.mark.parametrize('use', USES, ids=['evaluate', 'recommend'])
+@pytest.mark.parametrize('use', [['evaluate'], ['recommend', '--user', '1']])
 def test_wrong_checkpoints(use, refused, copied, tmp_path):
-    call = [*use, '--checkpoint']
-    refused(*call, tmp_path / 'nowhere')
     (tmp_path / 'empty').mkdir()
-    refused(*call, tmp_path / 'empty')
-
+    for out in (tmp_path / 'nowhere', tmp_path / 'empty'):
+        refused(*use, '--checkpoint', out)
     model = copied / 'model.safetensors'
-    whole = model.read_bytes()
-    for content in (b'', whole[:40], whole[:-9], b'PK' + whole[2:]):
-        model.write_bytes(content)
-        assert 'damaged' in refused(*call, copied)
+    model.write_bytes(model.read_bytes()[:-9])
+    assert 'damaged' in refused(*use, '--checkpoint', copied)
     save_file({'weight': torch.ones(3)}, model)
-    assert 'not a checkpoint of this version' in refused(*call, copied)
+    says = 'not a checkpoint of this version'
+    assert says in refused(*use, '--checkpoint', copied)
     write_tensors(model, {'weight': torch.ones(3)}, {})
-    assert 'does not fit together' in refused(*call, copied)
+    assert 'does not fit together' in refused(*use, '--checkpoint', copied)
     model.unlink()
-    assert 'no such checkpoint' in refused(*call, copied)
+    assert 'no such checkpoint' in refused(*use, '--checkpoint', copied)
 
 
 @pytest.mark.parametrize(
@@ -1113,11 +974,9 @@ def test_evaluate_on_other_data(name, refused, text_run, table_run, root, tmp_pa
         text = path.read_text().replace('i07', 'new')
         text += '40 1 2 3 50\n' if name == 'text' else ''
         (tmp_path / name / path.name).write_text(text)
-    out, trained = tmp_path / 'out', {'text': text_run, 'table': table_run}[name]
-    out.mkdir()
-    model = (trained / 'model.safetensors').read_bytes()
-    (out / 'model.safetensors').write_bytes(model)
-    config = json.loads((trained / 'config.json').read_text())
+    trained = {'text': text_run, 'table': table_run}[name]
+    out = shutil.copytree(trained, tmp_path / 'out')
+    config = json.loads((out / 'config.json').read_text())
     (out / 'config.json').write_text(json.dumps(config | {'data_root': str(tmp_path)}))
     assert 'knows other users or items' in refused('evaluate', '--checkpoint', out)
 
@@ -1141,40 +1000,36 @@ def test_evaluate_on_other_data(name, refused, text_run, table_run, root, tmp_pa
         (['--jsonl', '--candidates', '50'], "unknown item '50'"),
         (['--user', '1', '-k', '51'], '-k 51: choose a length from 1 to 50'),
         (['--user', '1', '--history', '2'], 'not allowed with'),
+        (['--all'], '--all and --out FILE go together'),
+        (['--user', '1', '--out', 'x'], '--all and --out FILE go together'),
+        (['--all', '--out', '.'], 'name a file in a folder'),
+        (['--all', '--out', 'no/x'], 'name a file in a folder'),
         ([], 'required'),
     ],
 )
-def test_wrong_people(options, says, refused, text_run):
+def test_recommend_refuses(options, says, refused, text_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     line = refused('recommend', '--checkpoint', text_run, *options)
     assert re.search(says, line), line
+    assert not list(tmp_path.iterdir())
 
 
-def test_fast_is_the_default(fast_run):
-    metrics = metrics_of(fast_run)
-    assert metrics['recipe'] == 'fast' and set(metrics['test']) == MEASURES
-    assert metrics['fine']['phase1']['best_epoch'] == 0
-    assert metrics['fine']['phase1']['basis']['residual'] <= 1e-3
-    assert metrics['bytes']['inference_extra'] == 0 < metrics['bytes']['histories']
-
-
-def test_a_restart_goes_on_with_its_own_run_only(train, root, tmp_path):
+def test_a_restart_goes_on_with_its_own_run_only(copied, root):
     """What an earlier call has left is not taken for the begun run of this one."""
-    out = tmp_path / 'out'
 
     def args(*options):
-        argv = ['train', *map(str, options), '--out', str(out)]
+        argv = ['train', *map(str, options), '--out', str(copied)]
         parsed = make_parser().parse_args(argv)
         parsed.argv = argv
         return parsed
 
-    assert not is_begun(out, args())
-    assert train('--out', out) == 0
-    config = json.loads((out / 'config.json').read_text())
     mine = args()
+    assert not is_begun(copied / 'nowhere', mine)
+    config = json.loads((copied / 'config.json').read_text())
     config['call'] = call_of(mine)
-    (out / 'config.json').write_text(json.dumps(config))
-    assert not is_begun(out, mine)  # it is complete
-    (out / 'metrics.json').unlink()
-    assert is_begun(out, mine)
-    assert not is_begun(out, args('--seed', 1))
-    assert is_begun(out, args('--resume'))
+    (copied / 'config.json').write_text(json.dumps(config))
+    assert not is_begun(copied, mine)  # it is complete
+    (copied / 'metrics.json').unlink()
+    assert is_begun(copied, mine)
+    assert not is_begun(copied, args('--seed', 1))
+    assert is_begun(copied, args('--resume'))

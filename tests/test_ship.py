@@ -1,5 +1,6 @@
 """Calls of run.py that leave something to ship: export and demo."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -7,7 +8,6 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-import torch
 
 import pyg_c2f
 import run
@@ -15,84 +15,81 @@ from pyg_c2f.bundle import Bundle
 from pyg_c2f.cli import demo
 
 ROOT = Path(run.__file__).parent
+HISTORY = [3, 8, 1]
 
 
-def lines_of(capsys, *words):
-    capsys.readouterr()
-    assert run.main([str(word) for word in words]) == 0
-    return capsys.readouterr().out.splitlines()
+@pytest.fixture
+def call(capsys):
+    """Makes a call of that exit status, and returns the lines it prints."""
+
+    def answer(*words, status=0):
+        capsys.readouterr()
+        assert run.main([str(word) for word in words]) == status
+        shown = capsys.readouterr()
+        return (shown.err if status else shown.out).splitlines()
+
+    return answer
 
 
-def error_of(capsys, *words):
-    capsys.readouterr()
-    assert run.main([str(word) for word in words]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    return line
+def assert_similar(items, out):
+    """A list for a history is nearly that of the model, whose weights are rounded."""
+    expected, _ = pyg_c2f.load(out).recommend(history=HISTORY, k=10)
+    assert len({*items.tolist()} & {*expected.tolist()}) >= 8
 
 
-def test_export_a_bundle(fast_run, tmp_path, capsys):
+def test_export_a_bundle(fast_run, tmp_path, call):
     path = tmp_path / 'small.c2f'
-    call = ['export', '--checkpoint', fast_run, '--out', path]
-    lines = lines_of(capsys, *call)
+    words = ['export', '--checkpoint', fast_run, '--out', path]
+    lines = call(*words)
     sizes = [int(line.split()[1].replace(',', '')) for line in lines[:-1]]
     assert sum(sizes) == path.stat().st_size
     assert lines[-1] == f'{path}: {path.stat().st_size:,} bytes'
-    model, bundle = pyg_c2f.load(fast_run), Bundle.load(path)
-    expected, _ = model.recommend(history=[3, 8, 1], k=10)
-    items, _ = bundle.recommend([3, 8, 1], 10)
-    assert len(set(items.tolist()) & set(expected.tolist())) >= 8
-    small = lines_of(capsys, *call, '--weight-bits', 3, '--no-names')
+    bundle = Bundle.load(path)
+    assert_similar(bundle.recommend(HISTORY, 10)[0], fast_run)
+    small = call(*words, '--weight-bits', 3, '--no-names')
     assert small[2].startswith('LINK') and small[2] < lines[2]
     assert Bundle.load(path).item_ids is None is not bundle.item_ids
-
-
-def test_export_onnx(fast_run, tmp_path, capsys):
-    onnxruntime = pytest.importorskip('onnxruntime', reason='needs onnxruntime')
-    path = tmp_path / 'small.onnx'
-    call = ['export', '--format', 'onnx', '--checkpoint', fast_run, '--out', path]
-    (line,) = lines_of(capsys, *call)
-    assert line == f'{path}: {path.stat().st_size:,} bytes'
-    session = onnxruntime.InferenceSession(path)
-    items, _ = session.run(None, {'history': [3, 8, 1], 'k': [10]})
-    expected, _ = pyg_c2f.load(fast_run).recommend(history=[3, 8, 1], k=10)
-    assert len(set(items.tolist()) & set(expected.tolist())) >= 8
-
-
-def test_export_goes_beside_the_model(fast_run, capsys):
-    lines_of(capsys, 'export', '--checkpoint', fast_run)
+    # Without --out it is beside the model.
+    call('export', '--checkpoint', fast_run)
     (fast_run / 'model.c2f').unlink()
 
 
+def test_export_onnx(fast_run, tmp_path, call):
+    onnxruntime = pytest.importorskip('onnxruntime', reason='needs onnxruntime')
+    path = tmp_path / 'small.onnx'
+    words = ['export', '--format', 'onnx', '--checkpoint', fast_run, '--out', path]
+    assert call(*words) == [f'{path}: {path.stat().st_size:,} bytes']
+    session = onnxruntime.InferenceSession(path)
+    items, _ = session.run(None, {'history': HISTORY, 'k': [10]})
+    assert_similar(items, fast_run)
+
+
 @pytest.mark.parametrize(
-    ('options', 'says'),
+    ('words', 'says'),
     [
-        (['--format', 'tflite'], "invalid choice: 'tflite'"),
-        (['--format', 'onnx', '--no-names'], '--no-names goes with --format bundle'),
-        (['--out', 'a.onnx', '--weight-bits', '5'], '--weight-bits goes with --format'),
-        (['--weight-bits', '0'], 'expected a whole number from 2 to 8'),
-        (['--out', '.'], 'is a folder; name a file in it'),
-        (['--out', 'nowhere/model.c2f'], 'nowhere'),
+        ('export --format tflite', "invalid choice: 'tflite'"),
+        ('export --format onnx --no-names', '--no-names goes with --format bundle'),
+        ('export --out a.onnx --weight-bits 5', '--weight-bits goes with --format'),
+        ('export --weight-bits 0', 'expected a whole number from 2 to 8'),
+        ('export --out .', 'is a folder; name a file in it'),
+        ('export --out nowhere/model.c2f', 'nowhere'),
+        ('export --out model.safetensors', 'is the checkpoint itself'),
+        ('demo --data-root .', 'one of the two'),
     ],
 )
-def test_wrong_exports(options, says, fast_run, capsys, tmp_path, monkeypatch):
+def test_wrong_calls(words, says, fast_run, call, tmp_path, monkeypatch):
+    out = tmp_path / 'model.safetensors'
+    shutil.copy(fast_run / out.name, out)
     monkeypatch.chdir(tmp_path)
-    assert says in error_of(capsys, 'export', '--checkpoint', fast_run, *options)
-    assert not list(tmp_path.iterdir())
-    assert not list(fast_run.glob('model.c2f*'))
+    (line,) = call(*words.split(), '--checkpoint', tmp_path, status=2)
+    assert says in line
+    assert [*tmp_path.iterdir()] == [out]
+    assert out.read_bytes() == (fast_run / out.name).read_bytes()
 
 
-def test_export_of_the_paper(capsys, tmp_path):
-    edge_index = torch.tensor([[0, 1], [0, 1]])
-    model = pyg_c2f.C2F(edge_index, 2, 3, 2, 2, 4, fine_per_coarse=2)
-    pyg_c2f.save(model, tmp_path)
-    assert '--recipe fast' in error_of(capsys, 'export', '--checkpoint', tmp_path)
-
-
-def test_export_leaves_the_checkpoint_alone(fast_run, capsys):
-    before = (fast_run / 'model.safetensors').read_bytes()
-    call = ['export', '--checkpoint', fast_run, '--out', fast_run / 'model.safetensors']
-    assert 'is the checkpoint itself' in error_of(capsys, *call)
-    assert (fast_run / 'model.safetensors').read_bytes() == before
+def test_export_refuses_recipe_paper(text_run, call):
+    (line,) = call('export', '--checkpoint', text_run, status=2)
+    assert '--recipe fast' in line
 
 
 @pytest.fixture
@@ -103,7 +100,7 @@ def served(monkeypatch):
     return calls
 
 
-def test_demo_with_made_up_films(served, tmp_path, monkeypatch, capsys):
+def test_demo_with_invented_films(served, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run.main(['demo', '--port', '0']) == 0
     assert 'the films are invented' in capsys.readouterr().err
@@ -125,18 +122,6 @@ def test_demo_of_a_checkpoint(served, fast_run, tmp_path):
     bundle = Bundle.load(tmp_path / 'site/model.c2f')
     assert bundle.item_titles[3] == 'The item 3'
     assert {path.name for path in tmp_path.iterdir()} == {'site'}
-
-
-def test_demo_of_a_checkpoint_and_data(capsys, fast_run):
-    call = ['demo', '--checkpoint', fast_run, '--data-root', '.']
-    assert 'one of the two' in error_of(capsys, *call)
-
-
-def test_titles_that_are_made_up():
-    titles = [demo.made_up(item) for item in range(3000)]
-    assert len(set(titles)) == 3000
-    assert titles[0] != titles[1]
-    assert ', part ' not in titles[800] and titles[900].endswith(', part 2')
 
 
 def test_demo_serves(fast_run, tmp_path):

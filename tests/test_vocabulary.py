@@ -120,12 +120,12 @@ UNKNOWN = 'the model knows 6 users, such as ann, bob, cem'
         ({'users': 'ann', 'history': ['a']}, 'either users or a history'),
     ],
 )
-def test_wrong_questions(toy, kwargs, match):
+def test_wrong_arguments_of_recommend(toy, kwargs, match):
     with pytest.raises(ValueError, match=match):
         named(toy).recommend(**kwargs)
 
 
-def test_wrong_items(toy):
+def test_unknown_items(toy):
     model = named(toy)
     with pytest.raises(ValueError, match="unknown item 'g'"):
         model.similar_items('g', 3)

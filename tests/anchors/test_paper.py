@@ -29,26 +29,23 @@ def assert_distinct(index):
 
 @pytest.mark.parametrize('num_links', [1, 2, 6])
 def test_partition_assignment(num_links):
-    num_anchors, own_weight = 6, 0.6
-    labels = torch.arange(600) % num_anchors
-    index, weight = partition_assignment(
-        labels, num_anchors, num_links, own_weight, seeded()
-    )
+    labels = torch.arange(600) % 6
+    index, weight = partition_assignment(labels, 6, num_links, 0.6, seeded())
     assert index[:, 0].equal(labels)
     if num_links == 1:
         assert index.size(1) == 1 and weight.equal(torch.ones(600, 1))
         return
     assert_distinct(index)
-    assert 0 <= int(index.min()) and int(index.max()) < num_anchors
-    assert weight[:, 0].eq(own_weight).all()
-    rest = torch.tensor((1 - own_weight) / (num_links - 1))
+    assert 0 <= int(index.min()) and int(index.max()) < 6
+    assert weight[:, 0].eq(0.6).all()
+    rest = torch.tensor((1 - 0.6) / (num_links - 1))
     assert weight[:, 1:].eq(rest).all()
     # All other anchors are drawn about equally often.
-    for label in range(num_anchors):
-        count = index[labels == label, 1:].flatten().bincount(minlength=num_anchors)
-        mean = 100 * (num_links - 1) / (num_anchors - 1)
+    for label in range(6):
+        count = index[labels == label, 1:].flatten().bincount(minlength=6)
+        mean = 100 * (num_links - 1) / 5
         assert count[label] == 0
-        others = count[torch.arange(num_anchors) != label]
+        others = count[torch.arange(6) != label]
         assert (others - mean).abs().max() <= 5 * mean**0.5
 
 
@@ -73,10 +70,8 @@ def test_metis_partition(toy):
     ours = torch.cat([group, torch.arange(items) % 2])
     assert labels.equal(ours) or labels.equal(1 - ours)
     for num_parts in (1, 5):
-        labels = metis_partition(
-            toy.edge_index, toy.num_users, toy.num_items, num_parts
-        )
-        assert labels.shape == (toy.num_entities,)
+        labels = metis_partition(toy.edge_index, 6, 8, num_parts)
+        assert labels.shape == (14,)
         assert 0 <= int(labels.min()) and int(labels.max()) < num_parts
 
 
@@ -172,9 +167,8 @@ def test_softmax_assignment(features):
     order = np.argsort(-softmax, axis=1)[:, :2]
     index, weight = softmax_assignment(features[0], 2)
     np.testing.assert_array_equal(index, order)
-    np.testing.assert_allclose(
-        weight, np.take_along_axis(softmax, order, axis=1), rtol=1e-5
-    )
+    expected = np.take_along_axis(softmax, order, axis=1)
+    np.testing.assert_allclose(weight, expected, rtol=1e-5)
 
 
 @pytest.fixture
@@ -182,32 +176,32 @@ def codebook():
     return torch.randn(12, 10, generator=seeded(3))
 
 
-def test_sparse_pca_codebook(codebook):
-    num_fine, num_components = 15, 4
-    out = sparse_pca_codebook(codebook, num_fine, num_components, generator=seeded())
-    assert out.shape == (num_fine, 10) and out.dtype == codebook.dtype
-    again = sparse_pca_codebook(codebook, num_fine, num_components, generator=seeded())
-    other = sparse_pca_codebook(codebook, num_fine, num_components, generator=seeded(1))
-    assert out.equal(again) and not out.equal(other)
-
+def expected_codes(codebook, num_fine, num_components):
+    """The codes of the rows that the seeded generator draws."""
     generator = seeded()
     rows = torch.randint(len(codebook), (num_fine,), generator=generator)
     seed = int(torch.randint(2**31 - 1, (), generator=generator))
-    codes = sparse_pca_codes(codebook[rows], num_components, random_state=seed)
+    return sparse_pca_codes(codebook[rows], num_components, random_state=seed)
+
+
+def test_sparse_pca_codebook(codebook):
+    out, again, other = (
+        sparse_pca_codebook(codebook, 15, 4, generator=seeded(x)) for x in (0, 0, 1)
+    )
+    assert out.shape == (15, 10) and out.dtype == codebook.dtype
+    assert out.equal(again) and not out.equal(other)
+    codes = expected_codes(codebook, 15, 4)
     assert codes.count_nonzero() > 0
     for placed, code in zip(out, codes, strict=True):
         # The codes keep their order; the other columns are zero.
         assert placed[placed != 0].equal(code[code != 0])
-    assert (out != 0).sum(dim=1).max() <= num_components
+    assert (out != 0).sum(dim=1).max() <= 4
     # The rows have different columns.
-    assert (out != 0).any(dim=0).sum() > num_components
+    assert (out != 0).any(dim=0).sum() > 4
 
 
 def test_sparse_pca_codebook_of_few_columns_or_rows(codebook):
-    generator = seeded()
-    rows = torch.randint(len(codebook), (15,), generator=generator)
-    seed = int(torch.randint(2**31 - 1, (), generator=generator))
-    expected = sparse_pca_codes(codebook[rows], 10, random_state=seed)
+    expected = expected_codes(codebook, 15, 10)
     for num_components in (10, 11):
         out = sparse_pca_codebook(codebook, 15, num_components, generator=seeded())
         assert out.equal(expected)

@@ -54,7 +54,7 @@ def assert_same_list(run, model, history, k):
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_lists_are_those_of_the_model(kind, tmp_path):
+def test_lists_match_the_model(kind, tmp_path):
     model = make_model(**KINDS[kind])
     run = exported(model, tmp_path)
     rng = np.random.default_rng(0)
@@ -64,14 +64,12 @@ def test_lists_are_those_of_the_model(kind, tmp_path):
             assert_same_list(run, model, history, k)
 
 
-def test_a_repeated_item_counts_once(tmp_path):
+def test_a_history_is_a_set(tmp_path):
     run = exported(make_model(fine_per_item=2), tmp_path)
     for given, expected in zip(run([7, 3, 7, 7]), run([3, 7]), strict=True):
         assert given.tolist() == expected.tolist()
-
-
-def test_no_item_is_left(tmp_path):
-    items, scores = exported(make_model(), tmp_path)(range(NUM_ITEMS))
+    # No item is left.
+    items, scores = run(range(NUM_ITEMS))
     assert len(items) == len(scores) == 0
 
 
@@ -82,10 +80,7 @@ def test_a_wrong_history_is_an_error(history, tmp_path):
         run(history)
 
 
-# A trained model ----------------------------------------------------------------------
-
-
-def test_a_checkpoint(fast_run, tmp_path):
+def test_a_trained_model(fast_run, tmp_path):
     model = load(fast_run)
     run = exported(model, tmp_path)
     rowptr, col = model.train_items()
@@ -94,10 +89,7 @@ def test_a_checkpoint(fast_run, tmp_path):
         assert_same_list(run, model, history, 20)
 
 
-# The file -----------------------------------------------------------------------------
-
-
-def test_what_the_file_says(tmp_path):
+def test_inputs_outputs_and_metadata(tmp_path):
     write_onnx(make_model(), tmp_path / 'model.onnx')
     model = onnx.load(tmp_path / 'model.onnx')
     onnx.checker.check_model(model, full_check=True)
@@ -110,17 +102,6 @@ def test_what_the_file_says(tmp_path):
     }
     assert [value.name for value in model.graph.input] == ['history', 'k']
     assert [value.name for value in model.graph.output] == ['items', 'scores']
-
-
-def test_a_failure_leaves_nothing(tmp_path):
-    (tmp_path / 'folder').mkdir()
-    for path in (tmp_path / 'folder', tmp_path / 'missing' / 'model.onnx'):
-        with pytest.raises(OSError):
-            write_onnx(make_model(), path)
-    assert [path.name for path in tmp_path.rglob('*')] == ['folder']
-
-
-# What it refuses ----------------------------------------------------------------------
 
 
 def test_refuses_numbers_that_are_not_finite(tmp_path):

@@ -112,32 +112,20 @@ def cast(args, dtype):
     return args
 
 
-# Message passing --------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ('given', 'weighted', 'aggr'),
-    [
-        ('square', False, 'mean'),
-        ('square', True, 'add'),
-        ('both', False, 'add'),
-        ('both', True, 'max'),
-        ('none', False, 'max'),
-        ('none_and_size', False, 'add'),
-        ('none_and_size', True, 'mean'),
-    ],
-)
+@pytest.mark.parametrize('aggr', ['add', 'mean', 'max'])
+@pytest.mark.parametrize('weighted', [False, True])
+@pytest.mark.parametrize('given', ['square', 'both', 'none', 'none_and_size'])
 def test_assert_module(given, weighted, aggr):
-    x, edge_index, kwargs = torch.randn(U, D), SQUARE, {}
-    if given != 'square':
-        x, edge_index = (x, torch.randn(V, D) if given == 'both' else None), EDGES
+    x, target = pair_features()
+    x, edge_index, kwargs = {
+        'square': (x, SQUARE, {}),
+        'both': ((x, target), EDGES, {}),
+        # As everywhere in PyG, without a size there are as many targets as sources.
+        'none': ((x, None), EDGES.clamp(max=U - 1), {}),
+        'none_and_size': ((x, None), EDGES, {'size': (U, V)}),
+    }[given]
     if weighted:
         kwargs['edge_weight'] = torch.rand(edge_index.size(1))
-    if given == 'none_and_size':
-        kwargs['size'] = (U, V)
-    if given == 'none':
-        # As everywhere in PyG, without a size there are as many targets as sources.
-        edge_index = EDGES.clamp(max=U - 1)
     assert_module(
         AnchorConv(aggr=aggr),
         x,
@@ -157,9 +145,6 @@ def test_flow_of_a_bipartite_graph():
     # PyG itself refuses a sparse matrix here; the caller transposes it instead.
     with pytest.raises(ValueError, match='invalid for message propagation'):
         conv(torch.randn(U, D), to_torch_csr_tensor(SQUARE, size=(U, U)))
-
-
-# State, copies, precision -----------------------------------------------------------
 
 
 @with_tables
@@ -276,9 +261,6 @@ def test_autocast(case, low):
         assert found and all(grad.isfinite().all() for grad in found)
 
 
-# Gradients --------------------------------------------------------------------------
-
-
 def draw(*size):
     return torch.randn(*size, dtype=torch.double)
 
@@ -334,10 +316,25 @@ def ego_gradients():
     return lambda e: fused_ego(e, graph.coarse, graph.coarse_t), [draw(4, 3)]
 
 
+def degree_gradients():
+    """The gradient of a row without edges is zero, not NaN."""
+    edges = {('a', 'to', 'b'): EDGES, ('b', 'to', 'a'): EDGES.flip(0)}
+
+    def run(*weights):
+        given = dict(zip(edges, weights, strict=True))
+        return tuple(joint_norm(edges, given, {'a': U + 1, 'b': V + 1}).values())
+
+    return run, [positive(8), positive(8)]
+
+
 def history_gradients():
     model = make_linear().double()
     both = model.by_user(), model.by_item()
     return lambda item: _Histories.apply(item, *both), [draw(V, 3)]
+
+
+def sampled_gradients():
+    return lambda a, b: sampled_dot(PAIRS, a, b), [draw(U, 3), draw(V, 3)]
 
 
 def whole_gradients():
@@ -353,10 +350,8 @@ TWICE = {
     'AnchorConv-csr': lambda: conv_gradients('csr'),
     'C2FConv': c2f_conv_gradients,
     'WholeDataLoss': whole_gradients,
-    'sampled_dot': lambda: (
-        lambda a, b: sampled_dot(PAIRS, a, b),
-        [draw(U, 3), draw(V, 3)],
-    ),
+    'sampled_dot': sampled_gradients,
+    'joint_norm': degree_gradients,
     'fused_ego': ego_gradients,
     'fused_propagation-coarse': lambda: propagation_gradients('coarse'),
     'fused_propagation-fine': lambda: propagation_gradients('fine'),
@@ -398,14 +393,3 @@ def test_gradient_of_the_weights_inside_a_sparse_matrix():
         )
     for ours in found[1:]:
         torch.testing.assert_close(ours, found[0], atol=1e-5, rtol=1e-4)
-
-
-def test_gradient_through_the_degrees():
-    # As in PyG's gcn_norm. The gradient of a row without edges is zero, not NaN.
-    edges = {('a', 'to', 'b'): EDGES, ('b', 'to', 'a'): EDGES.flip(0)}
-
-    def run(*weights):
-        given = dict(zip(edges, weights, strict=True))
-        return tuple(joint_norm(edges, given, {'a': U + 1, 'b': V + 1}).values())
-
-    assert gradcheck(run, [positive(8).requires_grad_() for _ in edges])

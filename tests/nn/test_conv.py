@@ -40,9 +40,8 @@ def in_form(form, edge_index, weight, size):
     if form == 'sparse_tensor':
         return SparseTensor.from_edge_index(edge_index, weight, size).t(), None
     adj_t = to_torch_csr_tensor(edge_index.flip(0), weight, size=size[::-1])
-    if form == 'csc':
-        adj_t = adj_t.to_sparse_csc()
-    return adj_t.to_sparse_coo() if form == 'coo' else adj_t, None
+    convert = {'csc': adj_t.to_sparse_csc, 'coo': adj_t.to_sparse_coo}
+    return convert[form]() if form in convert else adj_t, None
 
 
 def dense(edge_index, weight, size):
@@ -149,35 +148,26 @@ def hetero_in_form(toy, stage, form):
 
 
 def stacked(toy, x_dict):
-    h = torch.cat(
-        [x_dict[k] for k in ('user', 'item', 'coarse', 'fine') if k in x_dict]
-    )
-    rest = toy.num_nodes - len(h)
-    return np.pad(h.numpy(), ((0, rest), (0, 0)))
+    names = ('user', 'item', 'coarse', 'fine')
+    h = torch.cat([x_dict[name] for name in names if name in x_dict])
+    return np.pad(h.numpy(), ((0, toy.num_nodes - len(h)), (0, 0)))
 
 
 @pytest.mark.parametrize('gate', [0, 0.2, 1])
+@pytest.mark.parametrize('stage', ['coarse', 'fine'])
 @every_form
-def test_c2f_conv_fine(toy, form, gate):
-    x_dict, edges, weights = hetero_in_form(toy, 'fine', form)
+def test_c2f_conv(toy, form, stage, gate):
+    x_dict, edges, weights = hetero_in_form(toy, stage, form)
+    assert ('fine' in x_dict) == (stage == 'fine')
     conv = C2FConv(gate)
     out = conv(x_dict, edges, weights or None)
     for name, x in x_dict.items():
         assert out[name].shape == x.shape
-    expected = toy.layer(stacked(toy, x_dict), 'fine', gate)
+    expected = toy.layer(stacked(toy, x_dict), stage, gate)
     np.testing.assert_allclose(stacked(toy, out), expected, atol=2e-6)
     norm = joint_norm(edges, weights, {name: len(x) for name, x in x_dict.items()})
     given = conv(x_dict, edges, weights, norm)
     assert all(given[name].equal(out[name]) for name in x_dict)
-
-
-@pytest.mark.parametrize('form', ['tensor', 'csr'])
-def test_c2f_conv_coarse(toy, form):
-    x_dict, edges, weights = hetero_in_form(toy, 'coarse', form)
-    assert 'fine' not in x_dict
-    out = C2FConv(0.2)(x_dict, edges, weights or None)
-    expected = toy.layer(stacked(toy, x_dict), 'coarse', 0.2)
-    np.testing.assert_allclose(stacked(toy, out), expected, atol=2e-6)
 
 
 def test_c2f_conv_refuses_incomplete_input(toy):

@@ -20,17 +20,19 @@ def test_bpr_loss():
     ego[2] = 0  # The norm has no gradient there, but its square has.
     count, once = torch.tensor([3, 0, 1, 2, 1]), torch.ones(5)
     ego.requires_grad_()
-    loss = BPRLoss(0.1)
-    out = loss(positive, negative, ego, count)
+    out = BPRLoss(0.1)(positive, negative, ego, count)
     assert out.dim() == 0
     (grad,) = torch.autograd.grad(out, ego)
     torch.testing.assert_close(grad, 0.2 / 7 * count.unsqueeze(1) * ego.detach())
-    assert out.item() == pytest.approx(naive(positive, negative, ego, count, 0.1))
-    expected = naive(positive, negative, ego, once, 0.1)
-    assert loss(positive, negative, ego).item() == pytest.approx(expected)
-    no_penalty = naive(positive, negative, ego, once, 0)
-    assert float(loss(positive, negative)) == pytest.approx(no_penalty)
-    assert BPRLoss(0)(positive, negative, ego).item() == pytest.approx(no_penalty)
+    for lambda_reg, args, times, penalty in (
+        (0.1, (ego, count), count, 0.1),
+        (0.1, (ego,), once, 0.1),
+        (0.1, (), once, 0),
+        (0, (ego,), once, 0),
+    ):
+        expected = naive(positive, negative, ego, times, penalty)
+        ours = BPRLoss(lambda_reg)(positive, negative, *args)
+        assert ours.item() == pytest.approx(expected)
 
 
 # The squares of entries near 1e15 overflow in single precision.
@@ -85,12 +87,10 @@ def dense_loss(loss, positive, user, item, **options):
         left_out = left_out.masked_scatter(positive, options['offset'])
     out = (weight * (1 - score + left_out) ** 2)[positive].sum()
     out = out + loss.alpha * (weight * score**2).sum()
-    for u in range(U):
-        scale = (positive[u].sum() + loss.alpha * V) ** loss.nu
-        out = out + loss.lambda_reg * scale * (user[u] ** 2).sum()
-    for i in range(V):
-        scale = (positive[:, i].sum() + loss.alpha * U) ** loss.nu
-        out = out + loss.lambda_reg * scale * (item[i] ** 2).sum()
+    for table, pairs in ((user, positive), (item, positive.t())):
+        for row, mine in zip(table, pairs, strict=True):
+            scale = (mine.sum() + loss.alpha * len(mine)) ** loss.nu
+            out = out + loss.lambda_reg * scale * (row**2).sum()
     return out / positive.sum()
 
 
@@ -138,20 +138,17 @@ def test_sampled_softmax_partition_is_unbiased():
     torch.manual_seed(0)
     score, popularity = torch.randn(V), torch.arange(1.0, V + 1)
     q = popularity**0.75 / (popularity**0.75).sum()
-    positive, loss = int(score.argmax()), SampledSoftmaxLoss()
-    partition = []
-    for _ in range(2000):
-        negative = torch.multinomial(q, 5, replacement=True)
-        mask = (negative == positive).unsqueeze(0)
-        out = loss(
-            score[[positive]], score[negative].unsqueeze(0), q[negative].log(), mask
-        )
-        partition.append((out + score[positive]).exp())
+    best = score.argmax(dim=0, keepdim=True)
+    negative = torch.multinomial(q, 2000 * 5, replacement=True).view(2000, 5)
+    loss, partition = SampledSoftmaxLoss(), []
+    for row in negative.split(1):
+        out = loss(score[best], score[row], q[row[0]].log(), row == best)
+        partition.append((out + score[best]).exp())
     partition = torch.stack(partition)
     error = float(partition.std()) / math.sqrt(len(partition))
     assert abs(float(partition.mean() - score.exp().sum())) < 4 * error
     # The error is small enough that the test fails without the mask.
-    assert error < 0.1 * float(score[positive].exp())
+    assert error < 0.1 * float(score[best].exp())
 
 
 def test_sampled_softmax_with_every_negative_masked():

@@ -6,9 +6,9 @@ from pyg_c2f.nn import build_pairs, sampled, sampled_dot
 U, V, E = 7, 9, 20  # The last user and the last item are in no pair.
 
 
-def random_pairs():
+def random_pairs(num=E):
     torch.manual_seed(0)
-    place = torch.randperm((U - 1) * (V - 1))[:E]
+    place = torch.randperm((U - 1) * (V - 1))[:num]
     return torch.stack([place // (V - 1), place % (V - 1)])
 
 
@@ -44,11 +44,15 @@ def test_build_pairs_refuses(edge_index, message):
 
 
 @pytest.mark.parametrize('block', [2, 64])
-def test_sampled_dot(block, monkeypatch):
+@pytest.mark.parametrize('num', [0, E])
+def test_sampled_dot(num, block, monkeypatch):
     monkeypatch.setattr(sampled, 'BLOCK', block)
-    some = build_pairs(random_pairs(), U, V)
-    a, b = torch.randn(U, 5), torch.randn(V, 5)
-    torch.testing.assert_close(sampled_dot(some, a, b), (a @ b.t())[some.row, some.col])
+    some = build_pairs(random_pairs(num), U, V)
+    a, b = torch.randn(U, 5, requires_grad=True), torch.randn(V, 5, requires_grad=True)
+    out = sampled_dot(some, a, b)
+    torch.testing.assert_close(out, (a @ b.t())[some.row, some.col])
+    out.sum().backward()
+    assert a.grad.any() == b.grad.any() == (num > 0)
 
 
 def test_sampled_dot_of_strided_tables_and_gradients():
@@ -62,21 +66,10 @@ def test_sampled_dot_of_strided_tables_and_gradients():
     torch.testing.assert_close(grad, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_sampled_dot_of_no_pairs():
-    none = build_pairs(torch.empty(2, 0, dtype=torch.long), 2, 3)
-    a, b = torch.randn(2, 4, requires_grad=True), torch.randn(3, 4, requires_grad=True)
-    out = sampled_dot(none, a, b)
-    assert out.shape == (0,)
-    out.sum().backward()
-    assert not a.grad.any() and not b.grad.any()
-
-
 @pytest.mark.parametrize(
     'shapes', [((U, 3), (U, 3)), ((V, 3), (V, 3)), ((U, 3), (V, 4))]
 )
 def test_sampled_dot_shapes(shapes):
-    some = build_pairs(random_pairs(), U, V)
-    with pytest.raises(
-        ValueError, match=f'expected features of {U} users and {V} items'
-    ):
+    some, says = build_pairs(random_pairs(), U, V), f'of {U} users and {V} items'
+    with pytest.raises(ValueError, match=f'expected features {says}'):
         sampled_dot(some, *map(torch.randn, shapes))

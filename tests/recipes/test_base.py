@@ -31,14 +31,11 @@ def without_seconds(lines):
     return [{k: v for k, v in line.items() if k != 'seconds'} for line in lines]
 
 
-# The schedule, with made-up scores and epochs -----------------------------------------
-
-
 class Script(Trainer):
-    """A trainer whose model counts epochs, which a function scores."""
+    """A trainer whose model counts epochs, each of which has a score."""
 
-    def __init__(self, data, schedule, score, monkeypatch):
-        self.schedule, self.score = schedule, score
+    def __init__(self, data, schedule, scores, monkeypatch):
+        self.schedule, self.scores = schedule, scores
         self.epochs, self.phases = [], []
         self.model = TINY.blank(data)
         self.model.coarse.codebook.data.zero_()
@@ -51,7 +48,7 @@ class Script(Trainer):
 
     def evaluate(self, *_, **__):
         self.epochs.append(self.epoch)
-        return {'ndcg@5': self.score(self.epoch), 'recall@20': 0.0}
+        return {'ndcg@5': self.scores[self.epoch], 'recall@20': 0.0}
 
     def train_epoch(self, phase, bar):
         self.model.coarse.codebook.data += 1
@@ -82,33 +79,43 @@ def naive_schedule(scores, every, patience, max_epochs):
     return {phase: row[:2] for phase, row in out.items()}
 
 
-@pytest.mark.parametrize('seed', range(4))
-def test_schedule_is_like_a_naive_one(seed, data, monkeypatch):
+def random_case(seed):
+    """Scores of few values, so that many are equal to the best, and a schedule."""
     generator = torch.Generator().manual_seed(seed)
     every, patience, max_epochs = (
         int(torch.randint(1, high, (), generator=generator)) for high in (4, 4, 40)
     )
-    # There are few values, so that many evaluations are equal to the best one.
-    scores = torch.randint(6, (max_epochs + 1,), generator=generator).tolist()
-    schedule = Schedule(max_epochs, every, patience, num_phases=2)
-    script = Script(data, schedule, lambda epoch: scores[epoch] / 10, monkeypatch)
+    scores = torch.randint(6, (max_epochs + 1,), generator=generator) / 10
+    return scores.tolist(), every, patience, max_epochs
 
-    expected = naive_schedule(scores, every, patience, max_epochs)
+
+# The published log. The first evaluation of phase 2 is far worse than all of phase 1,
+# and the ones after each best are equal to it.
+PUBLISHED = [min(x, 65) / 100 if x <= 90 else min(x, 195) / 1000 for x in range(901)]
+
+
+@pytest.mark.parametrize('seed', [*range(4), 'published'])
+def test_schedule_matches_a_naive_one(seed, data, monkeypatch):
+    is_published = seed == 'published'
+    case = (PUBLISHED, 5, 5, 900) if is_published else random_case(seed)
+    scores, every, patience, max_epochs = case
+    schedule = Schedule(max_epochs, every, patience, num_phases=2)
+    script = Script(data, schedule, scores, monkeypatch)
+
+    expected = naive_schedule(*case)
     assert epochs_of(script.results) == expected
+    assert not is_published or expected == {1: (65, 90), 2: (195, 220)}
     switch = expected[1][1] if 2 in expected else max_epochs
-    end = expected[max(expected)][1]
+    best, end = expected[max(expected)]
     # The last evaluation may end phase 1 when no epoch is left to train.
     assert script.phases == [1 + (epoch >= switch) for epoch in range(end)]
     # Each evaluation saw all epochs so far, so nothing was rewound. The best epoch of
     # the last phase is returned.
     assert script.epochs == sorted(set(script.epochs))
-    assert script.epoch == expected[max(expected)][0]
+    assert script.epoch == best
 
 
-# Real epochs -------------------------------------------------------------------------
-
-
-def test_the_log_shows_the_schedule(whole):
+def test_the_log_matches_the_results(whole):
     run, lines = whole
     for stage, phases in run.phases.items():
         of_stage = [line for line in lines if line['stage'] == stage]
@@ -122,35 +129,6 @@ def test_the_log_shows_the_schedule(whole):
             assert val[1] > val[0]
     assert set(run.phases) == {'coarse', 'fine'}
     assert all(seconds > 0 for seconds in run.seconds.values())
-
-
-def test_stages_in_two_runs_are_as_in_one(data, whole, whole_out):
-    phase, lines = max(whole[0].phases['coarse']), []
-    init = pyg_c2f.load(phase_file(whole_out, 'coarse', phase))
-    run = run_of(data, stages=('fine',), init=init, on_evaluation=lines.append)
-    assert run.phases == {'fine': whole[0].phases['fine']}
-    expected = [line for line in whole[1] if line['stage'] == 'fine']
-    assert without_seconds(lines) == without_seconds(expected)
-    assert_same_model(run.model, whole[0].model)
-
-
-def test_the_seed_matters(data, whole):
-    run = run_of(data, replace(TINY, max_epochs=1), seed=1, stages=('coarse',))
-    assert run.phases['coarse'][1]['val'] != whole[0].phases['coarse'][1]['val']
-
-
-# Interrupted runs --------------------------------------------------------------------
-
-
-def interrupt_at(number):
-    """A function that interrupts the run when called for the nth time."""
-    calls = count()
-
-    def call(*_):
-        if next(calls) == number:
-            raise KeyboardInterrupt
-
-    return call
 
 
 def assert_resumed_is_whole(data, whole, out):
@@ -171,8 +149,15 @@ def fine_start(whole):
 
 
 def interrupted_run(data, out, at, **options):
+    """A run that is interrupted in that evaluation, counted from zero."""
+    calls = count()
+
+    def interrupt(*_):
+        if next(calls) == at:
+            raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
-        run_of(data, out=out, on_evaluation=interrupt_at(at), **options)
+        run_of(data, out=out, on_evaluation=interrupt, **options)
 
 
 @pytest.mark.parametrize('where', ['untrained', 'switch', 'fine', 'end'])
@@ -206,20 +191,13 @@ def test_interrupted_in_a_batch(stage, data, whole, tmp_path, monkeypatch):
     assert_resumed_is_whole(data, whole, tmp_path)
 
 
-def test_interrupted_again_and_again(data, whole, tmp_path):
-    at = fine_start(whole) + 2
-    for number in (3, at - 3, 2):
-        interrupted_run(data, tmp_path, number, resume=True)
-    assert_resumed_is_whole(data, whole, tmp_path)
-
-
 def test_a_run_that_does_not_fit_the_interrupted_one(data, whole, tmp_path):
     interrupted_run(data, tmp_path, 2)
+    options = {'out': tmp_path, 'resume': True}
     with pytest.raises(InputError, match='does not fit'):
-        run_of(data, replace(TINY, num_coarse=7), out=tmp_path, resume=True)
-    options = {'out': tmp_path, 'resume': True, 'stages': ('fine',)}
+        run_of(data, replace(TINY, num_coarse=7), **options)
     with pytest.raises(InputError, match='a stage that is not to be trained'):
-        run_of(data, init=whole[0].model, **options)
+        run_of(data, init=whole[0].model, stages=('fine',), **options)
 
 
 GOOD_STATE = {
@@ -258,8 +236,8 @@ def test_a_new_run_forgets_the_state_of_an_old_one(data, whole, tmp_path):
 
 def test_damaged_resume_files(data, whole, tmp_path, caplog):
     interrupted_run(data, tmp_path, fine_start(whole) + 4)
-    before, last = (tmp_path / RESUME_FILES[i] for i in (1, 0))
-    content = {path: path.read_bytes() for path in (before, last)}
+    last, before = (tmp_path / name for name in RESUME_FILES)
+    content = {path: path.read_bytes() for path in (last, before)}
     for spoiled in (content[last][:-9], content[last].replace(b'fine', b'fond')):
         last.write_bytes(spoiled)
         before.write_bytes(content[before])
@@ -269,17 +247,15 @@ def test_damaged_resume_files(data, whole, tmp_path, caplog):
         (message,) = (x.message for x in caplog.records if 'damaged' in x.message)
         assert str(last) in message
         assert 'going on from resume-1.safetensors, epoch 3 of stage fine' in message
-    for path in (before, last):
-        path.write_bytes(content[path][:-9])
-    with pytest.raises(InputError, match='resume-0.*damaged'):
-        run_of(data, out=tmp_path, resume=True)
-    for path in (before, last):
-        path.write_bytes(phase_file(tmp_path, 'coarse', 1).read_bytes())
-    with pytest.raises(InputError, match='no interrupted run'):
-        run_of(data, out=tmp_path, resume=True)
-
-
-# Refits and refused models -----------------------------------------------------------
+    other = phase_file(tmp_path, 'coarse', 1).read_bytes()
+    for spoiled, says in (
+        (content[last][:-9], 'resume-0.*damaged'),
+        (other, 'no interrupted run'),
+    ):
+        last.write_bytes(spoiled)
+        before.write_bytes(spoiled)
+        with pytest.raises(InputError, match=says):
+            run_of(data, out=tmp_path, resume=True)
 
 
 def test_fixed_epochs(data, whole, monkeypatch):
@@ -296,18 +272,6 @@ def test_fixed_epochs(data, whole, monkeypatch):
     run = run_of(data, fixed_epochs=epochs, on_evaluation=refuse)
     assert_same_model(run.model, whole[0].model)
     assert run.phases == {'coarse': {}, 'fine': {}}
-
-
-def test_wrong_coarse_models(data, whole):
-    with pytest.raises(InputError, match='give init'):
-        run_of(data, stages=('fine',))
-    init = copy.deepcopy(whole[0].model)
-    init.bias.data[-1] = torch.nan
-    with pytest.raises(InputError, match='NaN'):
-        run_of(data, stages=('fine',), init=init)
-
-
-# One call ----------------------------------------------------------------------------
 
 
 def test_fit(data, whole, tmp_path):
@@ -358,28 +322,10 @@ def test_fit_keeps_the_original_ids(data, recipe, tmp_path):
 
 
 def test_a_recipe_by_name_has_the_settings_of_the_data_set(data, monkeypatch):
-    seen = []
-
     def stop(data, recipe, *_, **__):
-        seen.append(recipe)
+        assert recipe == get_recipe('paper', 'synthetic')
         raise KeyboardInterrupt
 
     monkeypatch.setattr('pyg_c2f.recipes.presets.train', stop)
     with pytest.raises(KeyboardInterrupt):
         fit(data, 'paper')
-    assert seen == [get_recipe('paper', 'synthetic')]
-
-
-def test_published_pattern(data, monkeypatch):
-    # The published log: best at 65, phase 2 from 90 on, best at 195, end at 220. The
-    # first evaluation of phase 2 is far worse than all of phase 1, and the ones after
-    # each best are equal to it.
-    def score(epoch):
-        return min(epoch, 65) / 100 if epoch <= 90 else min(epoch, 195) / 1000
-
-    script = Script(data, Schedule(900, 5, 5, num_phases=2), score, monkeypatch)
-    assert epochs_of(script.results) == {1: (65, 90), 2: (195, 220)}
-    assert script.epochs == list(range(0, 225, 5))
-    assert script.phases == [1 + (epoch >= 90) for epoch in range(220)]
-    assert script.results[1]['val']['ndcg@5'] == 0.65
-    assert script.results[2]['val']['ndcg@5'] == 0.195

@@ -11,7 +11,7 @@ import pyg_c2f
 from pyg_c2f.anchors.spectral import shared_interactions
 from pyg_c2f.checkpoint import phase_file
 from pyg_c2f.datasets import SyntheticHierarchy
-from pyg_c2f.evaluate import evaluate_split
+from pyg_c2f.evaluate import evaluate_split, popularity_score
 from pyg_c2f.recipes import FastRecipe, TrainingOptions, train
 from pyg_c2f.recipes.base import check_data
 from pyg_c2f.recipes.fast import build_fast, share_pairs, spectral_features
@@ -28,16 +28,12 @@ def data():
     return SyntheticHierarchy(200, 150, 5000, 5, 20)[0]
 
 
-@pytest.fixture(scope='module')
-def popular(data):
-    """The validation result of the most popular items."""
-    degree = torch.bincount(data[RATES].edge_index[1], minlength=150).float()
-    val = evaluate_split(lambda users: degree.expand(len(users), -1), data, 'val')
-    return val[SELECTION]
-
-
 def run_of(data, recipe=SMALL, **options):
     return train(data, recipe, TrainingOptions(**({'seed': 0} | options)))
+
+
+def built(data, recipe=SMALL):
+    return build_fast(data, recipe, torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize(
@@ -45,7 +41,7 @@ def run_of(data, recipe=SMALL, **options):
     [{}, {'diffusion': 0.5, 'dtype': 'float32'}, {'fine_per_item': 4}],
     ids=str,
 )
-def test_a_run(data, popular, changes, tmp_path):
+def test_a_run(data, changes, tmp_path):
     recipe, lines = replace(SMALL, **changes), []
     run = run_of(data, recipe, out=tmp_path, on_evaluation=lines.append)
     kept = {x: pyg_c2f.load(phase_file(tmp_path, x, 1)) for x in BOTH}
@@ -55,6 +51,8 @@ def test_a_run(data, popular, changes, tmp_path):
     assert run.seconds['anchors'] > 0 and run.seconds['evaluate'] > 0
     assert run.seconds['train'] == 0
     assert [(line['stage'], line['epoch']) for line in lines] == [(x, 0) for x in BOTH]
+    popular = popularity_score(data[RATES].edge_index, 150)
+    popular = evaluate_split(popular, data, 'val')[SELECTION]
     for stage, line in zip(BOTH, lines, strict=True):
         result = run.phases[stage][1]
         assert (result['best_epoch'], result['last_epoch']) == (0, 0)
@@ -68,7 +66,7 @@ def test_a_run(data, popular, changes, tmp_path):
 
 
 def test_sizes(data):
-    model = build_fast(data, SMALL, torch.Generator().manual_seed(0))
+    model = built(data)
     links = (model.coarse.assignment_weight != 0).sum()
     assert int(links) == 4 * 150
     assert (model.num_coarse, model.num_fine, model.embedding_dim) == (24, 32, 24)
@@ -128,8 +126,7 @@ def test_small_data_have_few_directions(data):
     data = copy.deepcopy(data)
     edges = data[RATES].edge_index
     data[RATES].edge_index = edges[:, (edges[0] != 7) & (edges[1] != 3)]
-    recipe = replace(SMALL, embedding_dim=512, num_fine=512)
-    model = build_fast(data, recipe, torch.Generator().manual_seed(0))
+    model = built(data, replace(SMALL, embedding_dim=512, num_fine=512))
     assert (model.num_coarse, model.embedding_dim) == (150, 150)
     assert model.num_fine <= 2 * 150
     assert model.scorer()(torch.arange(200)).isfinite().all()
@@ -137,20 +134,22 @@ def test_small_data_have_few_directions(data):
 
 @pytest.mark.filterwarnings('ignore:Unable to accurately infer')
 def test_check_data(data):
-    check_data(data)
-    for node_type in (USER, ITEM):
-        other = HeteroData()
-        other[{USER: ITEM, ITEM: USER}[node_type]].num_nodes = 200
-        other[RATES].edge_index = data[RATES].edge_index
+    edge_index = data[RATES].edge_index
+    other = HeteroData()
+    for node_type in (ITEM, USER):
+        other[RATES].edge_index = edge_index
         with pytest.raises(InputError, match='how many users and items'):
             check_data(other)
+        other = HeteroData()
+        other[node_type].num_nodes = 200
     other = copy.deepcopy(data)
-    other[RATES].edge_index = data[RATES].edge_index.int()
-    with pytest.raises(InputError, match='int32: convert the pairs to int64'):
-        check_data(other)
-    other[RATES].edge_index = data[RATES].edge_index[:, :0]
-    with pytest.raises(InputError, match='no train pairs'):
-        run_of(other)
+    for edges, says in (
+        (edge_index.int(), 'int32: convert the pairs to int64'),
+        (edge_index[:, :0], 'no train pairs'),
+    ):
+        other[RATES].edge_index = edges
+        with pytest.raises(InputError, match=says):
+            run_of(other)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +169,7 @@ def test_refused_settings(settings, says):
         FastRecipe(**settings)
 
 
-def test_the_parts_are_close_to_the_spectrum(data):
+def test_codebooks_and_links_approximate_the_basis(data):
     recipe = replace(SMALL, dtype='float32')
     group = Group(recipe.num_shards)
     edge_index, sharers, _ = share_pairs(data, group)
@@ -182,7 +181,7 @@ def test_the_parts_are_close_to_the_spectrum(data):
     x, basis = spectral_features(
         interactions, degree, recipe, torch.Generator().manual_seed(0)
     )
-    model = build_fast(data, recipe, torch.Generator().manual_seed(0))
+    model = built(data, recipe)
     assert model.diagnostics['basis'] == basis and basis['rounds'] >= 1
     weight = (degree**recipe.importance_power).unsqueeze(1)
 

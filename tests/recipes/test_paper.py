@@ -1,5 +1,6 @@
 """Recipe paper: its trainer, and what it refuses."""
 
+import copy
 import re
 from dataclasses import replace
 
@@ -47,20 +48,16 @@ def test_epochs_of_phase_2_assign_anew_in_their_first_step(stage, data, whole):
 
 
 class Spoil(torch.autograd.Function):
-    """Adds something to one entry of a tensor, or of its gradient."""
+    """Adds something to all entries of a tensor, or of its gradient."""
 
     @staticmethod
     def forward(ctx, x, forward, backward):
         ctx.backward = backward
-        out = x.clone()
-        out.view(-1)[0] += forward
-        return out
+        return x + forward
 
     @staticmethod
     def backward(ctx, grad):
-        grad = grad.clone()
-        grad.view(-1)[0] += ctx.backward
-        return grad, None, None
+        return grad + ctx.backward, None, None
 
 
 NAN, INF = float('nan'), float('inf')
@@ -139,18 +136,26 @@ def test_a_parameter_that_becomes_nan(data, monkeypatch):
 
 def test_coarse_models_that_do_not_fit(data, whole):
     init = whole[0].model
-    for name, value in (('num_coarse', 7), ('anchors_per_entity', 1)):
-        recipe = replace(TINY, **{name: value})
-        with pytest.raises(InputError, match=f'{name}={getattr(TINY, name)}.*{value}'):
-            run_of(data, recipe, stages=('fine',), init=init)
     other = SyntheticHierarchy(50, 80, 900, 4, 8, protocol='c2f')[0]
-    with pytest.raises(InputError, match='num_users=60, this run 50'):
-        run_of(other, stages=('fine',), init=init)
+    spoiled = copy.deepcopy(init)
+    spoiled.bias.data[-1] = NAN
+    for graph, changes, start, says in (
+        (data, {}, None, 'give init'),
+        (data, {}, spoiled, 'NaN'),
+        (data, {'num_coarse': 7}, init, f'num_coarse={TINY.num_coarse}.*7'),
+        (data, {'anchors_per_entity': 1}, init, 'anchors_per_entity=.*1'),
+        (other, {}, init, 'num_users=60, this run 50'),
+    ):
+        with pytest.raises(InputError, match=says):
+            run_of(graph, replace(TINY, **changes), stages=('fine',), init=start)
 
 
-def test_numbers_and_kinds_of_anchors(data, whole):
+def test_more_anchors_than_nodes(data):
     for name in ('num_coarse', 'num_fine'):
         with pytest.raises(InputError, match=f'{name}=141.*60 users and 80 items'):
             run_of(data, replace(TINY, **{name: 141}))
+
+
+def test_random_anchors(data, whole):
     run = run_of(data, replace(TINY, anchors='random', max_epochs=1))
     assert not run.model.coarse.index.equal(whole[0].model.coarse.index)

@@ -57,7 +57,7 @@ def test_a_data_set_has_settings_of_its_own():
         ({'fine_per_coarse': '9', 'num_fine': '8'}, 'raise num_fine=8'),
     ],
 )
-def test_refused(settings, says):
+def test_wrong_settings_are_refused(settings, says):
     with pytest.raises(InputError, match=says):
         get_recipe('paper', settings=settings)
 
