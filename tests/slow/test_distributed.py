@@ -84,7 +84,10 @@ PAPER = [
 ]
 REFUSED = (
     ('num_shards=1', '--set num_shards=1'),
-    ('diffusion=0.5', '--set diffusion=0.5: 2 processes can share diffusion=0 only'),
+    (
+        'diffusion=0.5',
+        '--set diffusion=0.5: 2 processes can share --set diffusion=0 only',
+    ),
 )
 
 
