@@ -19,6 +19,7 @@ The result is a folder ``built-PROTOCOL-SEED`` beside the files:
 import hashlib
 import json
 import logging
+import math
 import os
 import secrets
 import shutil
@@ -75,16 +76,6 @@ class Meta(NamedTuple):
     data_sha256: str
 
 
-class Cache(NamedTuple):
-    r"""The built form of a data set, mapped into memory."""
-
-    meta: Meta
-    edges: Tensor  # [3, num_train]: users, items, users
-    val: Tensor  # [2, num_val]
-    test: Tensor  # [2, num_test]
-    texts: dict[str, tuple[np.ndarray, np.ndarray]]  # bytes and offsets
-
-
 def cache_folder(spec: DataSpec) -> Path:
     r"""Returns the folder of a data set's built form, which may not exist."""
     return spec.folder / f'built-{spec.protocol}-{spec.split_seed}'
@@ -101,9 +92,7 @@ def is_built(spec: DataSpec) -> bool:
 def find_cache(spec: DataSpec) -> Path | None:
     r"""Returns the folder of the built form of a data set, if there is one.
 
-    Raises:
-        InputError: If it is damaged, was made from other columns, or from files that
-            have changed since. Deleted files are not missed.
+    It must fit the columns asked for and the files; deleted files are not missed.
     """
     if not is_built(spec):
         return None
@@ -178,40 +167,45 @@ def _check_meta(meta: Meta) -> None:
             raise ValueError(f'{key} is wrong')
 
 
-def _counts(meta: Meta) -> dict[str, int]:
-    r"""The interactions in each file of pairs."""
+def _shapes(meta: Meta) -> dict[str, tuple[int, int]]:
+    r"""The rows of each file of pairs, and the interactions in it."""
     counts = meta.num_train, meta.num_val, meta.num_test
-    return dict(zip(SIDES, counts, strict=True))
+    both = zip(SIDES.items(), counts, strict=True)
+    return {key: (len(sides), num) for (key, sides), num in both}
 
 
 def _sizes(meta: Meta) -> dict[str, int]:
     r"""The bytes of each file."""
-    sizes = {
-        f'{key}.i64': 8 * len(SIDES[key]) * num for key, num in _counts(meta).items()
-    }
+    sizes = {f'{key}.i64': 8 * rows * num for key, (rows, num) in _shapes(meta).items()}
     for key, size in meta.text_bytes.items():
         num = meta.num_users if key == 'users' else meta.num_items
         sizes |= {f'{key}.bin': size, f'{key}.offsets.i64': 8 * (num + 1)}
     return sizes
 
 
-def read_cache(folder: Path) -> Cache:
-    r"""Maps a built form into memory, after a check of its sizes."""
+def read_cache(
+    folder: Path,
+) -> tuple[Meta, list[Tensor], dict[str, tuple[np.ndarray, np.ndarray]]]:
+    r"""Maps a built form into memory, after a check of its sizes.
+
+    Returns its interactions in the files of ``SIDES``, and the bytes and offsets of
+    texts.
+    """
     meta = read_meta(folder)
     try:
         pairs = [
             torch.from_file(
                 str(folder / f'{key}.i64'),
                 shared=False,
-                size=len(SIDES[key]) * num,
+                size=math.prod(shape),
                 dtype=torch.int64,
-            ).view(len(SIDES[key]), num)
-            for key, num in _counts(meta).items()
+            ).view(shape)
+            for key, shape in _shapes(meta).items()
         ]
         texts = {key: _map_texts(folder, key) for key in meta.text_bytes}
     except (OSError, RuntimeError) as error:
         raise _damaged(folder, ascii(str(error)[:200])) from error
-    return Cache(meta, pairs[0], pairs[1], pairs[2], texts)
+    return meta, pairs, texts
 
 
 def _map_texts(folder: Path, key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -444,8 +438,7 @@ class _TableBuild:
     def sort_keys(self, num_users: int, num_items: int) -> np.ndarray:
         r"""Sorts the keys and moves the unique ones to the front of their file.
 
-        Returns:
-            np.ndarray: The number of interactions of each user.
+        Returns the number of interactions of each user.
         """
         keys = np.memmap(self.part / 'keys', np.int64, 'r+')
         # In place, by passes from both ends: most of a large file may be on the disk.

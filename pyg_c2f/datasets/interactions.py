@@ -150,7 +150,7 @@ def to_edges(splits: Splits, num_items: int) -> list[Tensor]:
 def _load(spec: DataSpec) -> HeteroData:
     r"""Returns the graph of a data set, mapped if it has a built form."""
     if folder := find_cache(spec):
-        meta, rows, val, test, buffers = read_cache(folder)
+        meta, (rows, val, test), buffers = read_cache(folder)
         texts = {key: Labels.from_buffers(*x) for key, x in buffers.items()}
         edges = [rows[:2], val, test, rows[1:]]
         return make_graph(edges, (meta.num_users, meta.num_items), spec, texts)

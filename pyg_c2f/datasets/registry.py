@@ -118,7 +118,16 @@ def describe(spec: DataSpec | str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         out['folder'] = str(spec.folder)
         out['source'] = published.base_url if published else 'local'
         out['license'] = published.license_note if published else 'unknown'
-        out['files'] = _describe_files(spec.files, published)
+        references = published.references() if published else {}
+        for path in spec.files:
+            parts = part_files(path) if path.is_dir() else [path]
+            size = sum(part.stat().st_size for part in parts)
+            state = file_state(path, references.pop(plain_name(path), {}))
+            out['files'].append({'file': path.name, 'bytes': size, 'state': state})
+        out['files'] += [
+            {'file': file_name, 'bytes': None, 'state': 'missing'}
+            for file_name in sorted(references)
+        ]
         built = find_cache(spec)
     out |= {'protocol': spec.protocol, 'split_seed': spec.split_seed}
     if built:
@@ -154,22 +163,6 @@ def built_digest(spec: DataSpec) -> str | None:
     return read_meta(built).data_sha256 if built else None
 
 
-def _describe_files(
-    found: list[Path], published: type[PublishedDataset] | None
-) -> list[dict[str, Any]]:
-    references = published.references() if published else {}
-    files: list[dict[str, Any]] = []
-    for path in found:
-        parts = part_files(path) if path.is_dir() else [path]
-        size = sum(part.stat().st_size for part in parts)
-        state = file_state(path, references.pop(plain_name(path), {}))
-        files.append({'file': path.name, 'bytes': size, 'state': state})
-    return files + [
-        {'file': file_name, 'bytes': None, 'state': 'missing'}
-        for file_name in sorted(references)
-    ]
-
-
 def _to_spec(
     spec: DataSpec | str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> DataSpec:
@@ -177,11 +170,7 @@ def _to_spec(
 
 
 def _published(spec: DataSpec) -> type[PublishedDataset] | None:
-    r"""The class of a published data set; None for files of the user's own.
-
-    Raises:
-        InputError: If there is no data set of that name.
-    """
+    r"""The class of a published data set; None for files of the user's own."""
     if spec.name in PUBLISHED and not spec.is_table:
         return PUBLISHED[spec.name]
     if not spec.folder.is_dir():
