@@ -234,22 +234,25 @@ def build_cache(spec: DataSpec, progress: bool = False) -> Path:
     sources = fingerprint(spec)
     with _whole_folder(target) as part:
         if plain_name(files[0]).endswith('.parquet'):
-            sizes = _TableBuild(part, spec, progress).run()
+            built = _TableBuild(part, spec, progress).run()
         else:
-            sizes = _build_in_memory(part, spec)
+            built = _build_in_memory(part, spec)
         if fingerprint(spec) != sources:
             raise InputError(
                 f'{spec.folder}: its files are changing; build when they are complete'
             )
-        content = {
-            'format': FORMAT,
-            'protocol': spec.protocol,
-            'split_seed': spec.split_seed,
-            'columns': [*spec.columns] if spec.is_table else None,
-            **sizes,
-            'sources': sources,
-            'data_sha256': _digest(part, sizes['num_train']),
-        }
+        num_nodes, counts, text_bytes = built
+        meta = Meta(
+            spec.protocol,
+            spec.split_seed,
+            [*spec.columns] if spec.is_table else None,
+            *num_nodes,
+            *counts,
+            text_bytes,
+            sources,
+            _digest(part, counts[0]),
+        )
+        content = {'format': FORMAT} | meta._asdict()
         with _new_file(part / META) as file:
             file.write(json.dumps(content, indent=1).encode() + b'\n')
         read_meta(part)
@@ -370,19 +373,16 @@ def _blocks_of(texts: list[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         yield encode_texts(texts[start : start + _LABELS])
 
 
-def _sizes_of(
-    num_nodes: tuple[int, int], counts: Iterable[int], text_bytes: dict[str, int]
-) -> dict[str, Any]:
-    keys = ('num_users', 'num_items', 'num_train', 'num_val', 'num_test')
-    sizes = dict(zip(keys, (*num_nodes, *counts), strict=True))
-    return {**sizes, 'text_bytes': text_bytes}
+# The numbers of users and items, and of train, validation and test interactions, and
+# the bytes of the texts.
+_Sizes = tuple[tuple[int, int], tuple[int, int, int], dict[str, int]]
 
 
-def _build_in_memory(part: Path, spec: DataSpec) -> dict[str, Any]:
+def _build_in_memory(part: Path, spec: DataSpec) -> _Sizes:
     r"""Writes the built form of files that fit in memory."""
     source = read_source(spec)
     splits = split(source.parts, source.num_items, spec)
-    counts = [len(keys) for keys in splits]
+    counts = len(splits.train), len(splits.val), len(splits.test)
     with _pair_files(part, counts) as files:
         for keys, file in zip(splits, files, strict=True):
             for start in range(0, len(keys), BUCKET):
@@ -391,7 +391,7 @@ def _build_in_memory(part: Path, spec: DataSpec) -> dict[str, Any]:
         key: _write_texts(part, key, _blocks_of(texts))
         for key, texts in source.texts.items()
     }
-    return _sizes_of((source.num_users, source.num_items), counts, text_bytes)
+    return (source.num_users, source.num_items), counts, text_bytes
 
 
 class _TableBuild:
@@ -405,8 +405,7 @@ class _TableBuild:
             raise no_rows(self.path)
         self.bar = partial(tqdm, unit_scale=True, leave=False, disable=not progress)
 
-    def run(self) -> dict[str, Any]:
-        r"""Returns the sizes of what is written."""
+    def run(self) -> _Sizes:
         part, spec = self.part, self.spec
         users, items = self.table.number_ids()
         num_nodes = len(users.keys), len(items.keys)
@@ -426,8 +425,7 @@ class _TableBuild:
             logger.warning(
                 '%s: %d duplicate interactions merged', self.path, num_merged
             )
-        counts = self.write_splits(per_user, num_nodes[1])
-        return _sizes_of(num_nodes, counts, text_bytes)
+        return num_nodes, self.write_splits(per_user, num_nodes[1]), text_bytes
 
     def write_keys(self, users: NumberedIds, items: NumberedIds) -> None:
         r"""Writes the keys of all rows to the file ``keys``."""
