@@ -62,7 +62,7 @@ def print_lists(
         if args.include_seen or args.candidates is not None:
             raise InputError('--similar takes no --include-seen or --candidates')
         items = read_items(model, args.similar, '--similar')
-        who = [item_id(model, x) for x in items.tolist()]
+        who = [model.vocabulary.name(x, ITEM) for x in items.tolist()]
         lists = model.similar_items(items, args.k)
     elif args.history is not None:
         history = read_items(model, args.history, '--history')
@@ -71,11 +71,12 @@ def print_lists(
     else:
         who = args.user
         lists = model.recommend(model.numbers(who, USER), args.k, **options)
-    for name, ids, scores in zip(who, *lists, strict=True):
-        print(f'for {name}:')
+    names = model.vocabulary
+    for asked, ids, scores in zip(who, *lists, strict=True):
+        print(f'for {asked}:')
         for rank, (item, score) in enumerate(zip(*filled(ids, scores), strict=True), 1):
-            title = model.vocabulary.title(item)
-            text = f'{rank:4}  {item_id(model, item):>10}  {score:8.4f}  {title}'
+            name, title = names.name(item, ITEM), names.title(item)
+            text = f'{rank:4}  {name:>10}  {score:8.4f}  {title}'
             print(text.rstrip())
     return 0
 
@@ -133,11 +134,6 @@ def read_items(model: NamedModel, words: list[str], option: str) -> torch.Tensor
 def filled(ids: torch.Tensor, scores: torch.Tensor) -> tuple[list[int], list[float]]:
     """Items and scores of a list, without its empty places."""
     return ids[ids >= 0].tolist(), scores[ids >= 0].tolist()
-
-
-def item_id(model: NamedModel, item: int) -> str:
-    """The original id of an item, or its number."""
-    return model.vocabulary.name(item, ITEM)
 
 
 def answer_lines(
@@ -235,7 +231,7 @@ def read_ids(model: NamedModel, values: Any, key: str) -> list[int]:
 def as_answer(model: NamedModel, ids: list[int], scores: list[float]) -> dict[str, Any]:
     """A list as an answer; scores have the digits of single precision."""
     answer: dict[str, Any] = {
-        'items': [item_id(model, item) for item in ids],
+        'items': [model.vocabulary.name(item, ITEM) for item in ids],
         'scores': [float(f'{score:.7g}') for score in scores],
     }
     if model.vocabulary.item_titles is not None:

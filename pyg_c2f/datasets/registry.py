@@ -110,7 +110,6 @@ def describe(spec: DataSpec | str, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """
     spec = _to_spec(spec, args, kwargs)
     out: dict[str, Any] = {'dataset': spec.name, 'folder': None, 'files': []}
-    built = None
     if spec.name == SYNTHETIC:
         out |= {'source': 'generated', 'license': 'that of this package'}
     else:
@@ -128,20 +127,15 @@ def describe(spec: DataSpec | str, *args: Any, **kwargs: Any) -> dict[str, Any]:
             {'file': file_name, 'bytes': None, 'state': 'missing'}
             for file_name in sorted(references)
         ]
-        built = find_cache(spec)
     out |= {'protocol': spec.protocol, 'split_seed': spec.split_seed}
-    if built:
-        meta = read_meta(built)
-        num_edges = [meta.num_train, meta.num_val, meta.num_test]
-        sizes = [meta.num_users, meta.num_items, *num_edges]
-    elif any(file['state'] == 'missing' for file in out['files']):
+    is_missing = any(file['state'] == 'missing' for file in out['files'])
+    if is_missing and not is_built(spec):
         return out | dict.fromkeys(_COUNTS)
-    else:
-        data = get_dataset(spec)
-        edges = data[RATES]
-        held_out = edges.val_edge_label_index, edges.test_edge_label_index
-        num_edges = [index.size(1) for index in (edges.edge_index, *held_out)]
-        sizes = [data[USER].num_nodes, data[ITEM].num_nodes, *num_edges]
+    data = get_dataset(spec)
+    edges = data[RATES]
+    held_out = edges.val_edge_label_index, edges.test_edge_label_index
+    num_edges = [index.size(1) for index in (edges.edge_index, *held_out)]
+    sizes = [data[USER].num_nodes, data[ITEM].num_nodes, *num_edges]
     density = sum(num_edges) / (sizes[0] * sizes[1])
     return out | dict(zip(_COUNTS, (*sizes, sum(num_edges), density), strict=True))
 
