@@ -130,12 +130,8 @@ class ItemIndex(KNNIndex):
                 seen = torch.repeat_interleave(row, start.diff())
                 key = pair_keys((row.unsqueeze(1), ids), num_items)
                 lost |= torch.isin(key, pair_keys((seen, col[at]), num_items))
-            ids, scores = (
-                ids.masked_fill(lost, -1),
-                scores.masked_fill(lost, -torch.inf),
-            )
-            ids, order = ids.sort(dim=1)
-            place, top = top_items(scores.gather(1, order), k)
+            ids, order = ids.masked_fill(lost, -1).sort(dim=1)
+            scores = scores.masked_fill(lost, -torch.inf).gather(1, order)
+            place, top = top_items(scores, k)
             out.append((ids.gather(1, place), top))
-        ids, scores = stacked(out)
-        return (ids[0], scores[0]) if people.is_single else (ids, scores)
+        return stacked(out, people.is_single)
