@@ -137,13 +137,15 @@ class _Builder:
 
 def _add_nodes(b: _Builder, model: LinearC2F) -> None:
     """The formula of ``docs/bundle.md``, in float32."""
-    num_items = model.num_items
-    num_anchors = model.codebook().size(0)
+    num_items, num_anchors = model.num_items, len(model.codebook())
     row, col, weight = _links(b, model)
     deg_name = b.numbers(model.item_degree().cpu())
     item_weight = b.op('Pow', deg_name, b.const(-model.item_norm, np.float32))
     item_scale = b.op('Pow', deg_name, b.const(model.score_power, np.float32))
-    codebook = _codebook(b, model)
+    codebook = b.codebook(model.coarse.codebook.detach().cpu())
+    if model.stage == 'fine':  # behind the coarse anchors
+        fine = model.soft_threshold(model.fine.codebook.detach().cpu())
+        codebook = b.op('Concat', codebook, b.codebook(fine), axis=0)
 
     is_seen, num_seen = _seen(b, num_items)
     norm = b.op('Pow', num_seen, b.const(-model.user_norm, np.float32))
@@ -189,15 +191,6 @@ def _links(b: _Builder, model: LinearC2F) -> tuple[str, str, str]:
     parts = ((row, items), (col, code), (name, one))
     row, col, name = (b.op('Concat', *part, axis=0) for part in parts)
     return row, col, name
-
-
-def _codebook(b: _Builder, model: LinearC2F) -> str:
-    """The features of all anchors, coarse ones before fine ones."""
-    coarse = b.codebook(model.coarse.codebook.detach().cpu())
-    if model.stage == 'coarse':
-        return coarse
-    fine = model.soft_threshold(model.fine.codebook.detach().cpu())
-    return b.op('Concat', coarse, b.codebook(fine), axis=0)
 
 
 def _seen(b: _Builder, num_items: int) -> tuple[str, str]:
