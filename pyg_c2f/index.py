@@ -74,12 +74,8 @@ class ItemIndex(KNNIndex):
     def _create_index(self, channels: int) -> Any:
         import faiss
 
-        index = faiss.IndexIVFFlat(
-            faiss.IndexFlatIP(channels),
-            channels,
-            self.num_cells,
-            faiss.METRIC_INNER_PRODUCT,
-        )
+        cells, sizes = faiss.IndexFlatIP(channels), (channels, self.num_cells)
+        index = faiss.IndexIVFFlat(cells, *sizes, faiss.METRIC_INNER_PRODUCT)
         index.cp.min_points_per_centroid = 1  # No warning for small catalogues.
         index.nprobe = self.num_cells_to_visit
         return index

@@ -214,16 +214,12 @@ def _whole(b: _Builder, num_items: int) -> Any:
     def value(name: str, dtype: int, size: str | int, text: str) -> Any:
         return helper.make_tensor_value_info(name, dtype, [size], text)
 
+    text = f'items of one person, from 0 below {num_items}, in any order'
     graph = helper.make_graph(
         b.nodes,
         'history_to_list',
         [
-            value(
-                'history',
-                types.INT64,
-                'num_history',
-                f'items of one person, from 0 below {num_items}, in any order',
-            ),
+            value('history', types.INT64, 'num_history', text),
             value('k', types.INT64, 1, 'the most items of the list'),
         ],
         [

@@ -20,7 +20,7 @@ from pyg_c2f.nn.recommender import InnerProducts, Recommender
 from pyg_c2f.nn.stored import (
     check_settings,
     check_sizes,
-    dense_codebook,
+    fill_codebook,
     graph_tensors,
     sparse_codebook,
     stored_edges,
@@ -128,11 +128,7 @@ class C2F(Recommender):
         self.set_stage('coarse')
 
     def set_stage(self, stage: Stage) -> None:
-        """Enters a stage: freezes the codebook that the stage does not train.
-
-        Raises:
-            ValueError: If the stage is unknown.
-        """
+        """Enters a stage: freezes the codebook that the stage does not train."""
         super().set_stage(stage)
         self.coarse.codebook.requires_grad_(stage == 'coarse')
         self.fine.codebook.requires_grad_(stage == 'fine')
@@ -213,30 +209,21 @@ class C2F(Recommender):
     def block_graph(self) -> BlockGraph:
         """The fused graph of the current stage and assignments (built once)."""
         if self._graph is None:
-            fine = self.fine.assignment if self.stage == 'fine' else None
-            self._graph = build_block_graph(
-                self._train_csr(),
-                self.coarse.assignment,
-                self.num_coarse,
-                fine,
-                self.num_fine,
-            )
+            self._graph = build_block_graph(self._train_csr(), *self._assignments())
         return self._graph
+
+    def _assignments(self) -> tuple[Assignment, int, Assignment | None, int]:
+        """Those of the stage, with the numbers of anchors, as graphs are made of."""
+        fine = self.fine.assignment if self.stage == 'fine' else None
+        return self.coarse.assignment, self.num_coarse, fine, self.num_fine
 
     def to_hetero_data(self) -> HeteroData:
         """The model's graph, the anchors' learned features as their ``x``."""
-        fine = self.stage == 'fine'
         data = build_hetero_data(
-            self.edge_index,
-            self.num_users,
-            self.num_items,
-            self.coarse.assignment,
-            self.num_coarse,
-            self.fine.assignment if fine else None,
-            self.num_fine,
+            self.edge_index, self.num_users, self.num_items, *self._assignments()
         )
         data[COARSE].x = self.coarse.codebook.detach()
-        if fine:
+        if self.stage == 'fine':
             data[FINE].x = self.soft_threshold(self.fine.codebook).detach()
         return data
 
@@ -453,17 +440,10 @@ class C2F(Recommender):
     ) -> Self:
         sizes = check_settings(settings, cls.setting_kinds())
         num_entities = sizes['num_users'] + sizes['num_items']
-        anchors = max(sizes['num_coarse'], sizes['num_fine'])
-        check_sizes(
-            tensors,
-            sizes['num_users'],
-            (num_entities, len(tensors['bias'])),
-            [
-                num_entities * sizes['anchors_per_entity'],
-                sizes['num_coarse'] * sizes['fine_per_coarse'],
-                anchors * sizes['embedding_dim'],
-            ],
-        )
+        coarse_links = num_entities * sizes['anchors_per_entity']
+        fine_links = sizes['num_coarse'] * sizes['fine_per_coarse']
+        entities = num_entities, len(tensors['bias'])
+        check_sizes(tensors, sizes, entities, max(coarse_links, fine_links))
         if sizes['num_layers'] > MAX_LAYERS:
             raise ValueError(f'there are more than {MAX_LAYERS} layers')
         model = cls(stored_edges(tensors), **sizes)
@@ -475,8 +455,7 @@ class C2F(Recommender):
                 getattr(model, name).copy_(tensors[name])
             model.coarse.codebook.copy_(tensors['coarse.codebook'])
             if stage == 'fine':
-                size = sizes['num_fine'], sizes['embedding_dim']
-                model.fine.codebook.copy_(dense_codebook(tensors, *size))
+                fill_codebook(model.fine.codebook, tensors)
                 fine = tensors['fine.index'].long(), tensors['fine.weight']
                 model.set_assignment(fine=Assignment(*fine))
         return model

@@ -113,11 +113,8 @@ class MetaEmbedding(torch.nn.Module):
     def reset_parameters(self) -> None:
         r"""Draws the codebook from :math:`\mathcal{N}(0, 1)`, the anchors at random."""
         torch.nn.init.normal_(self.codebook)
-        self.set_assignment(
-            random_assignment(
-                self.num_embeddings, self.num_anchors, self.anchors_per_entity
-            )
-        )
+        sizes = self.num_embeddings, self.num_anchors, self.anchors_per_entity
+        self.set_assignment(random_assignment(*sizes))
 
     @property
     def assignment(self) -> Assignment:

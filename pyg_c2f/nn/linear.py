@@ -20,7 +20,7 @@ from pyg_c2f.nn.recommender import InnerProducts, Recommender
 from pyg_c2f.nn.stored import (
     check_settings,
     check_sizes,
-    dense_codebook,
+    fill_codebook,
     graph_tensors,
     sparse_codebook,
     stored_edges,
@@ -354,12 +354,7 @@ class LinearC2F(Recommender):
 
     @torch.no_grad()
     def inner_products(self) -> InnerProducts:
-        """The scores as inner products, the scale in the items' vectors.
-
-        Raises:
-            ValueError: If the model has a diffusion channel, whose scores are not inner
-                products.
-        """
+        """The scores as inner products, the scale in the items' vectors."""
         if self.diffusion:
             raise ValueError(
                 f"'LinearC2F' expected diffusion=0 for an index (got {self.diffusion}):"
@@ -460,16 +455,9 @@ class LinearC2F(Recommender):
     ) -> Self:
         sizes = check_settings(settings, cls.setting_kinds())
         num_items = sizes['num_items']
-        anchors = max(sizes['num_coarse'], sizes['num_fine'])
-        check_sizes(
-            tensors,
-            sizes['num_users'],
-            (num_items, len(tensors['degree'])),
-            [
-                num_items * max(sizes['max_coarse_per_item'], sizes['fine_per_item']),
-                anchors * sizes['embedding_dim'],
-            ],
-        )
+        per_item = max(sizes['max_coarse_per_item'], sizes['fine_per_item'])
+        items = num_items, len(tensors['degree'])
+        check_sizes(tensors, sizes, items, num_items * per_item)
         model = cls.blank(stored_edges(tensors), **sizes)
         model.set_stage(stage)
         count, weight = tensors['coarse.count'].long(), tensors['coarse.weight']
@@ -479,22 +467,18 @@ class LinearC2F(Recommender):
             codes = unpack_bits(weight, WEIGHT_BITS, num_links)
             weight = weights_of(codes, WEIGHT_BITS, (low, high))
         place = torch.arange(model.max_coarse_per_item) < count.unsqueeze(1)
-        links = Assignment(
-            torch.zeros(place.shape, dtype=torch.long), torch.zeros(place.shape)
-        )
-        links.index[place] = model._unpack(
-            tensors['coarse.index'], model.num_coarse, num_links
-        )
-        links.weight[place] = weight.float()
-        model.set_assignment(links)
+        coarse = torch.zeros(place.shape).long(), torch.zeros(place.shape)
+        packed = tensors['coarse.index']
+        coarse[0][place] = model._unpack(packed, model.num_coarse, num_links)
+        coarse[1][place] = weight.float()
+        model.set_assignment(Assignment(*coarse))
         with torch.no_grad():
             axes = torch.eye(model.num_coarse, model.embedding_dim)
             model.coarse.codebook.copy_(tensors.get('coarse.codebook', axes))
             if 'bias' in tensors:
                 model.bias.copy_(tensors['bias'])
             if stage == 'fine':
-                size = model.num_fine, model.embedding_dim
-                model.fine.codebook.copy_(dense_codebook(tensors, *size))
+                fill_codebook(model.fine.codebook, tensors)
                 model.set_assignment(fine=model._levels(tensors['fine.index']))
         return model
 

@@ -212,11 +212,7 @@ def _check(name: str, value: Any, kind: Any, ranges: dict[str, Any]) -> None:
 
 
 def parse_setting(name: str, text: str, kind: Any) -> Any:
-    """The value of a setting that is given as text.
-
-    Raises:
-        InputError: If it is not of the setting's kind.
-    """
+    """The value of a setting that is given as text."""
     if get_origin(kind) is Literal:
         return text
     try:
