@@ -31,15 +31,7 @@ from pyg_c2f.packing import WEIGHT_BITS, round_weights, weights_of
 from pyg_c2f.recipes.base import Recipe, TrainingOptions
 from pyg_c2f.shards import Group, Rows
 from pyg_c2f.sparse import are_rising, degree, pair_keys, pairs_of, unique_pairs
-from pyg_c2f.typing import (
-    ITEM,
-    RATES,
-    USER,
-    Assignment,
-    InputError,
-    Stage,
-    Stored,
-)
+from pyg_c2f.typing import ITEM, RATES, USER, Assignment, InputError, Stage, Stored
 
 # The share of the fine codebook that the soft threshold lets through.
 DENSITY = 0.125
@@ -101,7 +93,6 @@ class FastRecipe(Recipe):
             )
 
     def make_group(self, is_distributed: bool = False) -> Group:
-        """The processes of a run, with ``num_shards`` blocks whatever their number."""
         return Group(self.num_shards, is_distributed)
 
     def stages(self, options: TrainingOptions) -> tuple[Stage, ...]:
@@ -110,13 +101,6 @@ class FastRecipe(Recipe):
         return tuple(stage for stage in options.stages if stage == 'coarse')
 
     def check(self, data: HeteroData, options: TrainingOptions) -> None:
-        """Checks the settings against the data, and the processes.
-
-        Raises:
-            InputError: If there are no train pairs, no fine stage where one is asked
-                for, fewer items than processes, or settings that need the pairs of all
-                users in each of several processes.
-        """
         num_items, group = data[ITEM].num_nodes, options.group
         if group is not None and group.size > 1:
             cuts = group.rows(num_items).cuts
@@ -143,12 +127,7 @@ class FastRecipe(Recipe):
         before: Recommender | None,
         options: TrainingOptions,
     ) -> LinearC2F:
-        """The model, whole: its fine anchors are made with the coarse ones.
-
-        Raises:
-            InputError: If there are no train pairs, ``options.init`` has other anchors
-                than these settings and this seed give, or numbers overflow.
-        """
+        """The model, whole: its fine anchors are made with the coarse ones."""
         if before is not None and before is not options.init:
             before.set_stage(stage)
             return cast(LinearC2F, before)
@@ -205,7 +184,9 @@ def build_fast(
     coarse = _gather(coarse, items)
     if recipe.dtype == 'packed':
         # What the model computes is what is stored: the fine part sees the rounding.
-        coarse = _rounded(coarse)
+        codes, grid = round_weights(coarse.weight, WEIGHT_BITS)
+        is_link = coarse.weight != 0
+        coarse.weight[is_link] = weights_of(codes, WEIGHT_BITS, grid)
     rest = x - weighted_sum(Assignment(*map(items.local, coarse)), codebook)
     threshold, fine, fine_codebook = 0.0, None, None
     if recipe.fine_per_item:
@@ -332,13 +313,6 @@ def _fine_anchors(
         shrink=torch.nn.Softshrink(threshold),
         rows=rows,
     )
-
-
-def _rounded(links: Assignment) -> Assignment:
-    codes, grid = round_weights(links.weight, WEIGHT_BITS)
-    weight = torch.zeros_like(links.weight)
-    weight[links.weight != 0] = weights_of(codes, WEIGHT_BITS, grid)
-    return Assignment(links.index, weight)
 
 
 def _same_anchors(model: LinearC2F, init: Any) -> bool:
