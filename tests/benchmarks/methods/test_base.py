@@ -15,11 +15,7 @@ from methods.base import (
 from safetensors.torch import load, save_file
 
 from pyg_c2f.packing import round_weights, weights_of
-from pyg_c2f.typing import InputError
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
+from tests.benchmarks.methods.conftest import generator
 
 
 def draw(num_rows, num_cols, share):
@@ -106,17 +102,3 @@ def test_histories_of_pairs():
         want = torch.ones(4) if weight is None else weight
         assert dense[tuple(histories.edge_index)].equal(want)
         assert dense.count_nonzero() == 4
-
-
-@pytest.mark.parametrize(
-    ('pairs', 'says'),
-    [
-        (torch.tensor([[0, 5], [1, 0]]), 'user ids'),
-        (torch.tensor([[0, 1], [1, -2]]), 'item ids'),
-        (torch.zeros(3, 4).long(), 'pairs of shape'),
-        (torch.zeros(2, 4), 'pairs of shape'),
-    ],
-)
-def test_no_pairs(pairs, says):
-    with pytest.raises(InputError, match=f'histories_of.*{says}'):
-        histories_of(pairs, 5, 6)

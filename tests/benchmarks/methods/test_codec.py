@@ -10,7 +10,7 @@ from methods.codec import ColumnWise, Half, Plain, ProductCodes, Pruned, RowWise
 from safetensors.torch import load
 
 from pyg_c2f.packing import unpack_bits
-from pyg_c2f.typing import InputError
+from tests.benchmarks.methods.conftest import generator
 
 DIRECT = 'donot_use_mm_for_euclid_dist'
 PRODUCT = [
@@ -28,10 +28,6 @@ OTHERS = [
     ColumnWise(2),
     Pruned(0.2),
 ]
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def rows(num=300, dim=12):
@@ -182,21 +178,3 @@ def test_pruned(keep):
     assert 8 * place <= count * (2 + math.log2(x.numel() / count)) + count + 32
     high = unpack_bits(stored['high'], 1, 8 * stored['high'].numel())
     assert int(high.sum()) == count
-
-
-@pytest.mark.parametrize(
-    'make, message',
-    [
-        (lambda: RowWise(2), r'RowWise: bits=2; choose from 8, 4$'),
-        (lambda: ProductCodes(bits=9), r'ProductCodes: bits=9; choose from 1, 2, .*8$'),
-        (lambda: Pruned(0), r'Pruned: keep=0 .* set it above 0 and at most 1'),
-        (lambda: ProductCodes(5).encode(rows()), r'num_blocks=5 .* 12 columns'),
-        (lambda: ProductCodes(4).encode(rows(255)), r'bits=8 needs 256 .* fewer bits'),
-        (lambda: Half().encode(torch.zeros(3)), r'Half: a table of shape \[3\]'),
-        (lambda: RowWise().encode(rows() / 0), r'RowWise: .* not finite'),
-        (lambda: Half().encode(rows() * 1e6), r'do not fit float16; .*below 65504'),
-    ],
-)
-def test_messages(make, message):
-    with pytest.raises(InputError, match=message):
-        make()

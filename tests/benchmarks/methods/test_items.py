@@ -5,29 +5,16 @@ from math import log
 
 import pytest
 import torch
-from methods import EASE, IALS, Histories, ItemKNN, histories_of, items
+from methods import EASE, IALS, ItemKNN, histories_of, items
 from methods.base import unpack_matrix
 from methods.filters import as_scipy
 from methods.items import ease_weights
 
-from pyg_c2f.typing import InputError
+from tests.benchmarks.methods.conftest import dense, generator, scores_of
 from tests.hard import tables
 
 # Weights on a grid of 24 bits are as good as float32.
 EXACT = 24
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def dense(histories):
-    """All rows, float64."""
-    return histories.rows(torch.arange(histories.num_users)).double()
-
-
-def scores_of(method, stored, histories):
-    return method.scorer(stored, histories)(torch.arange(histories.num_users))
 
 
 def kept_of(stored, num_items):
@@ -200,27 +187,6 @@ def test_ials_of_hard_items(name, lambda_reg, small):
 
 
 # What is refused ----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ('make', 'says'),
-    [
-        (lambda: EASE(l2=0.0), 'l2'),
-        (lambda: EASE(num_neighbors=-1), 'num_neighbors'),
-        (lambda: EASE(num_neighbors=3, weight_bits=1), 'weight_bits'),
-        (lambda: ItemKNN(num_neighbors=0), 'num_neighbors'),
-        (lambda: ItemKNN(measure='jaccard'), "got 'jaccard'"),
-    ],
-)
-def test_wrong_settings(make, says):
-    with pytest.raises(InputError, match=says):
-        make()
-
-
-def test_many_items_are_refused():
-    many = Histories(torch.tensor([0, 1]), torch.tensor([0]), 30_000)
-    with pytest.raises(InputError, match='3.6 GB'):
-        EASE().fit(many)
 
 
 @pytest.mark.parametrize('method', [IALS(), ItemKNN()], ids=repr)

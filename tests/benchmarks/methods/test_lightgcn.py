@@ -27,6 +27,7 @@ from pyg_c2f.graph import interaction_weight
 from pyg_c2f.nn import C2F
 from pyg_c2f.recipes.sampler import TripletSampler
 from pyg_c2f.typing import Assignment, InputError
+from tests.benchmarks.methods.conftest import generator, scores_of
 
 LOSSES = ['whole', 'softmax', 'bpr']
 EMBEDDINGS = {
@@ -43,10 +44,6 @@ SMALL = {
     'epochs': 4,
     'eval_every': 2,
 }
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def make(name, **settings):
@@ -88,10 +85,6 @@ def propagated(x, adj, num_layers):
     for _ in range(num_layers):
         layers.append(adj @ layers[-1])
     return sum(layers) / (num_layers + 1)
-
-
-def scores_of(method, stored, histories):
-    return method.scorer(stored, histories)(torch.arange(histories.num_users))
 
 
 @pytest.mark.parametrize('num_layers', [0, 3])
@@ -330,22 +323,6 @@ def test_watch(loss, kind, small):
     assert file_bytes(stored) == file_bytes(shorter)
     got = scores_of(method, stored, small)
     torch.testing.assert_close(got, seen[3], rtol=0, atol=5e-3)
-
-
-@pytest.mark.parametrize(
-    ('name', 'wrong', 'says'),
-    [
-        (None, {'loss': 'bce'}, "got 'bce'"),
-        (None, {'start': 'zero'}, "got 'zero'"),
-        (None, {'num_layers': -1}, 'num_layers'),
-        (None, {'eval_every': 0}, 'eval_every'),
-        ('hash', {'start': 'spectral'}, 'random start and no codec'),
-        ('hash', {'codec': RowWise(8)}, 'random start and no codec'),
-    ],
-)
-def test_wrong_settings(name, wrong, says):
-    with pytest.raises(InputError, match=says):
-        make(name, **wrong)
 
 
 def test_others_than_the_users_of_the_training(small, others):

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from methods import Fast, LinkProp, LowPass, Paper, file_bytes, ours
+from methods import Fast, Paper, file_bytes, ours
 from methods.base import pack_graph
 from safetensors.torch import load
 from torch_geometric.data import HeteroData
@@ -15,6 +15,7 @@ from pyg_c2f.nn import C2F
 from pyg_c2f.recipes import FastRecipe, PaperRecipe
 from pyg_c2f.recipes.fast import build_fast
 from pyg_c2f.typing import ITEM, RATES, USER
+from tests.benchmarks.methods.conftest import generator
 
 FAST = FastRecipe(embedding_dim=10, coarse_per_item=3.0, num_fine=8, fine_per_item=2)
 RECIPES = {
@@ -43,10 +44,6 @@ STAGES = {'coarse': None, 'both': (1, 2)}
 
 every = pytest.mark.parametrize('name', RECIPES)
 both = pytest.mark.parametrize('stages', STAGES)
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def meta_of(stored):
@@ -111,40 +108,6 @@ def test_bytes_are_those_of_the_checkpoint(name, models, small):
     assert meta.keys() == {*model.settings(), 'stage', 'model'}
     stage = 'fine' if recipe.fine_per_item else 'coarse'
     assert json.loads(meta['stage']) == stage
-
-
-def test_all_links_in_float32_are_a_low_pass(small, others):
-    """Nothing is left out: the spectral features themselves, rotated."""
-    same = {'embedding_dim': 6, 'user_norm': 0.3, 'item_norm': 0.4}
-    recipe = FastRecipe(
-        coarse_per_item=6.0,
-        fine_per_item=0,
-        dtype='float32',
-        spectral_power=0.3,
-        score_power=0.6,
-        **same,
-    )
-    users = torch.arange(others.num_users)
-    got, want = (
-        method.scorer(method.fit(small, generator()), others)(users)
-        for method in (Fast(recipe), LowPass(power=0.3, item_power=0.6, **same))
-    )
-    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
-
-
-def test_diffusion_is_two_hops_beside(small, others):
-    users = torch.arange(others.num_users)
-    recipe = replace(FAST, user_norm=0.5, item_norm=0.5)
-    low, score, hop = (
-        method.scorer(method.fit(small, generator()), others)(users)
-        for method in (
-            Fast(recipe),
-            Fast(replace(recipe, diffusion=0.7)),
-            LinkProp(1, 1, 0.5),
-        )
-    )
-    scale = small.col.bincount().float() ** recipe.score_power
-    torch.testing.assert_close(score, 0.25 * low + 0.7 * scale * hop)
 
 
 # Recipe paper -------------------------------------------------------------------------
