@@ -13,7 +13,7 @@ import torch.distributed as dist
 import pyg_c2f
 from pyg_c2f.checkpoint import phase_file
 from pyg_c2f.datasets import get_dataset
-from pyg_c2f.nn import BPRLoss, fused
+from pyg_c2f.nn import BPRLoss
 from pyg_c2f.recipes import PaperRecipe, TrainingOptions, base, train
 from pyg_c2f.recipes.paper import C2FTrainer, batch_loss, share_columns
 from pyg_c2f.recipes.resume import read_resume, resume_files
@@ -271,42 +271,7 @@ def test_one_step(size, stage, start, root):
         assert max(answers[0].values()) < 2e-6, (num_layers, num_triples)
 
 
-def in_blocks(*args):
-    """Propagation by blocks of columns, as of a table beyond the cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused, 'CACHE_BYTES', 0)
-        return one_step(*args)
-
-
-@pytest.mark.parametrize('stage', ['coarse', 'fine'])
-def test_one_step_in_blocks_of_columns(stage, start, root):
-    for answer in start(3)(in_blocks, root, stage, 96, 2, 40):
-        assert answer['features'] == 0
-        assert max(answer.values()) < 2e-6
-
-
 # What goes wrong ----------------------------------------------------------------------
-
-
-def spoiled(group, root, out):
-    """A loss that is NaN, in the last process only."""
-    whole, calls = BPRLoss.penalty, count()
-
-    def penalty(*args):
-        wrong = next(calls) == 5 and group.rank == group.size - 1
-        return whole(*args) * (float('nan') if wrong else 1)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BPRLoss, 'penalty', penalty)
-        return trained(group, root, out=out)
-
-
-def test_all_refuse_what_one_has_found(start, root, tmp_path):
-    answers = start(3)(spoiled, root, tmp_path)
-    assert len({str(answer) for answer in answers}) == 1
-    assert isinstance(answers[0], InputError)
-    assert str(answers[0]).startswith('the loss holds nan in step 2 of epoch 1 of the')
-    assert read_resume(tmp_path)[1]['progress']['epoch'] == 1
 
 
 def infinite(group, root, name, step):
@@ -389,9 +354,6 @@ def test_nobody_waits_for_a_process_that_left(root, tmp_path):
     processes.end()
 
 
-# The same in all ----------------------------------------------------------------------
-
-
 def drifted(group, root):
     """As if each process were a machine that rounds in its own way."""
     model, recipe = make_model(root, 'coarse', 8)
@@ -414,22 +376,3 @@ def drifted(group, root):
 def test_assignments_are_those_of_the_first_process(start, root):
     first, *others = start(3)(drifted, root)
     assert all(other == first for other in others)
-
-
-def test_steps_of_one_process_are_those_of_several(start, root):
-    first, *others = start(2)(stepped, root)
-    assert first == others[0]
-    expected = stepped(None, root)
-    torch.testing.assert_close(torch.tensor(first), torch.tensor(expected))
-
-
-def stepped(group, root):
-    """The codebook after some steps, and the moments of Adam."""
-    model, recipe = make_model(root, 'coarse', 8)
-    trainer = recipe.trainer(model, load(root), TrainingOptions(group=group))
-    triples = draw_triples(model, 50)
-    for _ in range(2):
-        trainer.train_epoch(1, lambda _: [triples] * 2)
-    moments = trainer.optimizer.state[model.coarse.codebook]
-    tables = model.coarse.codebook, moments['exp_avg'], moments['exp_avg_sq']
-    return [table.tolist() for table in tables]

@@ -47,13 +47,6 @@ def test_graphs_come_back(num_users, num_items, share):
         assert abs(stored['high'].nbytes - (num + places / 2**low) / 8) < 4
 
 
-def test_the_number_of_users_is_not_stored():
-    histories = histories_of(torch.tensor([[0, 2, 2], [1, 0, 3]]), 6, 4)
-    stored = pack_graph(histories)
-    assert unpack_graph(stored, 4).rowptr.tolist() == [0, 1, 1, 3]
-    assert unpack_graph(stored, 4, 6).rowptr.tolist() == [0, 1, 1, 3, 3, 3, 3]
-
-
 @pytest.mark.parametrize('num_bits', [2, 8, 24])
 @pytest.mark.parametrize(('num_rows', 'num_cols', 'share'), GRAPHS[:4])
 def test_matrices_come_back(num_rows, num_cols, share, num_bits):

@@ -123,26 +123,6 @@ def test_neighbours_are_those_of_the_dense_formula(measure, small, others):
     assert torch.allclose(got, dense(others) @ kept, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.filterwarnings('ignore:Method expects CSR input')
-@pytest.mark.parametrize('measure', ['cosine', 'tfidf'])
-def test_lists_are_those_of_implicit(measure, small, others):
-    library = pytest.importorskip('implicit.nearest_neighbours')
-    method = ItemKNN(4, measure, weight_bits=EXACT)
-    got = scores_of(method, method.fit(small), others)
-    name = {'cosine': 'CosineRecommender', 'tfidf': 'TFIDFRecommender'}[measure]
-    model = getattr(library, name)(K=5)
-    model.fit(as_scipy(small.matrix(), small.num_items).tocsr(), show_progress=False)
-    rows = as_scipy(others.matrix(), others.num_items)
-    for user in range(others.num_users):
-        ids, values = model.recommend(user, rows[user], N=small.num_items)
-        alive = torch.from_numpy(ids[ids >= 0]).long()
-        want = torch.zeros(small.num_items)
-        want[alive] = torch.from_numpy(values[ids >= 0]).float()
-        seen = torch.from_numpy(rows[user].toarray()[0] != 0)
-        mine = got[user].masked_fill(seen, 0)
-        assert torch.allclose(mine, want, rtol=1e-5, atol=1e-6)
-
-
 # iALS ---------------------------------------------------------------------------------
 
 

@@ -15,7 +15,6 @@ from methods import (
     LightGCNFromItems,
     PEPEmbedding,
     QREmbedding,
-    RowWise,
     TTEmbedding,
     file_bytes,
 )
@@ -23,10 +22,8 @@ from methods.lightgcn import adjacency, pyg_lightgcn
 from safetensors.torch import load
 from torch_geometric.nn import LightGCN as PyGLightGCN
 
-from pyg_c2f.graph import interaction_weight
-from pyg_c2f.nn import C2F
 from pyg_c2f.recipes.sampler import TripletSampler
-from pyg_c2f.typing import Assignment, InputError
+from pyg_c2f.typing import InputError
 from tests.benchmarks.methods.conftest import generator, scores_of
 
 LOSSES = ['whole', 'softmax', 'bpr']
@@ -99,38 +96,6 @@ def test_the_fast_layers_are_those_of_pyg(num_layers, small):
     (grad,) = torch.autograd.grad((got * weight).sum(), ours.embedding.weight)
     (want,) = torch.autograd.grad((want * weight).sum(), plain.embedding.weight)
     torch.testing.assert_close(grad, want)
-
-
-def without_anchors(histories, stage, num_layers):
-    """A C2F model whose links all weigh nothing."""
-    sizes = histories.num_users, histories.num_items
-    model = C2F(
-        histories.edge_index,
-        *sizes,
-        num_coarse=4,
-        num_fine=3,
-        embedding_dim=6,
-        num_layers=num_layers,
-        fine_per_coarse=2,
-    )
-    none = torch.zeros(sum(sizes), 2), torch.zeros(4, 2)
-    model.set_assignment(*(Assignment(x.long(), x) for x in none))
-    model.set_stage(stage)
-    return model
-
-
-@pytest.mark.parametrize('fused', [True, False])
-@pytest.mark.parametrize('stage', ['coarse', 'fine'])
-def test_c2f_without_anchors_is_lightgcn_on_its_weighted_graph(stage, fused, small):
-    """C2F normalises twice: what is normalised with the links is normalised already."""
-    model, plain = without_anchors(small, stage, 3), PyGLightGCN(50, 6, 3)
-    _, coarse, fine = model.layer0()
-    got = model.propagate((plain.embedding.weight, coarse, fine), fused=fused)[:50]
-    weight = interaction_weight(small.edge_index, 30, 20).repeat(2)
-    want = plain.get_embedding(both_ways(small), weight)
-    torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
-    once = plain.get_embedding(both_ways(small))
-    assert not torch.allclose(got, once, atol=1e-3)
 
 
 @pytest.mark.parametrize('num_layers', [0, 2])
@@ -239,18 +204,6 @@ def test_what_is_stored_are_the_propagated_tables(loss, small):
     torch.testing.assert_close(stored['item.table'].double(), item, rtol=0, atol=1e-5)
     got = scores_of(method, stored, small)
     torch.testing.assert_close(got.double(), user @ item.T, rtol=0, atol=1e-5)
-
-
-def test_the_codec_is_used_for_both_tables(small):
-    method = make(None, codec=RowWise(8))
-    stored = method.fit(small, generator())
-    plain = make(None).fit(small, generator())
-    tables = [
-        method.codec.decode(method.codec.encode(plain[f'{name}.table']))
-        for name in ('user', 'item')
-    ]
-    assert stored.keys() == {'user.rows', 'item.rows'}
-    assert scores_of(method, stored, small).equal(tables[0] @ tables[1].T)
 
 
 @pytest.mark.parametrize('loss', LOSSES)
