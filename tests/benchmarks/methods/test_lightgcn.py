@@ -23,7 +23,6 @@ from safetensors.torch import load
 from torch_geometric.nn import LightGCN as PyGLightGCN
 
 from pyg_c2f.recipes.sampler import TripletSampler
-from pyg_c2f.typing import InputError
 from tests.benchmarks.methods.conftest import generator, scores_of
 
 LOSSES = ['whole', 'softmax', 'bpr']
@@ -276,10 +275,3 @@ def test_watch(loss, kind, small):
     assert file_bytes(stored) == file_bytes(shorter)
     got = scores_of(method, stored, small)
     torch.testing.assert_close(got, seen[3], rtol=0, atol=5e-3)
-
-
-def test_others_than_the_users_of_the_training(small, others):
-    method = make(None)
-    stored = method.fit(small, generator())
-    with pytest.raises(InputError, match='serves anyone'):
-        method.scorer(stored, others)

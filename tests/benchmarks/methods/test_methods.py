@@ -153,6 +153,9 @@ def test_who_is_served(name, small, others, fitted):
     got = scores_of(method, stored, turned)
     if not method.serves_anyone:
         assert got.equal(want) and not torch.allclose(want[3], want[8])
+        if type(method) is LightGCN:
+            with pytest.raises(InputError, match='serves anyone'):
+                method.scorer(stored, others)
         return
     torch.testing.assert_close(got, want[order], rtol=0, atol=1e-6)
     got = scores_of(method, stored, others)
