@@ -1,12 +1,13 @@
+import doctest
+
 import numpy as np
 import pytest
 import torch
 from scipy.sparse import csr_array
 from scipy.sparse.linalg import svds
 
+import pyg_c2f.datasets.synthetic
 from pyg_c2f.datasets import InteractionDataset, SyntheticHierarchy, write_synthetic
-from pyg_c2f.datasets import synthetic as module
-from pyg_c2f.evaluate import evaluate_split, popularity_score
 from pyg_c2f.typing import ITEM, RATES, USER, InputError
 from tests.memory import peak
 
@@ -26,22 +27,6 @@ def is_skewed(degree):
     """Whether a tenth of the nodes has a quarter of the interactions."""
     degree = np.sort(degree)
     return degree[-len(degree) // 10 :].sum() > 0.25 * degree.sum()
-
-
-def learned_beats_popular(data, k):
-    edges, num_items = data[RATES].edge_index, data[ITEM].num_nodes
-    shape = data[USER].num_nodes, num_items
-    train = csr_array((np.ones(edges.size(1)), tuple(edges.numpy())), shape=shape)
-    user_deg, item_deg = train.sum(axis=1), np.maximum(train.sum(axis=0), 1)
-    scaled = train / np.sqrt(user_deg)[:, None] / np.sqrt(item_deg)
-    left, value, right = svds(csr_array(scaled), k=k, random_state=0)
-    learned = torch.from_numpy((left * value) @ right * np.sqrt(item_deg)).float()
-    popular = popularity_score(edges, num_items)
-    learned, popular = (
-        evaluate_split(score, data, 'test')['ndcg@20']
-        for score in (learned.__getitem__, popular)
-    )
-    return learned > 2 * popular
 
 
 def test_graph(data):
@@ -71,7 +56,44 @@ def test_planted_structure(data):
     one_level = SyntheticHierarchy(30, 40, 200, num_groups=5, num_subgroups=5)[0]
     assert one_level[USER].subgroup.shape == (30, 1)
     assert one_level[ITEM].group.equal(one_level[ITEM].subgroup)
+
+
+def ndcg(data, score, k=20):
+    score[tuple(data[RATES].edge_index.numpy())] = -np.inf
+    relevant = np.zeros(score.shape, dtype=bool)
+    relevant[tuple(data[RATES].test_edge_label_index.numpy())] = True
+    top = np.argsort(-score, axis=1)[:, :k]
+    discount = 1 / np.log2(np.arange(2, k + 2))
+    gain = (np.take_along_axis(relevant, top, axis=1) * discount).sum(axis=1)
+    count = relevant.sum(axis=1)
+    ideal = np.cumsum(discount)[np.minimum(count, k) - 1]
+    return (gain / ideal)[count > 0].mean()
+
+
+def learned_beats_popular(data, k):
+    edges = data[RATES].edge_index.numpy()
+    shape = data[USER].num_nodes, data[ITEM].num_nodes
+    train = csr_array((np.ones(edges.shape[1]), tuple(edges)), shape=shape)
+    user_deg, item_deg = train.sum(axis=1), np.maximum(train.sum(axis=0), 1)
+    scaled = train / np.sqrt(user_deg)[:, None] / np.sqrt(item_deg)
+    left, value, right = svds(csr_array(scaled), k=k, random_state=0)
+    learned = ndcg(data, (left * value) @ right * np.sqrt(item_deg))
+    return learned > 2 * ndcg(data, np.tile(item_deg, (shape[0], 1)))
+
+
+def test_learned_beats_popular(data):
     assert learned_beats_popular(data, 20)
+
+
+def test_seeds():
+    def sets(seed, split_seed):
+        data = SyntheticHierarchy(50, 120, 1000, 4, 12, seed, split_seed=split_seed)[0]
+        edges = [all_edges(data), *(data[RATES][key] for key in KEYS)]
+        return [set(map(tuple, x.t().tolist())) for x in edges]
+
+    assert sets(0, 1) == sets(0, 1)
+    assert sets(0, 1)[0] == sets(0, 2)[0] and sets(0, 1)[1:] != sets(0, 2)[1:]
+    assert sets(1, 1)[0] != sets(0, 1)[0]
 
 
 @pytest.mark.parametrize(
@@ -97,8 +119,8 @@ def test_wrong_call(arguments, message):
 def parts(monkeypatch):
     """Small blocks of users and communities; reads what is written."""
     pytest.importorskip('pyarrow')
-    monkeypatch.setattr(module, '_NUM_DRAWS', 5000)
-    monkeypatch.setattr(module, '_COMMUNITY', 100)
+    monkeypatch.setattr(pyg_c2f.datasets.synthetic, '_NUM_DRAWS', 5000)
+    monkeypatch.setattr(pyg_c2f.datasets.synthetic, '_COMMUNITY', 100)
 
     def read(folder):
         table = pytest.importorskip('pyarrow.parquet').read_table(folder)
@@ -121,15 +143,7 @@ def test_written(tmp_path, parts):
     assert learned_beats_popular(InteractionDataset(tmp_path, 'toy')[0], 30)
 
 
-def test_seeds(tmp_path, parts):
-    def sets(seed, split_seed):
-        data = SyntheticHierarchy(50, 120, 1000, 4, 12, seed, split_seed=split_seed)[0]
-        edges = [all_edges(data), *(data[RATES][key] for key in KEYS)]
-        return [set(map(tuple, x.t().tolist())) for x in edges]
-
-    assert sets(0, 1) == sets(0, 1)
-    assert sets(0, 1)[0] == sets(0, 2)[0] and sets(0, 1)[1:] != sets(0, 2)[1:]
-    assert sets(1, 1)[0] != sets(0, 1)[0]
+def test_written_by_seed(tmp_path, parts):
     for name, seed in (('a', 0), ('b', 0), ('c', 1)):
         write_synthetic(tmp_path / name, 50, 120, 1000, seed)
     pairs = [np.stack(parts(tmp_path / name)) for name in 'abc']
@@ -161,7 +175,11 @@ def test_writing_that_fails(tmp_path, parts, monkeypatch):
         write_synthetic(tmp_path / 'a', 50, 120, 10)
     with pytest.raises(InputError, match='exists already'):
         write_synthetic(tmp_path, 50, 120, 1000)
-    monkeypatch.setattr(module, '_draw_distinct', stop)
+    monkeypatch.setattr(pyg_c2f.datasets.synthetic, '_draw_distinct', stop)
     with pytest.raises(KeyboardInterrupt):
         write_synthetic(tmp_path / 'a', 50, 120, 1000)
     assert not list(tmp_path.iterdir())
+
+
+def test_example():
+    assert not doctest.testmod(pyg_c2f.datasets.synthetic).failed

@@ -13,10 +13,8 @@ from tests.nn.test_as_pyg_layers import (
     IDS,
     ITEMS,
     SQUARE,
-    WHOLE,
     D,
     U,
-    every_case,
     make_linear,
     parts,
 )
@@ -27,6 +25,8 @@ def same_numbers():
     torch.manual_seed(0)
 
 
+# The compiler does not trace WholeDataLoss as a whole.
+every_case = pytest.mark.parametrize('case', [x for x in CASES if x != 'WholeDataLoss'])
 # The tracer of older ones fails on a LinearC2F that has still to build its graph.
 BUILDS_FIRST = tuple(map(int, torch.__version__.split('.')[:2])) < (2, 13)
 
@@ -80,8 +80,8 @@ def test_compiles_to_machine_code():
 @pytest.mark.parametrize(
     'make',
     [
-        WHOLE['WholeDataLoss'],
-        lambda: (make_linear('fine', diffusion=0.4), (IDS, ITEMS)),
+        CASES['WholeDataLoss'],
+        lambda: (make_linear(diffusion=0.4), (IDS, ITEMS)),
         lambda: (
             AnchorConv(),
             (
@@ -121,7 +121,7 @@ def test_exports_any_number_of_ids_and_edges():
     ids = torch.randint(9, (4, 5))
     torch.testing.assert_close(exported.module()(ids), table(ids))
 
-    conv, args = CASES['AnchorConv']()
+    conv, args = AnchorConv(), (torch.randn(U, D), SQUARE, torch.rand(7))
     shapes = ({0: some}, {1: some}, {0: some})
     exported = torch.export.export(conv, args, dynamic_shapes=shapes).module()
     args = torch.randn(9, D), torch.randint(9, (2, 20)), torch.rand(20)
