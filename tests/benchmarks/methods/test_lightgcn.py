@@ -1,7 +1,6 @@
 """LightGCN against PyG and dense formulas: layers, losses, files, the watch."""
 
 from dataclasses import replace
-from functools import partial
 from math import inf
 
 import pytest
@@ -9,13 +8,8 @@ import torch
 import torch.nn.functional as F
 from methods import (
     CompressedLightGCN,
-    DHEmbedding,
-    HashEmbedding,
     LightGCN,
     LightGCNFromItems,
-    PEPEmbedding,
-    QREmbedding,
-    TTEmbedding,
     file_bytes,
 )
 from methods.lightgcn import adjacency, pyg_lightgcn
@@ -24,15 +18,9 @@ from torch_geometric.nn import LightGCN as PyGLightGCN
 
 from pyg_c2f.recipes.sampler import TripletSampler
 from tests.benchmarks.methods.conftest import generator, scores_of
+from tests.benchmarks.methods.test_methods import EMBEDDINGS
 
 LOSSES = ['whole', 'softmax', 'bpr']
-EMBEDDINGS = {
-    'hash': partial(HashEmbedding, num_buckets=9),
-    'quotient remainder': partial(QREmbedding, num_remainders=7),
-    'tensor train': partial(TTEmbedding, rank=2),
-    'deep hash': partial(DHEmbedding, num_hashes=6, hidden=(5,)),
-    'pruned': partial(PEPEmbedding, init_threshold=-2.0),
-}
 SMALL = {
     'embedding_dim': 8,
     'num_neg_samples': 12,

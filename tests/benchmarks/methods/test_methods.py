@@ -56,7 +56,7 @@ EMBEDDINGS = {
     'quotient remainder': partial(QREmbedding, num_remainders=2),
     'tensor train': partial(TTEmbedding, rank=2),
     'deep hash': partial(DHEmbedding, num_hashes=3, hidden=(3,)),
-    'pruned': partial(PEPEmbedding, init_threshold=-3.0),
+    'pruned': partial(PEPEmbedding, init_threshold=-2.0),
 }
 METHODS = {
     'popularity': Popularity(),
