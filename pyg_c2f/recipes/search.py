@@ -1,7 +1,7 @@
 r"""Settings of recipe ``fast`` chosen on validation items, for the data at hand."""
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import product
 from math import floor
@@ -26,8 +26,8 @@ WIDTHS = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 102
 SPECTRAL_POWERS = (0.0, 0.15, 0.3, 0.45, 0.6)
 SCORE_POWERS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 IMPORTANCE_POWERS = (0.5, 1.0, 0.25)
-# The scores of the sample are in memory: about 160 MB, and a copy.
-SAMPLE_SCORES, MOST_USERS, LEAST_USERS = 40_000_000, 4000, 500
+# The scores of the sample are in memory: some 64 MB, and a copy.
+SAMPLE_SCORES, MOST_USERS, LEAST_USERS = 16_000_000, 3000, 1000
 # Fewer validation users than these say nothing about settings.
 FEW_USERS = 30
 EXPONENTS = (
@@ -235,22 +235,22 @@ class _Search:
         if 'embedding_dim' in self.fixed:
             widths = [min(self.start.embedding_dim, len(spectrum.value))]
         best = replace(self.found.recipe, user_norm=user_norm, item_norm=item_norm)
-        top = -1.0
         # One after the other: they hardly depend on each other.
         for _ in range(1 if self.found.trials else 2):
             p, q = best.spectral_power, best.score_power
             tables = self.tables(spectrum, item_norm, p, widths)
-            scores = {k: self.ndcg(table, q) for k, table in tables}
-            k = max(scores, key=lambda k: scores[k])
-            for p in self.choices('spectral_power', SPECTRAL_POWERS):
-                ((_, table),) = self.tables(spectrum, item_norm, p, [k])
-                for q in self.choices('score_power', SCORE_POWERS):
-                    value = self.ndcg(table, q)
-                    if value > top:
-                        top = value
-                        best = replace(
-                            best, embedding_dim=k, spectral_power=p, score_power=q
-                        )
+            width, _ = _argmax((k, self.ndcg(table, q)) for k, table in tables)
+            powers = self.choices('spectral_power', SPECTRAL_POWERS)
+            tables = (
+                next(self.tables(spectrum, item_norm, p, [width])) for p in powers
+            )
+            p, _ = _argmax(
+                (p, self.ndcg(x, q)) for p, (_, x) in zip(powers, tables, strict=True)
+            )
+            _, table = next(self.tables(spectrum, item_norm, p, [width]))
+            powers = self.choices('score_power', SCORE_POWERS)
+            q, top = _argmax((q, self.ndcg(table, q)) for q in powers)
+            best = replace(best, embedding_dim=width, spectral_power=p, score_power=q)
         self.add(best, top)
         return top
 
@@ -320,11 +320,9 @@ class _Search:
         model = self.make(filled)
         scores = model.scorer()(self.sample.users)
         scores = scores / model.item_scale()
-        values = {
-            q: self.ndcg(scores, q) for q in self.choices('score_power', SCORE_POWERS)
-        }
-        q = max(values, key=lambda q: values[q])
-        self.add(replace(filled, score_power=q), values[q])
+        powers = self.choices('score_power', SCORE_POWERS)
+        q, top = _argmax((q, self.ndcg(scores, q)) for q in powers)
+        self.add(replace(filled, score_power=q), top)
         return True
 
     def make(self, recipe: FastRecipe) -> LinearC2F:
@@ -366,8 +364,8 @@ class _Search:
     def too_small(self) -> InputError:
         least = stored_bytes(self.make(replace(self.start, coarse_per_item=1.0)))
         return InputError(
-            f'size={self.size} bytes: a model of {self.items.num_rows} items takes about '
-            f'{least} at least; give more'
+            f'size={self.size} bytes: a model of {self.items.num_rows} items takes at '
+            f'least about {least}; give more'
         )
 
     def result(self) -> Found:
@@ -390,6 +388,11 @@ class _Search:
             'defaults'
         )
         return found
+
+
+def _argmax(values: Iterable[tuple[Any, float]]) -> tuple[Any, float]:
+    """The first pair with the largest value."""
+    return max(values, key=lambda pair: pair[1])
 
 
 def stored_bytes(model: LinearC2F) -> int:
