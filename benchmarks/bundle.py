@@ -1,4 +1,4 @@
-r"""What a bundle is worth: quality through its reader, bytes, milliseconds, newcomers.
+r"""How good a bundle is: quality through its reader, bytes, milliseconds, new users.
 
     python benchmarks/bundle.py curve --dataset gowalla --data-root ../shared/data
     python benchmarks/bundle.py bits --dataset gowalla --data-root ../shared/data
@@ -9,16 +9,16 @@ r"""What a bundle is worth: quality through its reader, bytes, milliseconds, new
     python benchmarks/bundle.py fuzz --dataset ml-100k --data-root ../shared/data
 
 ``curve``: for each size and each shape of a grid, the mean number of links that fills
-the file; the shape with the best validation NDCG@20 is the choice, and is looked at on
-all test users with several seeds. ``bits``: the same model with other bits of a weight.
-``newcomers``: users who are held out entirely, beside the same users in training.
+the file; the shape with the best validation NDCG@20 is chosen and evaluated on all test
+users with several seeds. ``bits``: the same model with other bits of a weight.
+``newcomers``: users who are held out entirely, against the same users in training.
 ``index`` and ``onnx``: lists of these beside the model's own. ``cost``: time and memory
 of the readers, with the files that ``curve`` has left.
 ``fuzz``: damaged bundles in both readers.
 
-All lists are those of :class:`pyg_c2f.bundle.Bundle` where it does not say otherwise,
-each from a user's own train items. Ids are left out of the files, a megabyte is a
-million bytes. What is done is kept in the JSON, and a second call goes on from there.
+Unless stated otherwise, lists come from :class:`pyg_c2f.bundle.Bundle` and from a
+user's own train items. Ids are left out of the files, a megabyte is a
+million bytes. Finished parts are kept in the JSON, and a second call continues there.
 """
 
 import json
@@ -67,14 +67,14 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 from tqdm import tqdm
 
-from pyg_c2f import fast
 from pyg_c2f.bundle import Bundle, BundleError
-from pyg_c2f.checkpoint import write_json
-from pyg_c2f.config import FastRecipe
 from pyg_c2f.evaluate import Score, evaluate, evaluate_split
 from pyg_c2f.export import write_bundle, write_onnx
+from pyg_c2f.files import write_json
+from pyg_c2f.index import ItemIndex
 from pyg_c2f.nn import LinearC2F
 from pyg_c2f.packing import WEIGHT_BITS
+from pyg_c2f.recipes import FastRecipe, fast
 from pyg_c2f.typing import ITEM, RATES, USER
 
 LENGTH = 20
@@ -96,7 +96,7 @@ NUM_DAMAGED, FUZZ_BLOCK = 10_000, 500
 
 
 def reader_score(bundle: Bundle, rowptr: Tensor, col: Tensor) -> Score:
-    """Scores that rank as the lists of a reader do; what is not in a list is last."""
+    """Scores that rank as a reader's lists do; items outside a list come last."""
 
     def score(users: Tensor) -> Tensor:
         out = torch.zeros(len(users), bundle.num_items)
@@ -150,7 +150,7 @@ def seeded(seed: int) -> torch.Generator:
 def build(data: HeteroData, recipe: FastRecipe, seed: int = 0) -> LinearC2F:
     """The model in its last stage, its weights as a checkpoint has them."""
     model = fast.build_fast(data, recipe, seeded(seed))
-    model.set_stage('fine' if recipe.fine_links else 'coarse')
+    model.set_stage('fine' if recipe.fine_per_item else 'coarse')
     return model
 
 
@@ -160,17 +160,17 @@ def export(model: LinearC2F, path: Path, bits: int = WEIGHT_BITS) -> int:
 
 
 def fill(data: HeteroData, recipe: FastRecipe, target: float, path: Path) -> Any:
-    """The links that fill the size, and what choosers find."""
+    """The links that fill the size, and the figures of the choosers."""
     links = 1.0
     each = data[ITEM].num_nodes * (WEIGHT_BITS + 9) / 8
     for _ in range(ATTEMPTS):
-        recipe = replace(recipe, coarse_links=floor(100 * links) / 100)
+        recipe = replace(recipe, coarse_per_item=floor(100 * links) / 100)
         size = export(build(data, recipe), path)
         too_large = links == 1 and size > target
         if too_large or EMPTIEST * target <= size <= FULLEST * target:
             break
         links = max(links + (target * (FULLEST + EMPTIEST) / 2 - size) / each, 1.0)
-    names = ('embedding_dim', 'coarse_links', 'fine_links', 'num_fine')
+    names = ('embedding_dim', 'coarse_per_item', 'fine_per_item', 'num_fine')
     cell = {'settings': {x: getattr(recipe, x) for x in names}, 'file': size}
     if size > target:
         return cell
@@ -182,7 +182,7 @@ def curve(data: HeteroData, base: FastRecipe, result: Any, args: Any) -> Iterato
     cells = result.setdefault('cells', {})
     with remembered('spectral_features', spectrum_key):
         for width, levels, least in tqdm(SHAPES, 'shapes'):
-            shape = {'embedding_dim': width, 'fine_links': levels}
+            shape = {'embedding_dim': width, 'fine_per_item': levels}
             shape |= {'num_fine': PER_LEVEL * levels} if levels else {}
             for size in [x for x in SIZES if x >= least]:
                 name = f'{size:g} MB, {width} wide, {levels} levels'
@@ -321,7 +321,7 @@ def split_newcomers(data: HeteroData, draw: int) -> tuple[Tensor, Tensor, Tensor
 def newcomers(
     data: HeteroData, base: FastRecipe, result: Any, args: Any
 ) -> Iterator[None]:
-    """Recall for people who were never in training, and for the same ones in it."""
+    """Quality for users who were never in training, and for the same users in it."""
     sizes = data[USER].num_nodes, data[ITEM].num_nodes
     runs = result.setdefault('runs', {})
     for drawn in tqdm(range(args.seeds), 'draws'):
@@ -494,22 +494,20 @@ def in_browser(url: str) -> dict[str, float] | None:
 
 
 def index(data: HeteroData, base: FastRecipe, result: Any, args: Any) -> Iterator[None]:
-    """What a faiss index finds of the exact lists of the model, and how fast."""
+    """How much of the exact lists a faiss index finds, and how fast."""
     model, cells = build(data, base), result.setdefault('cells', {})
     _, histories = askers(data)
     exact, _ = model.recommend(history=histories, k=LENGTH)
     for share in tqdm((None, 32, 16, 8, 4), 'index'):
         made, name, visited = None, 'exact, all items', model.num_items
         if share is not None:
-            num_cells = model.build_index().num_cells
-            made = model.build_index(num_cells, -(-num_cells // share))
+            num_cells = ItemIndex(model).num_cells
+            made = ItemIndex(model, num_cells, -(-num_cells // share))
             name = f'1 of {share} cells'
             visited = model.num_items // share
-        found, _ = model.recommend(history=histories, k=LENGTH, index=made)
-        ms = [
-            timed(partial(model.recommend, history=x, k=LENGTH, index=made))
-            for x in histories[:100]
-        ]
+        recommend = model.recommend if made is None else made.recommend
+        found, _ = recommend(history=histories, k=LENGTH)
+        ms = [timed(partial(recommend, history=x, k=LENGTH)) for x in histories[:100]]
         cells[name] = {
             'visited': visited,
             'kept': share_kept(found.numpy(), exact),
@@ -615,7 +613,7 @@ def fuzz(data: HeteroData, base: FastRecipe, result: Any, args: Any) -> Iterator
 
 
 def fuzz_rows(result: Any) -> tuple[str, list[list[str]]]:
-    """What became of them."""
+    """The outcomes and how often they occurred."""
     rows = [[name, f'{count:,}'] for name, count in result['counts'].items()]
     rows += [
         [f'slowest in {name}, ms', f'{x:.0f}']
@@ -670,7 +668,7 @@ PARTS: dict[str, tuple[Any, Any, str]] = {
         index_rows,
         f'The default recipe at seed 0, `model.recommend(history=...)` for {NUM_LISTS} '
         'users, one at a time for the milliseconds (medians). The index is the one of '
-        '`model.build_index`, whose default is 1 of 8 cells.',
+        '`pyg_c2f.index.ItemIndex`, whose default is 1 of 8 cells.',
     ),
     'onnx': (
         onnx,
@@ -708,7 +706,7 @@ def text(part: str, result: Any) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs what is not done yet of a part."""
+    """Runs the unfinished steps of a part."""
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ['--measure-numpy']:
         print(json.dumps(measure_numpy(Path(argv[1]), json.load(sys.stdin))))

@@ -10,9 +10,13 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from pyg_c2f import codes, spectral
-from pyg_c2f.config import FastRecipe
-from pyg_c2f.spectral import OVERSAMPLING, VARIMAX_ITERATIONS, SharedInteractions
+from pyg_c2f.anchors import codes, spectral
+from pyg_c2f.anchors.spectral import (
+    OVERSAMPLING,
+    VARIMAX_ITERATIONS,
+    SharedInteractions,
+)
+from pyg_c2f.recipes import FastRecipe
 from pyg_c2f.typing import KS
 
 
@@ -152,11 +156,11 @@ def anchors_bytes(
     coarse = threshold_bytes(size) + moved((4 + 4) * num_items * links, size)
     out = degrees + vectors_bytes(num_items, vectors, size)
     out += varimax_bytes(rank, size) + coarse
-    if recipe.fine_links:
-        level = min(recipe.num_fine // recipe.fine_links, num_items), rank
-        runs = [4] + [codes.KMEANS_ITERATIONS] * recipe.fine_links
+    if recipe.fine_per_item:
+        level = min(recipe.num_fine // recipe.fine_per_item, num_items), rank
+        runs = [4] + [codes.KMEANS_ITERATIONS] * recipe.fine_per_item
         out += sum(kmeans_bytes(num_items, *level, n, size) for n in runs)
-        out += moved((4 + 4) * num_items * recipe.fine_links, size)
+        out += moved((4 + 4) * num_items * recipe.fine_per_item, size)
     return out
 
 

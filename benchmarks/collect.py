@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pyg_c2f.checkpoint import write_json
+from pyg_c2f.files import write_json
 
 RESULTS = Path(__file__).parent / 'results'
 PHASES = [(stage, f'phase{phase}') for stage in ('coarse', 'fine') for phase in (1, 2)]
@@ -30,7 +30,7 @@ PUBLISHED = {
 
 
 def gather(folder: Path) -> dict[str, Any]:
-    """What a run directory tells."""
+    """The call, the metrics and the history of a run."""
     config = json.loads((folder / 'config.json').read_text())
     lines = (folder / 'history.jsonl').read_text().splitlines()
     path = folder / 'metrics.json'

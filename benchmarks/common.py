@@ -1,4 +1,4 @@
-"""What the scripts share: arguments, results and tables, runs of recipe fast."""
+"""Shared by the scripts: arguments, results and tables, runs of recipe fast."""
 
 import argparse
 import json
@@ -16,15 +16,14 @@ import torch
 from torch_geometric.data import HeteroData
 from torch_geometric.utils import degree
 
-from pyg_c2f import fast
-from pyg_c2f.checkpoint import model_bytes, write_json, write_text
-from pyg_c2f.config import FastRecipe, get_recipe
+from pyg_c2f.checkpoint import model_bytes
 from pyg_c2f.datasets import get_dataset
 from pyg_c2f.evaluate import evaluate_split
-from pyg_c2f.fast import train_fast
+from pyg_c2f.experiment import reuse_freed_memory
+from pyg_c2f.files import write_json, write_text
 from pyg_c2f.packing import WEIGHT_BITS, num_bits
-from pyg_c2f.train import check_run, reuse_freed_memory
-from pyg_c2f.typing import ITEM, RATES, Stage
+from pyg_c2f.recipes import FastRecipe, TrainingOptions, fast, get_recipe, train
+from pyg_c2f.typing import ITEM, RATES
 
 ROOT = Path(__file__).resolve().parents[1]
 METRICS = ('ndcg@20', 'recall@20')
@@ -91,13 +90,13 @@ def result_path(args: argparse.Namespace, name: str) -> Path:
 
 
 def read_result(path: Path, parts: Iterable[str]) -> dict[str, Any]:
-    """What an earlier call has left, each of the parts a dictionary."""
+    """The result of an earlier call; a part that is missing is an empty dictionary."""
     result = json.loads(path.read_text()) if path.exists() else {}
     return {part: result.get(part, {}) for part in parts}
 
 
 def header(name: str, args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
-    """How the figures came about."""
+    """The call, the data and the machine behind the figures."""
     return {
         'call': shlex.join(['python', f'benchmarks/{name}.py', *argv]),
         'dataset': getattr(args, 'dataset', 'generated'),
@@ -173,17 +172,16 @@ def stored_bytes(sizes: dict[str, int]) -> int:
 
 def measure(data: HeteroData, recipe: FastRecipe, seed: int) -> dict[str, Any]:
     """Figures of one run: validation and test, bytes, seconds without rankings."""
-    check_run(data, recipe)
-    stages: tuple[Stage, ...] = ('fine',) if recipe.fine_links else ('coarse',)
-    model, results, clock = train_fast(data, recipe, seed, stages)
+    run = train(data, recipe, TrainingOptions(seed))
+    model = run.model
     test = evaluate_split(model.scorer(), data, 'test', ks=(20,))
-    val = results[model.stage][1]['val']
+    val = run.phases[model.stage][1]['val']
     sizes = model_bytes(model)
     return {
         'val': {name: val[name] for name in METRICS},
         'test': {name: test[name] for name in METRICS},
         'bytes': sizes | {'stored': stored_bytes(sizes)},
-        'seconds': round(clock['anchors'], 3),
+        'seconds': round(run.seconds['anchors'], 3),
         **stamp(),
     }
 
@@ -191,7 +189,7 @@ def measure(data: HeteroData, recipe: FastRecipe, seed: int) -> dict[str, Any]:
 def run_seeds(
     data: HeteroData, recipe: FastRecipe, seeds: int, entry: dict[str, Any]
 ) -> Iterable[int]:
-    """Fills an entry with the seeds that it lacks, and tells after each of them."""
+    """Runs the seeds that an entry lacks; yields after each so that it can be saved."""
     if entry.get('recipe') != asdict(recipe):
         entry.clear()
         entry |= {'recipe': asdict(recipe), 'runs': {}}
@@ -239,14 +237,14 @@ def link_bytes(recipe: FastRecipe, num_rows: int) -> float:
 
 
 def estimated_bytes(data: HeteroData, recipe: FastRecipe) -> float:
-    """About the stored size of a model, before it is built."""
+    """An estimate of the stored size of a model before it is built."""
     num_items = data[ITEM].num_nodes
     most = int(degree(data[RATES].edge_index[1], num_items).max())
     scalars = num_items * (1 if most < 256 else 2 if most < 1 << 15 else 4)
-    size = scalars + num_items + recipe.coarse_links * link_bytes(recipe, num_items)
-    if recipe.fine_links:
-        per_level = recipe.num_fine // recipe.fine_links
-        size += num_items * recipe.fine_links * num_bits(per_level) / 8
+    size = scalars + num_items + recipe.coarse_per_item * link_bytes(recipe, num_items)
+    if recipe.fine_per_item:
+        per_level = recipe.num_fine // recipe.fine_per_item
+        size += num_items * recipe.fine_per_item * num_bits(per_level) / 8
         entry = (1 if recipe.embedding_dim <= 256 else 2) + 2
         size += fast.DENSITY * recipe.num_fine * recipe.embedding_dim * entry
         size += 4 * (recipe.num_fine + 1)
@@ -255,7 +253,7 @@ def estimated_bytes(data: HeteroData, recipe: FastRecipe) -> float:
 
 @contextmanager
 def remembered(name: str, key: Callable[..., Any], num_kept: int = 1) -> Iterator[None]:
-    """Lets ``pyg_c2f.fast`` compute the same thing once only, in this block.
+    """Caches a function of ``pyg_c2f.recipes.fast`` within this block.
 
     Args:
         name (str): A function there that takes a generator at the end.
@@ -285,10 +283,13 @@ def remembered(name: str, key: Callable[..., Any], num_kept: int = 1) -> Iterato
         setattr(fast, name, function)
 
 
+NORMS = ('user_norm', 'item_norm')
+
+
 def spectrum_key(*args: Any) -> tuple[Any, ...]:
     """What the features of the spectrum depend on."""
-    interactions, _, recipe, _ = args
-    names = ('embedding_dim', 'power', 'popularity', 'user_norm', 'item_norm')
+    interactions, _, recipe, *_ = args
+    names = ('embedding_dim', 'spectral_power', 'importance_power', *NORMS)
     return interactions.by_user.col.numel(), *(getattr(recipe, name) for name in names)
 
 

@@ -5,13 +5,13 @@ r"""The same run on one process and on many: figures, bytes, scaling, a lost pro
     python benchmarks/distributed.py --part lost --dataset synthetic --recipe paper
 
 Parts: ``same`` trains by one process, by two, by four, and by two nodes of two that
-have nothing but a network in common, and compares what they leave. ``bytes`` counts
-what single steps put on the wire, in a network of its own, and sets it against a
-formula. ``scaling`` gives each process a core and one thread, and takes the times of
-the phases of a run in turns with those of one process. ``lost`` kills one process of a
-training of recipe paper, which must end with a word on how to go on, goes on with
-another number of processes, or by itself under ``torchrun --max-restarts``. All
-processes have one thread. Each call adds to the results or renews what is there.
+share nothing but a network, and compares the resulting files. ``bytes`` counts what
+single steps send, in a network of its own, and compares it with a formula. ``scaling``
+gives each process a core and one thread, and times the phases of a run in turns with
+those of one process. ``lost`` kills one process of a training of recipe paper, which
+must end with a line that says how to continue; it is continued with another number of
+processes, or by ``torchrun --max-restarts``. All processes have one thread. Each call
+adds to the results or replaces earlier ones.
 """
 
 import argparse
@@ -58,26 +58,27 @@ from common import (
 from torch_geometric.data import HeteroData
 from tqdm import tqdm
 
-from pyg_c2f import codes
-from pyg_c2f.checkpoint import read_tensors, write_json, write_text
+from pyg_c2f.anchors import codes
+from pyg_c2f.anchors.spectral import _ritz, _times_gram, shared_interactions
+from pyg_c2f.checkpoint import read_tensors
 from pyg_c2f.cli.torchrun import join, leave
-from pyg_c2f.config import RECIPES, FastRecipe, Recipe, get_recipe
 from pyg_c2f.datasets import get_dataset
 from pyg_c2f.evaluate import evaluate_split
-from pyg_c2f.fast import build_fast, own_scorer, share_pairs
-from pyg_c2f.nn import C2F, BPRLoss
-from pyg_c2f.resume import read_resume
-from pyg_c2f.shards import Group, Rows, one_block_each
-from pyg_c2f.spectral import _ritz, _times_gram, shared_interactions
-from pyg_c2f.train import (
-    SharedLoss,
-    Triples,
-    build_model,
-    make_optimizer,
-    reuse_freed_memory,
-    start_coarse,
-    train_step,
+from pyg_c2f.experiment import reuse_freed_memory
+from pyg_c2f.files import write_json, write_text
+from pyg_c2f.nn import C2F
+from pyg_c2f.recipes import (
+    RECIPES,
+    FastRecipe,
+    PaperRecipe,
+    TrainingOptions,
+    get_recipe,
 )
+from pyg_c2f.recipes.base import own_scorer
+from pyg_c2f.recipes.fast import build_fast, share_pairs
+from pyg_c2f.recipes.paper import Triples
+from pyg_c2f.recipes.resume import read_resume
+from pyg_c2f.shards import Group, Rows, one_block_each
 from pyg_c2f.typing import ITEM, USER
 
 SCRIPT = Path(__file__).resolve()
@@ -106,14 +107,14 @@ STEPS = 10
 
 
 class Process(NamedTuple):
-    """A program that was started, and the files that take what it says."""
+    """A program that was started, and the files with its output."""
 
     popen: 'subprocess.Popen[bytes]'
     log: Path
 
     @property
     def errors(self) -> str:
-        """What it has said on standard error."""
+        """What it has written to standard error."""
         return self.log.with_suffix('.err').read_text()
 
 
@@ -133,7 +134,7 @@ def start(command: Sequence[str], log: Path, **env: str) -> Process:
 
 
 def wait(processes: Sequence[Process], timeout: float) -> list[int]:
-    """Waits for programs, and ends them all where one takes too long."""
+    """Waits for programs, and terminates all of them if one takes too long."""
     try:
         return [process.popen.wait(timeout) for process in processes]
     finally:
@@ -144,7 +145,7 @@ def wait(processes: Sequence[Process], timeout: float) -> list[int]:
 
 
 def check(processes: Sequence[Process], timeout: float) -> None:
-    """Waits for programs that must not fail."""
+    """Waits for programs and raises an error if one of them fails."""
     if any(wait(processes, timeout)):
         said = '\n'.join(process.errors[-3000:] for process in processes)
         raise SystemExit(f'{processes[0].popen.args!r} failed:\n{said}')
@@ -159,7 +160,7 @@ def python(size: int, *options: str) -> list[str]:
 
 
 def reason(error: Exception) -> str:
-    """Why a program could not do what it was to, in its own words."""
+    """The error message of a program on one line."""
     return ' '.join((getattr(error, 'stderr', None) or str(error)).split())
 
 
@@ -245,7 +246,7 @@ def train_call(args: argparse.Namespace, dataset: str, out: Path) -> list[str]:
 def worker(
     args: argparse.Namespace, part: str, dataset: str, size: int, prefix: Sequence[str]
 ) -> dict[str, Any]:
-    """What this script finds as the processes of a part."""
+    """The result of this script, run as the processes of a part."""
     out = args.work / f'{part}-{size}.json'
     out.unlink(missing_ok=True)
     job = vars(args) | {'part': part, 'dataset': dataset, 'out': str(out)}
@@ -399,7 +400,7 @@ def fast_cases(job: dict[str, Any], data: HeteroData) -> tuple[Group, list[Case]
     """The steps of recipe fast."""
     recipe = recipe_of(job)
     assert isinstance(recipe, FastRecipe)
-    group = Group(recipe.partitions, is_distributed=True)
+    group = Group(recipe.num_shards, is_distributed=True)
     size, num_items = group.size, data[ITEM].num_nodes
     _, users, own = share_pairs(data, group)
     items = group.rows(num_items)
@@ -412,8 +413,8 @@ def fast_cases(job: dict[str, Any], data: HeteroData) -> tuple[Group, list[Case]
     product = _times_gram(interactions, x)
     with counted_columns() as columns:
         model = build_fast(data, recipe, torch.Generator().manual_seed(0), group)
-    vectors = Vectors(width, columns, model.basis['rounds'])
-    model.set_stage('fine' if recipe.fine_links else 'coarse')
+    vectors = Vectors(width, columns, model.diagnostics['basis']['rounds'])
+    model.set_stage('fine' if recipe.fine_per_item else 'coarse')
     refills: list[int] = []
 
     def build() -> None:
@@ -466,7 +467,7 @@ def paper_cases(job: dict[str, Any], data: HeteroData) -> tuple[Group, list[Case
     """The steps of recipe paper, in its coarse stage."""
     group = one_block_each(is_distributed=True)
     recipe = recipe_of(job)
-    assert isinstance(recipe, Recipe)
+    assert isinstance(recipe, PaperRecipe)
     model, batch_size = start_model(data, recipe), recipe.batch_size_coarse
     step = Case(
         'training step',
@@ -480,34 +481,31 @@ def paper_cases(job: dict[str, Any], data: HeteroData) -> tuple[Group, list[Case
     return group, [step, evaluation]
 
 
-def recipe_of(job: dict[str, Any]) -> Recipe | FastRecipe:
+def recipe_of(job: dict[str, Any]) -> PaperRecipe | FastRecipe:
     """The recipe of a job; anchors of recipe paper start at random, for speed."""
     changes = {'fast': [], 'paper': ['anchors=random']}[job['recipe']]
     settings = dict(pair.partition('=')[::2] for pair in [*changes, *job['set']])
     return get_recipe(job['recipe'], job['dataset'], settings)
 
 
-def start_model(data: HeteroData, recipe: Recipe) -> C2F:
+def start_model(data: HeteroData, recipe: PaperRecipe) -> C2F:
     """A model at the start of its coarse stage."""
-    model = build_model(data, recipe)
-    start_coarse(model, recipe, torch.Generator().manual_seed(0))
-    return model
+    return recipe.start(data, 'coarse', None, TrainingOptions(seed=0))
 
 
-def paper_step(data: HeteroData, recipe: Recipe, group: Group) -> Callable[[], object]:
+def paper_step(
+    data: HeteroData, recipe: PaperRecipe, group: Group
+) -> Callable[[], object]:
     """A training step of a batch that is drawn once."""
     model = start_model(data, recipe)
-    loss = BPRLoss(recipe.lambda_reg)
-    is_shared = group.size > 1
-    criterion = SharedLoss(model, loss, group) if is_shared else loss
-    optimizer = make_optimizer(model, recipe)
+    trainer = recipe.trainer(model, data, TrainingOptions(group=group))
     generator = torch.Generator().manual_seed(1)
     user, positive, negative = (
         torch.randint(high, (recipe.batch_size_coarse,), generator=generator)
         for high in (model.num_users, model.num_items, model.num_items)
     )
     triples: Triples = (user, positive, negative)
-    return lambda: train_step(model, optimizer, criterion, triples, recipe.clip)
+    return lambda: trainer.step(triples)
 
 
 def bytes_(args: argparse.Namespace, dataset: str) -> dict[str, Any]:
@@ -572,7 +570,7 @@ def take_times(job: dict[str, Any], data: HeteroData) -> dict[str, float]:
         times[name] = median(seconds)
         return out
 
-    if isinstance(recipe, Recipe):
+    if isinstance(recipe, PaperRecipe):
         group = one_block_each(is_distributed)
         step = paper_step(data, recipe, group)
         for _ in range(3):
@@ -586,10 +584,10 @@ def take_times(job: dict[str, Any], data: HeteroData) -> dict[str, float]:
         return times
 
     def run() -> None:
-        group = Group(recipe.partitions, is_distributed)
+        group = Group(recipe.num_shards, is_distributed)
         generator = torch.Generator().manual_seed(0)
         model = timed('anchors', lambda: build_fast(data, recipe, generator, group))
-        model.set_stage('fine' if recipe.fine_links else 'coarse')
+        model.set_stage('fine' if recipe.fine_per_item else 'coarse')
         users = group.rows(model.num_users)
         score = own_scorer(model, data, users) if is_distributed else model.scorer()
         timed('evaluation', lambda: evaluate_split(score, data, 'val', users=users))
@@ -759,7 +757,7 @@ def lose(
 def lost(args: argparse.Namespace, dataset: str) -> dict[str, Any]:
     """Loses processes at random times, in each of :data:`LOSSES`."""
     if args.recipe != 'paper':
-        raise SystemExit('--part lost: recipe fast is over too soon, --recipe paper')
+        raise SystemExit('--part lost needs --recipe paper: recipe fast ends too soon')
     whole = args.work / f'lost-{dataset}-whole'
     shutil.rmtree(whole, ignore_errors=True)
     begin = time.perf_counter()

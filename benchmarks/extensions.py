@@ -1,4 +1,4 @@
-r"""What torch-scatter and torch-sparse bring: seconds of a propagation.
+r"""What torch-scatter and torch-sparse contribute: seconds of a propagation.
 
     python benchmarks/extensions.py --dataset gowalla --data-root ../shared/data
 
@@ -135,7 +135,7 @@ def main(argv: list[str]) -> None:
         [name, *(f'{1e3 * x[k]:.1f} ms ({x[k] / base[k]:.2f})' for k in kinds)]
         for name, x in seconds.items()
     ]
-    text = '# What torch-scatter and torch-sparse bring\n\n'
+    text = '# What torch-scatter and torch-sparse contribute\n\n'
     text += header_text(result, [result])
     text += f'\nItems to users, {args.width} columns; the forms differ by at most '
     text += f'{apart:.0e}. In brackets: times torch.sparse.\n\n'

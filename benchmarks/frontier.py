@@ -1,18 +1,18 @@
-r"""Every serious way to make a recommender small: quality against bytes.
+r"""Ways to make a recommender small: quality against bytes.
 
     python benchmarks/frontier.py --dataset lastfm --data-root ../shared/data
 
 Each method gets the same number of trials (Optuna; validation items of protocol
 standard), fewer where it has used up ``--seconds``, over what sets its size and what
 sets its quality together; no settings are chosen on test items. For each of a row of
-sizes the best trial that is not larger goes on to be fitted to train.txt with several
-seeds and looked at on test items of both protocols. Its bytes are those of the file
-with its tensors, from which it is read again before it is looked at. What is compressed
-after training starts from the best tables of each width of its uncompressed method.
+sizes, the best trial that fits is fitted again to train.txt with several seeds and
+evaluated on test items of both protocols. Its bytes are those of the file with its
+tensors, which is read again before the evaluation. Tables that are compressed after
+training are the best ones of each width of the uncompressed method.
 
-What is done is kept in frontier.json, so that a second call goes on where the first
+Finished work is kept in frontier.json, so that a second call continues where the first
 one stopped; ``--only`` runs some methods, and several such calls may run beside each
-other. ``--quick`` is a look in minutes, written to frontier-quick.json.
+other. ``--quick`` takes minutes and writes frontier-quick.json.
 """
 
 import fcntl
@@ -58,11 +58,11 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 from tqdm import tqdm
 
-from pyg_c2f.checkpoint import whole_file, write_json, write_text
 from pyg_c2f.datasets import get_dataset
 from pyg_c2f.datasets.interactions import with_validation_in_train
 from pyg_c2f.evaluate import Score, evaluate, exclude_edges, rank_items
-from pyg_c2f.train import reuse_freed_memory
+from pyg_c2f.experiment import reuse_freed_memory
+from pyg_c2f.files import whole_file, write_json, write_text
 from pyg_c2f.typing import ITEM, RATES, USER, InputError
 
 # Of a size: the last fit has more interactions than the trials, and its seeds differ.
@@ -171,7 +171,7 @@ def look(
 
 
 def ranked(score: Score, users: Tensor, exclude: Tensor, histories: Histories) -> Score:
-    """Scores that give the same first twenty, at no cost."""
+    """Scores with the same first twenty items, without computing them again."""
     top = rank_items(score, users, histories.num_items, exclude, K)
     place = torch.full((histories.num_users,), -1)
     place[users] = torch.arange(len(users))
@@ -232,7 +232,7 @@ def on_test(method: Baseline, data: Data, store: Store, seed: int) -> dict[str, 
 def starts(
     name: str, data: Data, bases: list[dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
-    """Parameters of the first trials; what they leave open is drawn."""
+    """Parameters of the first trials; Optuna draws those that are not given."""
     num_users, num_items = data.tune.num_users, data.tune.num_items
     width = 512 if num_items > 30_000 else 256 if num_items > 10_000 else 96
     for params in METHODS[name].starts:
@@ -259,9 +259,9 @@ def tune(
     bases: list[dict[str, Any]],
     args: Namespace,
 ) -> Iterator[None]:
-    """Fills an entry with trials, and tells after each of them.
+    """Adds trials to an entry; yields after each so that it can be saved.
 
-    The sampler draws the same again in a second call, which finds what is there.
+    In a second call the sampler draws the same trials again, and finds their results.
     """
     import optuna
 
@@ -345,9 +345,9 @@ def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def finish(
     method: Baseline, data: Data, store: Store, seeds: int, final: dict[str, Any]
 ) -> Iterator[None]:
-    """Fills a chosen point with the seeds that it lacks, and tells after each.
+    """Runs the seeds that a chosen point lacks; yields after each.
 
-    Where nothing is drawn, one will do.
+    One seed is enough for a method without randomness.
     """
     runs = final['runs']
     for seed in range(seeds):
@@ -371,7 +371,7 @@ def result_file(path: Path) -> Iterator[dict[str, Any]]:
 def run_method(
     name: str, data: Data, store: Store, path: Path, args: Namespace, bar: tqdm
 ) -> None:
-    """Tunes a method and fits what was chosen, writing everything down."""
+    """Tunes a method, fits the chosen settings and saves all results."""
 
     def entries(result: dict[str, Any]) -> dict[str, Any]:
         found = result['datasets'].setdefault(data.name, {'methods': {}})
@@ -414,14 +414,14 @@ def run_method(
 
 
 def order_of(names: Sequence[str]) -> list[str]:
-    """Methods, those that start from others behind these."""
+    """The methods, each after the one whose tables it starts from."""
     return [x for x in METHODS if x in names and not METHODS[x].base] + [
         x for x in METHODS if x in names and METHODS[x].base
     ]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs what is not done yet, then draws."""
+    """Runs the unfinished work, then writes tables and pictures."""
     argv = sys.argv[1:] if argv is None else argv
     parser = make_parser(__doc__)
     parser.add_argument('--dataset', default='lastfm')
@@ -432,7 +432,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument('--seeds', type=int, default=5)
     parser.add_argument('--only', nargs='+', choices=list(METHODS), metavar='NAME')
-    parser.add_argument('--quick', action='store_true', help='a look in minutes')
+    parser.add_argument(
+        '--quick', action='store_true', help='takes minutes: few trials, one seed'
+    )
     parser.add_argument('--runs', type=Path, default='runs/frontier')
     parser.add_argument(
         '--sizes', nargs='+', type=int, default=SIZES, help='in bytes, to choose for'

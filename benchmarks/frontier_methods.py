@@ -40,7 +40,7 @@ from methods import (
 )
 from torch_geometric.data import HeteroData
 
-from pyg_c2f.config import FastRecipe, Recipe
+from pyg_c2f.recipes import FastRecipe, PaperRecipe
 
 SIZES = (10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 1_500_000)
 SIZES += (2_500_000, 5_000_000, 10_000_000, 100_000_000, 1_000_000_000)
@@ -62,7 +62,7 @@ class Data(NamedTuple):
 
 
 class Known:
-    """The parameters of a trial that was, behind the same calls."""
+    """Stands for a trial, with the parameters of an earlier one."""
 
     def __init__(self, params: dict[str, Any]) -> None:
         self.params = params
@@ -286,7 +286,7 @@ def pruning(trial: Any, width: int) -> Codec:
 def _legcf(trial: Any, data: Data, bases: Any) -> Baseline:
     # The coarse stage with the settings of its README; on lastfm's validation items
     # re-assignment brought nothing after epoch 90 of the published recipe.
-    return Paper(Recipe(num_coarse=500), coarse_epochs=(90, 91))
+    return Paper(PaperRecipe(num_coarse=500), coarse_epochs=(90, 91))
 
 
 def post_training(
@@ -320,30 +320,34 @@ def ours(graph: bool) -> Callable[..., Baseline]:
         sizes = sizes_of_ours(data)
         size = trial.suggest_categorical('size', sizes)
         levels = trial.suggest_categorical('fine_links', [0, 1, 2])
+        norms = normalisation(trial)
         recipe = FastRecipe(
             embedding_dim=trial.suggest_categorical(
                 'embedding_dim', [*narrow, 128, 256, 512, *wide]
             ),
-            **normalisation(trial),
+            user_norm=norms['user_norm'],
+            item_norm=norms['item_norm'],
+            spectral_power=norms['power'],
+            score_power=norms['item_power'],
             diffusion=number(trial, 'diffusion', 0.1, 2) if graph else 0.0,
-            coarse_links=1.0,
+            coarse_per_item=1.0,
         )
         # As many levels as leave room for a link and a half of every item. The names
         # of the tensors and the settings take a kilobyte and a half.
         for fine in range(levels, -1, -1):
-            filled = replace(recipe, fine_links=fine, num_fine=256 * max(fine, 1))
+            filled = replace(recipe, fine_per_item=fine, num_fine=256 * max(fine, 1))
             room = 0.97 * size - 1500 - estimated_bytes(data.standard, filled)
             links = 1 + room / link_bytes(filled, num_items)
             if links >= 1.5:
                 break
         most = recipe.embedding_dim / 4
-        return Fast(replace(filled, coarse_links=round(min(links, most), 2)))
+        return Fast(replace(filled, coarse_per_item=round(min(links, most), 2)))
 
     return suggest
 
 
-# What is known to be good goes first: of normalisations, those that a look at
-# validation items of the three data sets gave for the low pass.
+# Good settings come first: these normalisations were found for the low pass on the
+# validation items of the three data sets.
 NORMS = tuple(
     {'user_norm': a, 'item_norm': b, 'item_power': q, 'power': p}
     for a, b, q, p in (

@@ -13,8 +13,8 @@ OURS = ('ours', 'ours with graph')
 PUBLISHED = {
     'gowalla': {'LightGCN': 0.1554, 'GF-CF': 0.1518, 'BSPM': 0.1597, 'EASE': 0.1467}
 }
-SHOWN = ('embedding_dim', 'coarse_links', 'fine_links', 'user_norm', 'item_norm')
-SHOWN += ('power', 'item_power', 'diffusion')
+SHOWN = ('embedding_dim', 'coarse_per_item', 'fine_per_item', 'user_norm', 'item_norm')
+SHOWN += ('spectral_power', 'score_power', 'diffusion')
 MARKERS = 'osD^v<>PX*hpd'
 
 
@@ -33,7 +33,7 @@ class Point(NamedTuple):
 
 
 def points(methods: dict[str, Any]) -> list[Point]:
-    """All that has been looked at on test items, by size."""
+    """All points with figures on test items, by size."""
     found = [
         Point(name, final)
         for name, entry in methods.items()
@@ -44,7 +44,7 @@ def points(methods: dict[str, Any]) -> list[Point]:
 
 
 def front(found: Sequence[Point]) -> list[Point]:
-    """The points that no smaller one is as good as."""
+    """The points that are better than every smaller one."""
     out: list[Point] = []
     for point in found:
         if not out or point.quality() > out[-1].quality():
@@ -87,7 +87,7 @@ def size_rows(found: Sequence[Point], protocol: str) -> Iterator[list[str]]:
 
 
 def readable(final: dict[str, Any]) -> str:
-    """What a trial chose, in short."""
+    """The settings of a trial in short form."""
     if 'FastRecipe(' in final['settings']:
         # The links, and as many levels as there was room for, come from the size.
         settings = ast.parse(final['settings'], mode='eval').body

@@ -38,8 +38,8 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from pyg_c2f.checkpoint import write_json, write_text
 from pyg_c2f.datasets import InteractionDataset
+from pyg_c2f.files import write_json, write_text
 from pyg_c2f.typing import RATES, InputError
 
 READERS = ('text', 'inter', 'csv', 'parquet')
@@ -132,7 +132,7 @@ def csv_files(rng: random.Random, rows: list[Pair]) -> Files:
 
 
 def parquet_file(rng: random.Random, rows: list[Pair]) -> bytes:
-    """A Parquet table; one in six has ids of a type that is no id."""
+    """A Parquet table; one in six has ids of a type that cannot be an id."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -609,7 +609,7 @@ def work(seed: int, reader: str, first: int, cases: int) -> None:
 
 
 def run(seed: int, reader: str, first: int, cases: int) -> Iterator[list[Any]]:
-    """Lines of :func:`work`; a case that ends its process is one, too."""
+    """Lines of :func:`work`, and one for each case that ended its process."""
     end = first + cases
     while first < end:
         call = [sys.executable, __file__, '--work', '--seed', str(seed)]

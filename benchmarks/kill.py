@@ -1,4 +1,4 @@
-r"""Kills runs and continues them: do they end with the same bits?
+r"""Kills and resumes runs: do they end with the same bits?
 
     python benchmarks/kill.py --points 50
 
@@ -7,8 +7,8 @@ random evaluation) or at a random write of a file (half written, before it takes
 name, just after), and is then continued with ``--resume``; half of the continued runs
 are killed once more. In the end all files are compared with those of a run that was
 never killed: models byte for byte, figures and history but for their seconds. Of every
-other run the newer of the two states on disk is also cut short, so that it goes on from
-the one before.
+other run the newer of the two states on disk is also cut short, so that it continues
+from the older one.
 """
 
 import contextlib
@@ -37,8 +37,8 @@ from common import (
 )
 from tqdm import tqdm
 
-from pyg_c2f import checkpoint
-from pyg_c2f.resume import resume_files
+from pyg_c2f import files
+from pyg_c2f.recipes.resume import resume_files
 
 # Eight epochs of each stage; phase 2 begins after four or so.
 SETTINGS = {
@@ -63,7 +63,7 @@ def die() -> None:
 def kill_at_write(kind: str, number: int) -> None:
     """Has this process die at its n-th write of a whole file."""
     left = [number]
-    write, sync = Path.write_bytes, checkpoint._sync
+    write, sync = Path.write_bytes, files._sync
 
     def half(path: Path, content: bytes) -> int:
         if path.suffix == '.part':
@@ -84,7 +84,7 @@ def kill_at_write(kind: str, number: int) -> None:
     if kind == 'half written':
         Path.write_bytes = half  # type: ignore[method-assign, assignment]
     else:
-        checkpoint._sync = at_sync
+        files._sync = at_sync
 
 
 def work(call: list[str], kill: Kill | None, log: Path) -> None:

@@ -1,13 +1,13 @@
-r"""Data that do not fit a text file: seconds and memory, from Parquet to figures.
+r"""Data larger than memory: seconds and memory, from Parquet to figures.
 
     python benchmarks/out_of_core.py --interactions 1e6 1e7 1e8 --data-root /tmp/large
 
 Each size is written by the generator (a twentieth as many users, a hundredth as many
 items), built once by `run.py data --build`, and trained by `run.py train`: anchors,
 and the lists of some users drawn at random.
-Every call is a process of its own, whose peak memory is taken; mapped pages of the data
-count in it as long as the system leaves them there. A size that is in the JSON is not
-run again. The data stay in `--data-root`.
+Every call is a process of its own, whose peak memory is measured; mapped pages of the
+data count as long as the system keeps them. A size that is in the JSON is not run
+again. The data stay in `--data-root`.
 """
 
 import json
@@ -35,24 +35,24 @@ from common import (
     write_result,
 )
 
-from pyg_c2f.checkpoint import write_json
 from pyg_c2f.datasets import write_synthetic
+from pyg_c2f.files import write_json
 
 USERS, ITEMS = 20, 100  # interactions for each
 TOLERANCE = 1.25
 SETTINGS = {
     'embedding_dim': 64,
-    'coarse_links': 6,
-    'fine_links': 1,
+    'coarse_per_item': 6,
+    'fine_per_item': 1,
     'num_fine': 256,
 }
-# What is timed: the build, without the start of a process, and parts of a run;
-# `evaluate` ranks a fixed number of users, for as many items as there are.
+# The steps that are timed: the build, without the start of a process, and parts of a
+# run; `evaluate` ranks a fixed number of users, and all items.
 PARTS = ('build', 'load', 'anchors', 'evaluate', 'sum')
 
 
 def timed(call: Sequence[str], limit: int | None = None) -> dict[str, float]:
-    """Seconds and peak memory of a process, which gets so many bytes at the most."""
+    """Seconds and peak memory of a process, which may use `limit` bytes."""
 
     def restrict() -> None:
         if limit is not None:
@@ -117,7 +117,7 @@ def seconds_of(result: dict[str, Any]) -> dict[str, float]:
 
 
 def cpu_seconds(result: dict[str, Any]) -> float:
-    """What both processes took of a core, without their start."""
+    """CPU seconds of both processes, without their start."""
     both = result['build']['cpu_seconds'] + result['run']['cpu_seconds']
     return both - 2 * result['start']['cpu_seconds']
 

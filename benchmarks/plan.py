@@ -1,4 +1,4 @@
-r"""What a run takes on many workers: memory, bytes and seconds, on paper.
+r"""What a run needs on many workers: an estimate of memory, bytes and seconds.
 
     python benchmarks/plan.py --dataset made-10000000 --data-root /tmp/large
 
@@ -28,18 +28,18 @@ from common import (
 )
 from torch_geometric.data import HeteroData
 
-from pyg_c2f.codes import KMEANS_ITERATIONS
-from pyg_c2f.config import FastRecipe
-from pyg_c2f.evaluate import BLOCK_BYTES, evaluate_split, with_sampled_users
-from pyg_c2f.fast import build_fast, share_pairs
-from pyg_c2f.shards import Group
-from pyg_c2f.spectral import (
+from pyg_c2f.anchors.codes import KMEANS_ITERATIONS
+from pyg_c2f.anchors.spectral import (
     TABLE_BYTES,
     VARIMAX_ITERATIONS,
     VARIMAX_ROWS,
     right_vectors,
     shared_interactions,
 )
+from pyg_c2f.evaluate import BLOCK_BYTES, evaluate_split, with_sampled_users
+from pyg_c2f.recipes import FastRecipe
+from pyg_c2f.recipes.fast import build_fast, share_pairs
+from pyg_c2f.shards import Group
 from pyg_c2f.typing import ITEM
 
 GB = 1e9
@@ -71,7 +71,7 @@ class Constants(NamedTuple):
 
 
 def vectors_flops(rows: float, width: int, rounds: int) -> float:
-    """Dense products behind the singular vectors, of so many rows of items."""
+    """Flops of the dense products for the singular vectors of so many items."""
     # The start is a Gram matrix, a Rayleigh-Ritz step two, and two products.
     return (1 + 4 * rounds) * 2 * rows * width**2
 
@@ -82,8 +82,8 @@ def dense_flops(size: Size, recipe: FastRecipe, rounds: int) -> float:
     vectors = vectors_flops(rows, size.basis, rounds)
     turned = max(VARIMAX_ROWS, 12 * size.width) / size.workers
     rotation = VARIMAX_ITERATIONS * 4 * turned * size.width**2
-    centroids = recipe.num_fine / recipe.fine_links
-    passes = 4 + KMEANS_ITERATIONS * recipe.fine_links
+    centroids = recipe.num_fine / recipe.fine_per_item
+    passes = 4 + KMEANS_ITERATIONS * recipe.fine_per_item
     return vectors + rotation + passes * 2 * rows * centroids * size.width
 
 
@@ -92,7 +92,7 @@ def memory(size: Size, recipe: FastRecipe) -> dict[str, float]:
     rows = size.items / size.workers
     pairs, users = size.pairs / size.workers, size.users / size.workers
     columns = min(max(TABLE_BYTES // (4 * max(size.users, size.items)), 32), 128)
-    links = 12 * size.items * (LINKS + recipe.fine_links)
+    links = 12 * size.items * (LINKS + recipe.fine_per_item)
     # Both ways round 8 bytes each; while they are made, pairs, order and places.
     both, making = 16 * pairs, 40 * pairs
     # Basis, product, three of a polynomial, one on the way; the parts that are whole.
@@ -141,7 +141,7 @@ def timed(function: Callable[[], object], rounds: int) -> float:
 
 def measure(data: HeteroData, recipe: FastRecipe, rounds: int) -> Constants:
     """The constants, with dense parts taken off by the rate of dense products."""
-    group = Group(recipe.partitions)
+    group = Group(recipe.num_shards)
     _, users, own = share_pairs(data, group)
     num_items = data[ITEM].num_nodes
     items = group.rows(num_items)
@@ -156,7 +156,7 @@ def measure(data: HeteroData, recipe: FastRecipe, rounds: int) -> Constants:
         model = build_fast(data, recipe, torch.Generator().manual_seed(0))
     model.set_stage('fine')
     width = basis_width(rank, users.num_rows, num_items)
-    products, steps = columns.total() / width, model.basis['rounds']
+    products, steps = columns.total() / width, model.diagnostics['basis']['rounds']
 
     def vectors() -> object:  # The same start, so as many products.
         return right_vectors(shared, rank, torch.Generator().manual_seed(0))
@@ -208,7 +208,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measures, and works it out."""
+    """Measures the constants and computes the estimates."""
     argv = sys.argv[1:] if argv is None else argv
     parser = data_arguments(__doc__)
     parser.add_argument('--size', type=number, nargs=3, default=[10**7, 10**6, 10**9])
@@ -221,7 +221,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     data = load_data(args)
-    recipe = FastRecipe(embedding_dim=64, coarse_links=6, fine_links=1, num_fine=256)
+    recipe = FastRecipe(
+        embedding_dim=64, coarse_per_item=6, fine_per_item=1, num_fine=256
+    )
     result = header('plan', args, argv) | stamp()
     keys = ('size', 'workers', 'widths', 'gbit', 'eval_users')
     result |= {key: getattr(args, key) for key in keys}

@@ -37,13 +37,13 @@ from common import (
 from torch_geometric.data import HeteroData
 from tqdm import tqdm
 
-from pyg_c2f import fast
-from pyg_c2f.checkpoint import write_json
-from pyg_c2f.config import FastRecipe
-from pyg_c2f.train import reuse_freed_memory
+from pyg_c2f.experiment import reuse_freed_memory
+from pyg_c2f.files import write_json
+from pyg_c2f.recipes import FastRecipe, fast
+from pyg_c2f.sparse import pair_keys, split_keys
 from pyg_c2f.typing import ITEM, RATES, USER
 
-RECIPE = FastRecipe(embedding_dim=64, coarse_links=6, fine_links=1, num_fine=256)
+RECIPE = FastRecipe(embedding_dim=64, coarse_per_item=6, fine_per_item=1, num_fine=256)
 USERS, ITEMS = 30, 40  # interactions for each
 EXPONENT = 0.8
 COMMUNITY, LOYALTY = 1000, 0.7  # items of a community, draws that stay in it
@@ -73,13 +73,13 @@ def generate(num_interactions: int, seed: int = 0) -> HeteroData:
         leaves = rng.random(size) > LOYALTY
         group[leaves] = rng.integers(num_groups, size=int(leaves.sum()))
         item = place[rank * num_groups + group]
-        keys[start : start + size] = user * num_items + item
+        keys[start : start + size] = pair_keys((user, item), num_items)
     keys.sort()
     keys = keys[np.concatenate([[True], keys[1:] != keys[:-1]])]
     keys = keys[rng.random(len(keys)) < num_interactions / len(keys)]
     data = HeteroData()
     data[USER].num_nodes, data[ITEM].num_nodes = num_users, num_items
-    edges = np.stack([keys // num_items, keys % num_items])
+    edges = np.stack(split_keys(keys, num_items))
     data[RATES].edge_index = torch.from_numpy(edges)
     return data
 

@@ -4,9 +4,9 @@ r"""Quality against the stored size, each size with the settings that suit it.
 
 For every target size and every cell of a grid of widths and fine levels, the mean
 number of coarse links is found that fills the size. The cell with the best validation
-NDCG@20 (seed 0) is the choice, which is then run with several seeds and looked at on
-test items. A megabyte is a million bytes. What is done is kept in the JSON, so that a
-second call goes on where the first one stopped.
+NDCG@20 (seed 0) is chosen, then run with several seeds and evaluated on test items. A
+megabyte is a million bytes. Finished work is kept in the JSON, so that a second call
+continues where the first one stopped.
 """
 
 import sys
@@ -43,11 +43,11 @@ from common import (
 from torch_geometric.data import HeteroData
 from tqdm import tqdm
 
-from pyg_c2f import fast
-from pyg_c2f.checkpoint import model_bytes, write_json
-from pyg_c2f.config import FastRecipe
+from pyg_c2f.checkpoint import model_bytes
 from pyg_c2f.evaluate import evaluate_split
+from pyg_c2f.files import write_json
 from pyg_c2f.nn import LinearC2F
+from pyg_c2f.recipes import FastRecipe, fast
 from pyg_c2f.typing import ITEM, USER
 
 SIZES = (0.25, 0.5, 1.0, 1.5, 2.0, 4.0)
@@ -60,7 +60,7 @@ ATTEMPTS = 4
 def build(data: HeteroData, recipe: FastRecipe) -> tuple[LinearC2F, int]:
     """The model of seed 0 in its last stage, and its stored size."""
     model = fast.build_fast(data, recipe, torch.Generator().manual_seed(0))
-    model.set_stage('fine' if recipe.fine_links else 'coarse')
+    model.set_stage('fine' if recipe.fine_per_item else 'coarse')
     return model, stored_bytes(model_bytes(model))
 
 
@@ -69,19 +69,19 @@ def fill(data: HeteroData, recipe: FastRecipe, target: float) -> dict[str, Any]:
     rows = data[ITEM].num_nodes
     most = max(recipe.embedding_dim / COLUMNS_PER_LINK, 1.0)
     each, wanted = link_bytes(recipe, rows), target * (FULLEST + EMPTIEST) / 2
-    empty = replace(recipe, coarse_links=1.0)
+    empty = replace(recipe, coarse_per_item=1.0)
     links = 1 + (wanted - estimated_bytes(data, empty)) / each
     for _ in range(ATTEMPTS):
         links = floor(100 * min(max(links, 1.0), most)) / 100
-        recipe = replace(recipe, coarse_links=links)
+        recipe = replace(recipe, coarse_per_item=links)
         model, size = build(data, recipe)
         if EMPTIEST * target <= size <= FULLEST * target:
             break
         if (links == 1 and size > target) or (links == most and size < target):
             break
         links += (wanted - size) / each
-    links = recipe.coarse_links
-    names = ('embedding_dim', 'coarse_links', 'fine_links', 'num_fine')
+    links = recipe.coarse_per_item
+    names = ('embedding_dim', 'coarse_per_item', 'fine_per_item', 'num_fine')
     cell = {'settings': {x: getattr(recipe, x) for x in names}, 'stored': size}
     if size > target:
         return cell | {'refused': f'{links} links take {size:,} bytes already'}
@@ -97,12 +97,12 @@ def search(
     grid: Sequence[tuple[int, int]],
     cells: dict[str, Any],
 ) -> Iterator[None]:
-    """Fills the cells that are not known yet, and stops after each."""
+    """Computes the missing cells; yields after each so that it can be saved."""
     most = min(data[USER].num_nodes, data[ITEM].num_nodes)
     per_level = min(PER_LEVEL, data[ITEM].num_nodes)
     with remembered('spectral_features', spectrum_key):
         for width, levels in tqdm(grid, 'grid'):
-            shape = {'embedding_dim': min(width, most), 'fine_links': levels}
+            shape = {'embedding_dim': min(width, most), 'fine_per_item': levels}
             if levels:
                 shape['num_fine'] = per_level * levels
             last: dict[str, Any] = {}
@@ -209,11 +209,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     data, base = load_data(args), base_recipe(args)
     if args.quick:
         args.seeds, args.widths = 1, [base.embedding_dim]
-        args.levels = [base.fine_links]
+        args.levels = [base.fine_per_item]
     grid = [(width, levels) for width in args.widths for levels in args.levels]
     path = result_path(args, f'size_quality-{args.dataset}-{args.protocol}')
     known = read_result(path, ('base', 'cells', 'chosen'))
-    if known['base'] != asdict(base):  # Other settings around the grid: start anew.
+    if known['base'] != asdict(base):  # Other settings outside the grid: start again.
         known |= {'base': asdict(base), 'cells': {}, 'chosen': {}}
     result = header('size_quality', args, argv) | {'sizes': sorted(args.sizes)} | known
 

@@ -1,4 +1,4 @@
-r"""Half an hour of everything in one process: does its memory stay flat?
+r"""Half an hour of everything in one process: does its memory stay constant?
 
     python benchmarks/soak.py --minutes 30
 
@@ -32,11 +32,11 @@ from tqdm import tqdm
 
 import pyg_c2f
 from pyg_c2f.bundle import Bundle
-from pyg_c2f.checkpoint import whole_file
-from pyg_c2f.config import get_recipe
 from pyg_c2f.datasets import get_dataset
 from pyg_c2f.evaluate import evaluate_split
 from pyg_c2f.export import write_bundle
+from pyg_c2f.files import whole_file
+from pyg_c2f.recipes import get_recipe
 
 PAPER = {'max_epochs': '3', 'eval_every': '1', 'patience': '1'}
 MEGABYTE = 1e6

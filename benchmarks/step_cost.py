@@ -8,6 +8,7 @@ them; the table gives medians over the rounds, and each as a ratio to one propag
 with 3 layers propagates 6 times (forward and backward).
 """
 
+import copy
 import json
 import platform
 import resource
@@ -26,25 +27,19 @@ from common import (
 from torch_geometric.data import HeteroData
 from torch_geometric.utils import degree
 
-from pyg_c2f.checkpoint import write_json
-from pyg_c2f.codes import residual_codes, threshold_assignment
-from pyg_c2f.config import FastRecipe, Recipe, get_recipe
+from pyg_c2f.anchors.codes import residual_codes, threshold_assignment
+from pyg_c2f.anchors.spectral import randomized_svd, varimax
 from pyg_c2f.datasets import get_dataset
 from pyg_c2f.evaluate import evaluate_split
-from pyg_c2f.fast import build_fast
-from pyg_c2f.nn import C2F, BPRLoss
+from pyg_c2f.experiment import reuse_freed_memory
+from pyg_c2f.files import write_json
+from pyg_c2f.nn import C2F
 from pyg_c2f.nn.fused import weighted_sum
+from pyg_c2f.recipes import FastRecipe, PaperRecipe, TrainingOptions, get_recipe
+from pyg_c2f.recipes.fast import build_fast
+from pyg_c2f.recipes.paper import make_sampler
 from pyg_c2f.sparse import csr_matmul
-from pyg_c2f.spectral import randomized_svd, varimax
-from pyg_c2f.train import (
-    build_model,
-    make_optimizer,
-    make_sampler,
-    reuse_freed_memory,
-    start_coarse,
-    start_fine,
-    train_step,
-)
+from pyg_c2f.typing import Stage
 
 
 def timed(function: Callable[[], object], device: torch.device) -> float:
@@ -71,21 +66,19 @@ def main() -> None:
 
     data = get_dataset(args.dataset, args.data_root, 'c2f').to(device)
     recipe = get_recipe('paper', args.dataset)
-    assert isinstance(recipe, Recipe)
-    generator = torch.Generator().manual_seed(0)
-    sampler = make_sampler(data, recipe, generator)
+    assert isinstance(recipe, PaperRecipe)
+    options = TrainingOptions(seed=0)
+    sampler = make_sampler(data, recipe, options.generator('coarse'))
     triples = [x.to(device) for x in sampler.sample_epoch()]
 
-    def make(stage: str) -> Callable[[], object]:
-        model = build_model(data, recipe).to(device)
-        start_coarse(model, recipe, generator)
-        if stage == 'fine':
-            start_fine(model, recipe, generator)
+    def make(stage: Stage) -> Callable[[], object]:
+        before = models.get('coarse')
+        model = recipe.start(data, stage, before and copy.deepcopy(before), options)
         models[stage] = model
-        optimizer, criterion = make_optimizer(model, recipe), BPRLoss()
-        size = recipe.batch_size_coarse if stage == 'coarse' else recipe.batch_size_fine
-        batches = cycle(list(zip(*(x.split(size) for x in triples), strict=True)))
-        return lambda: train_step(model, optimizer, criterion, next(batches), 3.0)
+        trainer = recipe.trainer(model, data, options)
+        parts = (x.split(trainer.batch_size) for x in triples)
+        batches = cycle(list(zip(*parts, strict=True)))
+        return lambda: trainer.step(next(batches))
 
     models: dict[str, C2F] = {}
     steps = {stage: make(stage) for stage in ('coarse', 'fine')}
@@ -158,19 +151,19 @@ def fast_pieces(data: HeteroData) -> dict[str, Callable[[], object]]:
     model.set_stage('fine')
     rank = model.embedding_dim
     svd = partial(randomized_svd, model.by_user(), model.num_items, rank)
-    importance = degree(model.edge_index[1], model.num_items) ** recipe.popularity
+    importance = degree(model.edge_index[1], model.num_items) ** recipe.importance_power
     _, value, right = svd()
-    x = right * value**recipe.power
+    x = right * value**recipe.spectral_power
     rotated = x @ varimax(x, importance.sqrt())
     rest = rotated - weighted_sum(model.coarse.assignment, model.coarse.codebook)
-    levels = recipe.fine_links, recipe.num_fine // recipe.fine_links
+    levels = recipe.fine_per_item, recipe.num_fine // recipe.fine_per_item
     h_user, h_item = (x.detach() for x in model.propagate())
     h_item = h_item * model.item_scale().unsqueeze(1)
     return {
         f'fast: {rank} singular vectors': svd,
         'fast: rotating them (varimax)': lambda: varimax(x, importance.sqrt()),
         'fast: tying items to coarse anchors': lambda: threshold_assignment(
-            rotated, recipe.coarse_links, importance
+            rotated, recipe.coarse_per_item, importance
         ),
         f'fast: {levels[0]} levels of {levels[1]} fine anchors': lambda: residual_codes(
             rest, *levels, importance

@@ -3,10 +3,10 @@ r"""How good is a model after so many seconds of training?
     python benchmarks/time_to_quality.py --dataset gowalla --data-root ../shared/data
 
 One process, one method after the other: recipe ``fast``, recipe ``paper`` (coarse
-stage, looked at after every epoch), LightGCN of PyG with BPR, and GF-CF, which is not
-trained. Seconds hold the start (anchors, SVD, graph) and the training, not the loading
-and the evaluations, which are given apart. All figures are on validation items; test
-items are not touched.
+stage, evaluated after every epoch), LightGCN of PyG with BPR, and GF-CF, which is not
+trained. Seconds include the start (anchors, SVD, graph) and the training, but not
+loading and evaluations, which are given separately. All figures are on validation
+items; test items are not touched.
 """
 
 import json
@@ -14,7 +14,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,10 @@ from common import (
 from methods import GFCF, Histories, LightGCN, histories_of
 from torch_geometric.data import HeteroData
 
-from pyg_c2f.config import Recipe, get_recipe
 from pyg_c2f.datasets import get_dataset
 from pyg_c2f.evaluate import Score, evaluate_split, popularity_score
-from pyg_c2f.train import (
-    Trainer,
-    build_model,
-    reuse_freed_memory,
-    start_coarse,
-    train,
-)
+from pyg_c2f.experiment import reuse_freed_memory
+from pyg_c2f.recipes import PaperRecipe, TrainingOptions, get_recipe, train
 from pyg_c2f.typing import ITEM, RATES, USER
 
 LABELS = {
@@ -52,7 +46,7 @@ COLOURS = {
     'lightgcn': '#009E73',
     'gfcf': '#000000',
 }
-# LightGCN is looked at again once it has trained so much longer.
+# LightGCN is evaluated again once it has trained so much longer.
 GROWTH = 1.1
 # LightGCN ends by the limit of seconds alone.
 EPOCHS = 1_000_000
@@ -98,31 +92,23 @@ def run_fast(data: HeteroData, seed: int, curve: Curve) -> None:
         curve.add(line['seconds'], line['val'], may_end=line['stage'] == 'fine')
 
     recipe = get_recipe('fast', data.dataset)
-    train(data, recipe, seed, ('coarse', 'fine'), on_evaluation=add)
+    train(data, recipe, TrainingOptions(seed, on_evaluation=add))
 
 
 def run_paper(data: HeteroData, seed: int, curve: Curve) -> None:
-    """The coarse stage of recipe ``paper``, looked at after every epoch."""
+    """The coarse stage of recipe ``paper``, evaluated after every epoch."""
     recipe = get_recipe('paper', data.dataset)
-    assert isinstance(recipe, Recipe)
+    assert isinstance(recipe, PaperRecipe)
     # The same epochs without a better model end a phase as with its own settings.
     patience = recipe.patience * recipe.eval_every
     changes = {'eval_every': '1', 'patience': str(patience)}
     recipe = get_recipe('paper', data.dataset, changes)
-    assert isinstance(recipe, Recipe)
-    # As in pyg_c2f.train.train, whose lines leave out the seconds of the anchors.
-    start = time.perf_counter()
-    generator = torch.Generator().manual_seed(2 * seed)
-    model = build_model(data, recipe)
-    start_coarse(model, recipe, generator)
-    generator.manual_seed(2 * seed)
+    assert isinstance(recipe, PaperRecipe)
 
     def add(line: dict[str, Any]) -> None:
-        curve.add(set_up + line['seconds'], line['val'])
+        curve.add(line['seconds'], line['val'])
 
-    trainer = Trainer(model, data, recipe, generator, on_evaluation=add)
-    set_up = time.perf_counter() - start
-    trainer.run()
+    train(data, recipe, TrainingOptions(seed, ('coarse',), on_evaluation=add))
 
 
 def train_histories(data: HeteroData) -> Histories:
@@ -132,7 +118,7 @@ def train_histories(data: HeteroData) -> Histories:
 
 
 def run_lightgcn(data: HeteroData, seed: int, curve: Curve) -> None:
-    """LightGCN with BPR, looked at ever more seldom."""
+    """LightGCN with BPR, evaluated less and less often."""
     due = 0.0
 
     def watch(epoch: int, score: Score) -> bool:
@@ -251,7 +237,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Runs the methods and writes figures, table and picture."""
     parser = make_parser(__doc__)
     parser.add_argument('--dataset', required=True)
@@ -260,14 +246,15 @@ def main() -> None:
     parser.add_argument('--seconds', type=float, default=300, help='for each method')
     parser.add_argument('--seed', type=int, default=2024)
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
-    args = parser.parse_args()
+    argv = sys.argv[1:] if argv is None else argv
+    args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     reuse_freed_memory()
 
     data = get_dataset(args.dataset, args.data_root, args.protocol)
     popularity = popularity_score(data[RATES].edge_index, data[ITEM].num_nodes)
     result: dict[str, Any] = {
-        'call': shlex.join(['python', *sys.argv]),
+        'call': shlex.join(['python', 'benchmarks/time_to_quality.py', *argv]),
         'dataset': args.dataset,
         'protocol': args.protocol,
         'split': 'val',

@@ -6,7 +6,7 @@ r"""Searches settings of recipe fast for a data set, below a stored size.
 Optuna's TPE with a median pruner that looks at the coarse stage. The objective is the
 validation NDCG@20 of the last stage, at one seed; test items are taken out of the data
 before the search. The study is kept in a database below ``runs``, so that a second call
-goes on: ``--trials`` counts those of earlier calls, ``--seconds`` is for this call.
+continues it: ``--trials`` includes those of earlier calls, ``--seconds`` is per call.
 """
 
 import sys
@@ -41,23 +41,21 @@ from common import (
 )
 from torch_geometric.data import HeteroData
 
-from pyg_c2f import fast
 from pyg_c2f.checkpoint import model_bytes
-from pyg_c2f.config import FastRecipe
 from pyg_c2f.evaluate import evaluate_split
-from pyg_c2f.train import check_run
+from pyg_c2f.recipes import FastRecipe, TrainingOptions, check_run, fast
 from pyg_c2f.typing import ITEM, RATES, USER, InputError
 
 METRIC = METRICS[0]
 SLACK = 1.1  # of the size before the model is built, which is an estimate
 TOO_LARGE, WORSE = 'too large', 'coarse stage below the median'
 RANGES: dict[str, tuple[float, float, bool]] = {  # the last: on a logarithmic scale
-    'coarse_links': (1.5, 24.0, True),
+    'coarse_per_item': (1.5, 24.0, True),
     'user_norm': (0.3, 0.8, False),
     'item_norm': (0.25, 0.55, False),
-    'power': (0.0, 0.6, False),
-    'popularity': (0.2, 1.2, False),
-    'item_power': (0.1, 0.8, False),
+    'spectral_power': (0.0, 0.6, False),
+    'importance_power': (0.2, 1.2, False),
+    'score_power': (0.1, 0.8, False),
     'diffusion': (0.0, 2.0, False),
 }
 MOST_LEVELS = 4
@@ -77,16 +75,16 @@ def suggest(
     """A recipe to try, and the settings in which it differs."""
     settings: dict[str, Any] = {
         'embedding_dim': trial.suggest_categorical('embedding_dim', widths(data)),
-        'fine_links': trial.suggest_int('fine_links', 0, MOST_LEVELS),
+        'fine_per_item': trial.suggest_int('fine_per_item', 0, MOST_LEVELS),
     }
     for name, (low, high, log) in RANGES.items():
         if name != 'diffusion' or graph:
             # Three digits: the line to repeat a run with is the run itself.
             value = float(f'{trial.suggest_float(name, low, high, log=log):.3g}')
             settings[name] = min(max(value, low), high)
-    if settings['fine_links']:
+    if settings['fine_per_item']:
         per_level = min(PER_LEVEL, data[ITEM].num_nodes)
-        settings['num_fine'] = per_level * settings['fine_links']
+        settings['num_fine'] = per_level * settings['fine_per_item']
     return replace(base, **settings), settings
 
 
@@ -130,7 +128,7 @@ class Objective:
         """Validation figures and bytes of a recipe's last stage."""
         generator = torch.Generator().manual_seed(2 * self.seed)  # as train_fast
         model = fast.build_fast(self.data, recipe, generator)
-        model.set_stage('fine' if recipe.fine_links else 'coarse')
+        model.set_stage('fine' if recipe.fine_per_item else 'coarse')
         sizes = model_bytes(model)
         if stored_bytes(sizes) > self.limit:
             return {}, sizes
@@ -142,12 +140,12 @@ class Objective:
         trial.set_user_attr('settings', settings)
         if estimated_bytes(self.data, recipe) > SLACK * self.limit:
             self.prune(trial, TOO_LARGE)
-        val, sizes = self.look(replace(recipe, fine_links=0))
+        val, sizes = self.look(replace(recipe, fine_per_item=0))
         if val:
             trial.report(val[METRIC], 0)
             if trial.should_prune():
                 self.prune(trial, WORSE)
-            if recipe.fine_links:
+            if recipe.fine_per_item:
                 val, sizes = self.look(recipe)
         if not val:
             self.prune(trial, TOO_LARGE)
@@ -158,7 +156,7 @@ class Objective:
 
 
 def summary(study: Any) -> dict[str, Any]:
-    """What came out of a study."""
+    """The outcome of a study."""
     trials = [x for x in study.trials if x.state.is_finished()]
     done = [x for x in trials if x.state.name == 'COMPLETE']
     reasons = Counter(x.user_attrs.get('reason', '') for x in trials if x not in done)
@@ -230,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.trials is None and args.seconds is None:
         parser.error('how long? Give --trials or --seconds')
     data, base = without_test(load_data(args)), base_recipe(args)
-    check_run(data, base)
+    check_run(data, base, TrainingOptions())
     name = f'tune-{args.dataset}-{args.protocol}-{args.megabytes:g}MB'
     name += '-graph' if args.graph else ''
 
@@ -248,7 +246,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Every call draws its own numbers, or a second one would repeat the first.
     study.sampler = optuna.samplers.TPESampler(seed=args.seed + len(before))
     if not before:
-        start = {key: getattr(base, key) for key in ('fine_links', *RANGES)}
+        start = {key: getattr(base, key) for key in ('fine_per_item', *RANGES)}
         start['embedding_dim'] = min(base.embedding_dim, widths(data)[-1])
         study.enqueue_trial(start, skip_if_exists=True)
     left = None if args.trials is None else max(args.trials - len(before), 0)

@@ -112,6 +112,7 @@ if __name__ == '__main__':
     parser.add_argument('--num-epochs', type=int, default=20)
     args = parser.parse_args()
     data = SyntheticHierarchy(args.num_users, num_interactions=40 * args.num_users)[0]
+    best = 0.0
     sizes = {'embedding_dim': 64, 'num_fine': 256, 'dtype': 'float32'}
     for recipe in (
         FastRecipe(**sizes),
@@ -119,4 +120,5 @@ if __name__ == '__main__':
     ):
         model = pyg_c2f.fit(data, recipe, seed=0)
         val = evaluate_split(model.scorer(), data, 'val')
+        best = max(best, val['ndcg@20'])
         print(f'{type(recipe).__name__:14} validation NDCG@20 {val["ndcg@20"]:.4f}')

@@ -7,13 +7,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pyg_c2f.checkpoint import load, save
     from pyg_c2f.nn import C2F
-    from pyg_c2f.recipes import fit
+    from pyg_c2f.recipes.presets import fit
 
 __version__ = '0.1.0'
 
 __all__ = ['C2F', 'fit', 'load', 'save']
 
-_HOMES = {'C2F': 'nn', 'fit': 'recipes', 'load': 'checkpoint', 'save': 'checkpoint'}
+_HOMES = {
+    'C2F': 'nn',
+    'fit': 'recipes.presets',
+    'load': 'checkpoint',
+    'save': 'checkpoint',
+}
 
 
 def __getattr__(name: str) -> Any:

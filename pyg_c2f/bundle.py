@@ -1,8 +1,8 @@
-r"""Recommends from a bundle, with NumPy alone: this file needs no other one.
+r"""Recommends from a bundle; this file needs nothing but NumPy.
 
 A bundle is one small file with everything that a device needs to recommend from a
-history of items. Its layout, and the formula of the scores, are in ``docs/bundle.md``;
-``pyg_c2f.export.write_bundle`` makes one of a trained model.
+history of items. Its layout and the formula of the scores are in ``docs/bundle.md``;
+``pyg_c2f.export.write_bundle`` writes one from a trained model.
 """
 
 import os
@@ -18,10 +18,10 @@ import numpy as np
 MAGIC = b'C2FB'
 VERSION = 1
 HEADER = struct.Struct('<4s7If')
-# The tags in their order; those without which there is no list, and all.
+# The tags in their order: the required ones, and all.
 NEEDED = (b'ITEM', b'LINK')
 TAGS = (*NEEDED, b'COAR', b'FINE', b'CODE', b'BIAS', b'NAME', b'TITL')
-# How large the sizes in the header may be, in their order.
+# The largest sizes that the header may hold, in their order.
 MOST = {
     'items': 1 << 26,
     'columns': 4096,
@@ -32,26 +32,26 @@ MOST = {
 MOST_VALUES = 1 << 16  # of a table
 MOST_FEATURES = 1 << 24  # of the coarse anchors, together
 
-# Entries of a matrix that are looked at in one go: what they need stays in the cache.
+# Entries of a matrix that are processed at once, so that they stay in the cache.
 BLOCK = 1 << 16
 
 Ids = Sequence[int | str] | np.ndarray
 
 
 class BundleError(ValueError):
-    """A file that is no bundle, damaged or of another version, or a wrong call."""
+    """A file that is not a bundle, is damaged or has another version; a wrong call."""
 
 
 class Bundle:
-    r"""A recommender that needs nothing but a bundle and a history.
+    r"""A recommender that needs only a bundle and a history.
 
     Args:
         data (bytes): The content of the file.
 
     Attributes:
         num_items (int): The number of items.
-        item_ids (List[str], optional): Their original ids, where the bundle has them.
-        item_titles (List[str], optional): Their titles, where the bundle has them.
+        item_ids (List[str], optional): Their original ids, if the bundle has them.
+        item_titles (List[str], optional): Their titles, if the bundle has them.
 
     Raises:
         BundleError: If the content breaks a rule of ``docs/bundle.md``.
@@ -61,7 +61,7 @@ class Bundle:
         >>> from pyg_c2f.export import write_bundle
         >>> from pyg_c2f.nn import LinearC2F
         >>> pairs = torch.tensor([[0, 0, 1, 2], [0, 1, 1, 2]])
-        >>> model = LinearC2F(pairs, 3, 4, 4, 2, 4, coarse_per_item=2, fine_per_item=1)
+        >>> model = LinearC2F(pairs, 3, 4, 4, 2, 4, 2, 1)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = write_bundle(model, f'{folder}/model.c2f')
         ...     bundle = Bundle.load(f'{folder}/model.c2f')
@@ -71,9 +71,8 @@ class Bundle:
     """
 
     def __init__(self, data: bytes) -> None:
-        header, sections = _sections(data)
-        self.num_items, width, coarse, fine, levels = header.sizes
-        self._user_norm = header.user_norm
+        sizes, self._user_norm, sections = _sections(data)
+        self.num_items, width, coarse, fine, levels = sizes
         table, self._item_code = sections[b'ITEM'].table(2, self.num_items)
         self._weight, self._scale = table
         self._links = sections[b'LINK'].matrix(self.num_items, coarse)
@@ -95,7 +94,7 @@ class Bundle:
         if b'NAME' in sections:
             self.item_ids = sections[b'NAME'].texts(self.num_items)
             if len(set(self.item_ids)) < self.num_items:
-                raise BundleError('bundle: two items have the same id; export it again')
+                raise _broken('two items have the same id')
         if b'TITL' in sections:
             self.item_titles = sections[b'TITL'].texts(self.num_items)
         for section in sections.values():
@@ -124,25 +123,25 @@ class Bundle:
         exclude_seen: bool = True,
         candidates: Ids | None = None,
     ) -> tuple[np.ndarray | list[str], np.ndarray]:
-        """The best items for somebody with a history.
+        """The best items for a person with a history.
 
-        Ids that are strings are original ids (the numbers themselves, where the bundle
-        has no others), and the answer has strings then; else they are numbers.
+        Strings are original ids (the numbers as text, if the bundle has no others), and
+        the result then has strings, too. Integers are item numbers.
 
         Args:
-            history (Sequence): The items, in any order; one that repeats counts once.
-            k (int, optional): The most items of the list. (default: ``20``)
-            exclude_seen (bool, optional): Whether the items of the history are left
-                out. (default: ``True``)
+            history (Sequence): The items, in any order; a repeated one counts once.
+            k (int, optional): The largest length of the list. (default: ``20``)
+            exclude_seen (bool, optional): Whether to leave out the items of the
+                history. (default: ``True``)
             candidates (Sequence, optional): The items to choose from. (default: all)
 
         Returns:
-            Tuple: Items and scores, best first, equal ones by lower number; fewer than
-            ``k`` where fewer are left.
+            Tuple: Items and scores, best first, equal scores by lower number; fewer
+            than ``k`` if fewer items are left.
 
         Raises:
-            BundleError: If an id is not known, the history is empty, ``k`` is not
-                positive, or a score is no number.
+            BundleError: If an id is unknown, the history is empty, ``k`` is not
+                positive, or a score is not finite.
         """
         items, named = self._numbers(history, 'history')
         _check_length(k)
@@ -150,7 +149,7 @@ class Bundle:
             key, factor = self._keys(items)
             finite = np.isfinite(key * factor).all()
         if not finite:
-            raise BundleError('bundle: a score is no finite number; export it again')
+            raise _broken('a score is not finite')
         allowed = np.ones(self.num_items, bool)
         if candidates is not None:
             allowed[:] = False
@@ -163,14 +162,14 @@ class Bundle:
     def similar_items(
         self, item: int | str, k: int = 20
     ) -> tuple[np.ndarray | list[str], np.ndarray]:
-        """The items with the highest cosine to an item, without itself.
+        """The items with the highest cosine similarity to an item, without itself.
 
         Args:
             item (int or str): The item; see :meth:`recommend`.
-            k (int, optional): The most items of the list. (default: ``20``)
+            k (int, optional): The largest length of the list. (default: ``20``)
 
         Raises:
-            BundleError: If the id is not known, or ``k`` is not positive.
+            BundleError: If the id is unknown or ``k`` is not positive.
         """
         items, named = self._numbers([item], 'item')
         _check_length(k)
@@ -185,14 +184,14 @@ class Bundle:
         return self._named(best) if named else best, cosine[best]
 
     def _numbers(self, ids: Ids, what: str) -> tuple[np.ndarray, bool]:
-        """The distinct numbers of ids, rising, and whether they were original ids."""
+        """The distinct item numbers, ascending, and whether the ids were original."""
         try:
             array = np.asarray(ids)
         except ValueError:  # of rows of unequal length
             array = np.empty(0)
         named = array.dtype.kind == 'U' and all(isinstance(x, str) for x in ids)
         if array.ndim != 1 or not array.size or not (named or array.dtype.kind in 'iu'):
-            form = 'one id' if what == 'item' else 'a list of ids, one at least'
+            form = 'one id' if what == 'item' else 'a list of at least one id'
             raise BundleError(f'{what}: expected {form}, all str or all int')
         if named:
             array = np.array([self._number_of.get(str(x), -1) for x in ids])
@@ -216,7 +215,7 @@ class Bundle:
         return [str(x) if names is None else names[x] for x in items.tolist()]
 
     def _keys(self, items: np.ndarray) -> tuple[np.ndarray, float]:
-        """What items are ranked by, and the factor that makes scores of it."""
+        """The keys that items are ranked by; scores are keys times the factor."""
         weight = self._weight[self._item_code[items]]
         sent = self._links.rows(items).left_times(weight)
         x = sent if self._coarse is None else self._coarse.left_times(sent)
@@ -336,7 +335,7 @@ def _check_length(k: int) -> None:
 
 
 def _power(base: int, exponent: float) -> float:
-    """A power by operations that all machines round alike, unlike ``pow``."""
+    """A power from operations that round the same on every machine, unlike ``pow``."""
     if exponent < 0:
         return 1 / _power(base, -exponent)
     out, x, rest = 1.0, float(base), float(np.floor(exponent))
@@ -354,9 +353,8 @@ def _power(base: int, exponent: float) -> float:
     return out
 
 
-class _Header(NamedTuple):
-    sizes: tuple[int, ...]  # items, width, coarse, fine, levels
-    user_norm: float
+def _broken(why: str) -> BundleError:
+    return BundleError(f'bundle: {why}; download or export it again')
 
 
 class _Section:
@@ -366,37 +364,36 @@ class _Section:
         self.tag, self.data, self.at = tag, data, 0
 
     def refuse(self, why: str) -> BundleError:
-        name = self.tag.decode('ascii', 'replace')
-        return BundleError(f'bundle: section {name} {why}; download or export it again')
+        return _broken(f'section {self.tag.decode("ascii", "replace")} {why}')
 
     def take(self, num_bytes: int) -> memoryview:
         if num_bytes > len(self.data) - self.at:
-            raise self.refuse('is too short for what it says it holds')
+            raise self.refuse('is shorter than it claims')
         self.at += num_bytes
         return self.data[self.at - num_bytes : self.at]
 
     def done(self) -> None:
         if self.at < len(self.data):
-            raise self.refuse('is longer than what it holds')
+            raise self.refuse('is longer than its content')
 
     def count(self) -> int:
         return int.from_bytes(self.take(4), 'little')
 
     def packed(self, num: int, num_values: int) -> np.ndarray:
-        """Packed numbers below a bound, in the least type for them."""
+        """Packed numbers below a bound, in the smallest type that holds them."""
         values = self.bits(num, max((num_values - 1).bit_length(), 1))
         if num and int(values.max()) >= num_values:
-            raise self.refuse(f'holds a number that is not below {num_values}')
+            raise self.refuse(f'has a number that is not below {num_values}')
         return values
 
     def bits(self, num: int, width: int) -> np.ndarray:
-        """Packed numbers of so many bits."""
+        """Packed numbers of ``width`` bits each."""
         data = np.frombuffer(self.take((num * width + 7) // 8), np.uint8)
         if num * width % 8 and data[-1] >> num * width % 8:
-            raise self.refuse('has bits behind its last number')
+            raise self.refuse('has bits after its last number')
         full = next(x for x in (8, 16, 32) if width <= x)
         out = np.empty(num, f'<u{full // 8}')
-        # So many numbers fill whole bytes, whatever their width.
+        # A block of numbers fills whole bytes, whatever their width.
         for first in range(0, num, BLOCK):
             size = min(BLOCK, num - first)
             part = data[first * width // 8 : ((first + size) * width + 7) // 8]
@@ -416,16 +413,16 @@ class _Section:
         for _ in range(num_columns):
             values = np.frombuffer(self.take(4 * size), '<f4')
             if not np.isfinite(values).all():
-                raise self.refuse('has a value that is no finite number')
+                raise self.refuse('has a value that is not finite')
             columns.append(values.astype(np.float64))
         return columns, self.packed(num, size)
 
     def matrix(self, num_rows: int, num_cols: int) -> _Matrix:
-        """A matrix, its places in Elias-Fano form."""
+        """A matrix with its places in Elias-Fano form."""
         num, low_bits = self.count(), self.count()
         if low_bits > 31:
-            raise self.refuse(f'has places of {low_bits} low bits')
-        # No memory yet where there are no low bits: the number may be a lie.
+            raise self.refuse(f'has places with {low_bits} low bits')
+        # Without low bits, the number is not checked yet: it must cost no memory.
         none = np.broadcast_to(np.uint8(0), num)
         low = self.bits(num, low_bits) if low_bits else none
         high = np.frombuffer(self.take(self.count()), np.uint8)
@@ -440,14 +437,14 @@ class _Section:
                 raise self.refuse('has more places than entries')
             bit -= np.arange(done, done + len(bit))
             if (bit > most >> low_bits).any():
-                raise self.refuse('has a place outside of the matrix')
+                raise self.refuse('has a place outside the matrix')
             place = (bit << low_bits) | low[done : done + len(bit)]
             if len(place):
                 if place[0] <= last or (np.diff(place) <= 0).any():
-                    raise self.refuse('has places that do not rise')
+                    raise self.refuse('has places that are not ascending')
                 last = int(place[-1])
                 if last > most:
-                    raise self.refuse('has a place outside of the matrix')
+                    raise self.refuse('has a place outside the matrix')
                 row, col[done : done + len(bit)] = np.divmod(place, num_cols)
                 count[row[0] : row[-1] + 1] += np.bincount(row - row[0])
             done += len(bit)
@@ -457,76 +454,56 @@ class _Section:
         return _Matrix(rowptr, col, code, table, num_cols)
 
     def texts(self, num: int) -> list[str]:
-        """Texts between zero bytes."""
+        """Texts separated by zero bytes."""
         data = bytes(self.take(len(self.data)))
         if data.count(0) != num - 1:
             raise self.refuse(f'does not hold {num} texts')
         try:
             return data.decode('utf-8').split('\0')
         except UnicodeDecodeError:
-            raise self.refuse('is no UTF-8 text') from None
+            raise self.refuse('is not UTF-8') from None
 
 
-def _sections(data: bytes) -> tuple[_Header, dict[bytes, _Section]]:
-    """The header and the sections of a file, their lengths and order checked."""
+def _sections(data: bytes) -> tuple[tuple[int, ...], float, dict[bytes, _Section]]:
+    """The sizes, the exponent and the sections of a file, with their order checked."""
     if len(data) < 4 or data[:4] != MAGIC:
-        raise BundleError('no bundle: it does not begin with C2FB; name another file')
+        raise BundleError(
+            'not a bundle: it does not begin with C2FB; name another file'
+        )
     if len(data) >= 8 and (version := int.from_bytes(data[4:8], 'little')) != VERSION:
         raise BundleError(
-            f'a bundle of version {version}, this reader knows version {VERSION}; '
+            f'a bundle of version {version}, but this reader knows version {VERSION}; '
             'update pyg_c2f, or export it again'
         )
     if len(data) < HEADER.size + 4:
-        raise BundleError('bundle: cut short; download or export it again')
+        raise _broken('truncated')
     _, _, length, *sizes, user_norm = HEADER.unpack_from(data)
     if length != len(data):
-        raise BundleError(
-            f'bundle: {len(data)} bytes, and it says {length}; download or export it '
-            'again'
-        )
+        raise _broken(f'{len(data)} bytes instead of {length}')
     if zlib.crc32(memoryview(data)[:-4]) != int.from_bytes(data[-4:], 'little'):
-        raise BundleError('bundle: damaged (checksum); download or export it again')
-    header = _Header(tuple(sizes), user_norm)
-    _check_header(header)
-    found = list(_split(memoryview(data)[HEADER.size : -4]))
-    tags = [tag for tag, _ in found]
-    fine = {b'FINE', b'CODE'} if header.sizes[3] else set()
-    wanted = [tag for tag in TAGS if tag in {*tags, *NEEDED, *fine}]
-    if tags != wanted or fine != {b'FINE', b'CODE'} & {*tags}:
-        names = ' '.join(tag.decode('ascii', 'replace') for tag in tags)
-        raise BundleError(
-            f'bundle: wrong sections ({names[:80]!r}); download or export it again'
-        )
-    _, width, coarse, *_ = header.sizes
-    if b'COAR' not in tags and coarse != width:
-        raise BundleError('bundle: coarse anchors without features; export it again')
-    if b'COAR' in tags and coarse * width > MOST_FEATURES:
-        raise BundleError(
-            f'bundle: {coarse} coarse anchors of {width} columns; export it again '
-            'with fewer'
-        )
-    return header, {tag: _Section(tag, content) for tag, content in found}
-
-
-def _check_header(header: _Header) -> None:
-    for (name, most), size in zip(MOST.items(), header.sizes, strict=True):
+        raise _broken('damaged (checksum)')
+    for (name, most), size in zip(MOST.items(), sizes, strict=True):
         least = 0 if name in ('fine anchors', 'levels') else 1
         if not least <= size <= most:
-            raise BundleError(
-                f'bundle: {size} {name}, expected {least} to {most}; download or '
-                'export it again'
-            )
-    fine, levels = header.sizes[3:]
+            raise _broken(f'{size} {name}, expected {least} to {most}')
+    _, width, coarse, fine, levels = sizes
     if (levels > 0) != (fine > 0) or (fine and fine % levels):
-        raise BundleError(
-            f'bundle: {fine} fine anchors on {levels} levels; download or export it '
-            'again'
-        )
-    if not np.isfinite(header.user_norm):
-        raise BundleError(
-            'bundle: a value of the header is no finite number; download or export it '
-            'again'
-        )
+        raise _broken(f'{fine} fine anchors on {levels} levels')
+    if not np.isfinite(user_norm):
+        raise _broken('the exponent in the header is not finite')
+    found = list(_split(memoryview(data)[HEADER.size : -4]))
+    tags = [tag for tag, _ in found]
+    of_fine = {b'FINE', b'CODE'} if fine else set()
+    wanted = [tag for tag in TAGS if tag in {*tags, *NEEDED, *of_fine}]
+    if tags != wanted or of_fine != {b'FINE', b'CODE'} & {*tags}:
+        names = ' '.join(tag.decode('ascii', 'replace') for tag in tags)
+        raise _broken(f'wrong sections ({names[:80]!r})')
+    if b'COAR' not in tags and coarse != width:
+        raise _broken('coarse anchors without features')
+    if b'COAR' in tags and coarse * width > MOST_FEATURES:
+        raise _broken(f'{coarse} coarse anchors of {width} columns are too many')
+    sections = {tag: _Section(tag, content) for tag, content in found}
+    return tuple(sizes), user_norm, sections
 
 
 def _split(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
@@ -537,9 +514,6 @@ def _split(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
         end = at + 8 + int.from_bytes(length, 'little')
         padded = end + -end % 4
         if len(length) < 4 or padded > len(data) or any(data[end:padded]):
-            raise BundleError(
-                'bundle: a section that does not end where it says; download or export '
-                'it again'
-            )
+            raise _broken('a section does not end where it says')
         yield tag, data[at + 8 : end]
         at = padded

@@ -3,6 +3,7 @@
 import copy
 import logging
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,10 +27,10 @@ from pyg_c2f.typing import ITEM, KS, RATES, USER, InputError, Score, Split
 
 logger = logging.getLogger(__name__)
 
-# Users ranked at once: two score matrices of this many rows are alive, 126 MB for
-# 41,000 items. Larger blocks share out more work per parallel step.
+# Users ranked at once: two score matrices with this many rows exist at a time, 126 MB
+# for 41,000 items. Larger blocks give each thread more work per step.
 BLOCK_SIZE = 384
-# Of one of these matrices: of a large catalogue fewer users are ranked at once.
+# Size of one of these matrices: with a large catalogue, fewer users are ranked at once.
 BLOCK_BYTES = 1 << 28
 
 
@@ -44,9 +45,9 @@ def rank_items(
 ) -> Tensor:
     r"""The :math:`k` items of highest score for each user, best first.
 
-    Equal scores are ordered by item id, lowest first, so that the result does not
-    depend on the block size. The items a user has seen get the score :math:`-\infty`:
-    they come last, and only where fewer than :math:`k` others exist.
+    Equal scores are ordered by item id, lowest first, so the result does not depend on
+    the block size. Items that a user has seen get the score :math:`-\infty`: they come
+    last, and only if there are fewer than :math:`k` others.
 
     Args:
         score: scores of all items for a block of users, finite; its result is copied.
@@ -54,8 +55,8 @@ def rank_items(
         num_items: number of items.
         exclude: seen pairs, users in row 0 and items in row 1, ``[2, num_edges]``.
         k: length of the ranking.
-        block_size: users scored at once at the most; memory is about ``8 * block_size *
-            num_items`` bytes, and half a gigabyte at the most.
+        block_size: most users scored at once; memory is about ``8 * block_size *
+            num_items`` bytes, and half a gigabyte at most.
 
     Returns:
         Item ids, ``[num_rows, min(k, num_items)]``, int64.
@@ -72,8 +73,8 @@ def rank_items(
     rowptr = torch.searchsorted(seen_user, everyone)
 
     block_size = min(block_size, max(BLOCK_BYTES // (4 * num_items), 1))
-    # Scores are copied before masking, since they may be the caller's own table. One
-    # buffer serves all blocks: fresh memory for each costs as much as the search.
+    # Scores are copied before masking, since they may be the caller's own table. All
+    # blocks share one buffer: allocating one for each costs as much as the search.
     size = (min(block_size, len(users)), num_items)
     buffer = torch.empty(size, dtype=torch.float, device=users.device)
     rankings = []
@@ -91,7 +92,7 @@ def rank_items(
         row = torch.repeat_interleave(taken.diff())
         masked[row, seen_item[place]] = -torch.inf
         items, top = top_items(masked, k)
-        if top.isnan().any():  # They come first.
+        if top.isnan().any():  # NaN sorts first.
             raise InputError(
                 'rank_items: score gave NaN; check the model and lower its lr'
             )
@@ -106,7 +107,6 @@ def evaluate(
     num_users: int,
     num_items: int,
     ks: Sequence[int] = KS,
-    block_size: int = BLOCK_SIZE,
     users: Rows | None = None,
 ) -> dict[str, float]:
     r"""Recall@k and NDCG@k over the full ranking of the items.
@@ -130,10 +130,9 @@ def evaluate(
         exclude: pairs excluded from the ranking, ``[2, num_edges]``.
         num_users: number of users.
         num_items: number of items.
-        ks: ranking lengths; one beyond ``num_items`` looks at the whole ranking.
-        block_size: see :func:`rank_items`.
-        users: the users, where several processes share them: each ranks for its own
-            ones, and all get the figures of all.
+        ks: ranking lengths; one above ``num_items`` means the whole ranking.
+        users: the users, where several processes share them: each process ranks for
+            its own users, and all return the metrics of all users.
 
     Returns:
         ``'recall@k'`` and ``'ndcg@k'`` for each ``k`` of ``ks``.
@@ -144,11 +143,40 @@ def evaluate(
     """
     if not ks or min(ks) < 1:
         raise InputError(f'evaluate: ks={tuple(ks)}; give ranking lengths from 1 up')
-    for what, pairs in (('edge_label_index', edge_label_index), ('exclude', exclude)):
-        check_pairs(pairs, num_users, num_items, 'evaluate', what)
+    pairs, exclude = _findable(edge_label_index, exclude, num_users, num_items)
+    names = [f'{what}@{k}' for what in ('recall', 'ndcg') for k in ks]
+    if users is not None:
+        pairs = pairs[:, (pairs[0] >= users.start) & (pairs[0] < users.stop)]
+    means, num_ranked = dict.fromkeys(names, 0.0), 0
+    if pairs.size(1):
+        ranked, row = torch.unique(pairs[0], return_inverse=True)
+        ranking = rank_items(score, ranked, num_items, exclude, max(ks))
+        kinds = {'recall': LinkPredRecall, 'ndcg': LinkPredNDCG}
+        metrics = LinkPredMetricCollection(
+            {f'{name}@{k}': kind(k) for name, kind in kinds.items() for k in ks}
+        ).to(ranking.device)
+        metrics.update(ranking, (row, pairs[1]))
+        # The sums of a perfect list and of its ideal round in different orders.
+        means = {key: min(float(x), 1.0) for key, x in metrics.compute().items()}
+        num_ranked = len(ranked)
+    if users is None:
+        return means
+    sums = [value * num_ranked for value in means.values()]
+    total = torch.tensor([*sums, num_ranked], dtype=torch.double, device=pairs.device)
+    *sums, num_ranked = users.group.all_reduce(total).tolist()
+    return {name: x / num_ranked for name, x in zip(means, sums, strict=True)}
 
-    label = torch.unique(pair_keys(edge_label_index, num_items))
-    # Of the pairs to leave out, those of users to rank for: they may be few.
+
+def _findable(
+    pairs: Tensor, exclude: Tensor, num_users: int, num_items: int
+) -> tuple[Tensor, Tensor]:
+    """The distinct held-out pairs that a ranking can hold, by user, then item.
+
+    Also the excluded pairs of the users with held-out ones, who may be few.
+    """
+    for what, index in (('edge_label_index', pairs), ('exclude', exclude)):
+        check_pairs(index, num_users, num_items, 'evaluate', what)
+    label = torch.unique(pair_keys(pairs, num_items))
     is_ranked = torch.zeros(num_users, dtype=torch.bool, device=label.device)
     is_ranked[label // num_items] = True
     exclude = exclude[:, is_ranked[exclude[0]]]
@@ -159,50 +187,11 @@ def evaluate(
             int(hidden.sum()),
             len(label),
         )
-        label = label[~hidden]
-    if len(label) == 0:
+    if hidden.all():
         raise InputError(
             'evaluate: no held-out pairs to rank; check the split of the data'
         )
-    if users is None:
-        return _mean_metrics(score, label, num_items, exclude, ks, block_size)[0]
-    user = label // num_items
-    label = label[(user >= users.start) & (user < users.stop)]
-    means, num_users = dict.fromkeys(_names(ks), 0.0), 0
-    if len(label):
-        means, num_users = _mean_metrics(
-            score, label, num_items, exclude, ks, block_size
-        )
-    sums = [value * num_users for value in means.values()]
-    total = torch.tensor([*sums, num_users], dtype=torch.double, device=label.device)
-    *sums, num_users = users.group.all_reduce(total).tolist()
-    return {name: x / num_users for name, x in zip(means, sums, strict=True)}
-
-
-def _names(ks: Sequence[int]) -> list[str]:
-    return [f'{what}@{k}' for what in ('recall', 'ndcg') for k in ks]
-
-
-def _mean_metrics(
-    score: Score,
-    label: Tensor,
-    num_items: int,
-    exclude: Tensor,
-    ks: Sequence[int],
-    block_size: int,
-) -> tuple[dict[str, float], int]:
-    """The figures of the users of held-out pairs, as keys, and how many users."""
-    user, item = split_keys(label, num_items)
-    users, row = torch.unique(user, return_inverse=True)
-    ranking = rank_items(score, users, num_items, exclude, max(ks), block_size)
-    kinds = {'recall': LinkPredRecall, 'ndcg': LinkPredNDCG}
-    metrics = LinkPredMetricCollection(
-        {f'{name}@{k}': kind(k) for name, kind in kinds.items() for k in ks}
-    ).to(ranking.device)
-    metrics.update(ranking, (row, item))
-    # A perfect list and its ideal are summed in another order, and round apart.
-    means = {key: min(float(x), 1.0) for key, x in metrics.compute().items()}
-    return means, len(users)
+    return torch.stack(split_keys(label[~hidden], num_items)), exclude
 
 
 def exclude_edges(data: HeteroData, split: Split) -> Tensor:
@@ -245,7 +234,7 @@ def evaluate_split(
 ) -> dict[str, float]:
     """:func:`evaluate` on the held-out pairs of a split, by the protocol of the data.
 
-    Of a graph from :func:`with_sampled_users` on those of the users drawn.
+    For a graph from :func:`with_sampled_users`, on the pairs of the sampled users.
 
     Args:
         score: see :func:`rank_items`.
@@ -260,34 +249,57 @@ def evaluate_split(
     Raises:
         InputError: from :func:`exclude_edges` and :func:`evaluate`.
     """
+    return evaluate(score, *_split(data, split), ks, users)
+
+
+def _split(data: HeteroData, split: Split) -> tuple[Tensor, Tensor, int, int]:
+    """The arguments of :func:`_findable` for a split."""
     exclude, held_out = exclude_edges(data, split), _held_out(data, split)
     if 'is_ranked' in data[USER]:
         held_out = held_out[:, data[USER].is_ranked[held_out[0]]]
-    return evaluate(
-        score,
-        held_out,
-        exclude,
-        data[USER].num_nodes,
-        data[ITEM].num_nodes,
-        ks,
-        users=users,
-    )
+    return held_out, exclude, data[USER].num_nodes, data[ITEM].num_nodes
+
+
+class Lists(NamedTuple):
+    """The lists of a split's users, and which held-out pairs they hold."""
+
+    users: Tensor  # [num_ranked], rising
+    items: Tensor  # [num_ranked, k], best first
+    pairs: Tensor  # [2, num_pairs], held out, by user, then item
+    is_found: Tensor  # [num_pairs], whether the user's list holds the item
+
+
+def rank_split(score: Score, data: HeteroData, split: Split, k: int) -> Lists:
+    """The lists behind the figures of :func:`evaluate_split`.
+
+    Args:
+        score: see :func:`rank_items`.
+        data: see :func:`evaluate_split`, also for errors.
+        split: ``'val'`` or ``'test'``.
+        k: length of the lists.
+    """
+    pairs, exclude = _findable(*_split(data, split))
+    num_items = data[ITEM].num_nodes
+    users = pairs[0].unique()
+    items = rank_items(score, users, num_items, exclude, k)
+    listed = pair_keys((users.unsqueeze(1), items), num_items).flatten()
+    return Lists(users, items, pairs, torch.isin(pair_keys(pairs, num_items), listed))
 
 
 def with_sampled_users(data: HeteroData, num_users: int, seed: int) -> HeteroData:
-    """The graph with a mark at the users to rank for, drawn at random.
+    """The graph with a random sample of users marked as those to rank for.
 
-    Full rankings of all users take users times items; with 5,000 users drawn of many
-    the standard error of ``recall@20`` is about .003. The pairs stay as they are, for
-    what is left out of a ranking and what a refit trains on.
+    Ranking all items for all users takes users times items; with 5,000 sampled users
+    the standard error of ``recall@20`` is about .003. The pairs stay as they are:
+    rankings exclude them, and a refit trains on them.
 
     Args:
         data: graph with held-out pairs on ``('user', 'rates', 'item')``.
-        num_users: how many of the users with test items are drawn.
-        seed: decides who is drawn.
+        num_users: size of the sample, taken from the users with test items.
+        seed: seed of the sample.
 
     Returns:
-        A copy with ``data['user'].is_ranked``, which :func:`evaluate_split` heeds.
+        A copy with ``data['user'].is_ranked``, which :func:`evaluate_split` uses.
     """
     out = copy.copy(data)
     generator = torch.Generator().manual_seed(seed)

@@ -121,14 +121,16 @@ class Experiment:
             metrics['test'] = self.test(out)
         if not group.is_main:
             return {}
-        metrics['bytes'] = model_bytes(load(out))
+        model = load(out)
+        metrics['bytes'] = model_bytes(model)
         # Of a resumed run the earlier sessions count too.
         seconds['total'] = max(
             time.perf_counter() - self.started, sum(seconds.values())
         )
         metrics['seconds'] = {key: round(value, 3) for key, value in seconds.items()}
         metrics['versions'] = config['versions']
-        write_report(out, metrics | {'command': config['call']}, self.log.lines)
+        about = metrics | {'command': config['call']}
+        write_report(out, about, self.log.lines, model, self.data)
         write_json(out / 'metrics.json', metrics)  # Last: it says that all is there.
         delete_resume(out)
         return metrics

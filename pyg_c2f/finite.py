@@ -7,20 +7,20 @@ from torch import Tensor
 
 
 class NotFiniteError(ArithmeticError):
-    """A tensor holds NaN or infinity; says which."""
+    """A tensor holds NaN or infinity; the message names it."""
 
 
 def check_finite(tensors: Iterable[tuple[str, Tensor]]) -> None:
     """Checks that tensors hold finite numbers only.
 
-    It looks at their sums first, which costs one pass over each tensor and waits for
-    its device once.
+    It checks their sums first, which takes one pass over each tensor and one
+    synchronization with the device.
 
     Args:
         tensors (Iterable): Names and tensors, on one device.
 
     Raises:
-        NotFiniteError: If one holds NaN or infinity: the first of them.
+        NotFiniteError: If a tensor holds NaN or infinity; names the first one.
     """
     named = [(name, x.detach()) for name, x in tensors]
     if torch.stack([x.sum() for _, x in named]).isfinite().all():
@@ -32,7 +32,7 @@ def check_finite(tensors: Iterable[tuple[str, Tensor]]) -> None:
 
 
 def check_step(loss: Tensor, model: torch.nn.Module) -> None:
-    """Checks the loss of a step, and the gradients that it has left.
+    """Checks the loss of a step and its gradients.
 
     Raises:
         NotFiniteError: If one holds NaN or infinity.

@@ -1,179 +1,145 @@
 """The result of a run, as plain-text tables and as one self-contained HTML page."""
 
-import base64
-import io
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from string import Template
+from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+from torch_geometric.data import HeteroData
+
+from pyg_c2f.checkpoint import model_file, text_tensors
+from pyg_c2f.evaluate import Lists, popularity_score, rank_split, with_sampled_users
 from pyg_c2f.files import write_text
-from pyg_c2f.typing import KS
+from pyg_c2f.sparse import degree
+from pyg_c2f.typing import ITEM, KS, RATES, USER
+from pyg_c2f.vocabulary import NamedModel
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+Point = tuple[float, float]
+Bar = tuple[str, str, Sequence[float]]  # label, note and values
 
-Row = list[str]
-
-_STAGES = ('coarse', 'fine')
 _MEASURES = [f'{name}@{k}' for name in ('ndcg', 'recall') for k in KS]
-_DRAWN = ('ndcg@5', 'recall@20')
-_MISSING = '-'
 
 # What is stored or needed to serve the model, and then what it is compared with.
-_PARTS = {
-    'codebooks': 'the meta-embeddings as stored, the thresholded fine ones sparse',
-    'assignments': 'anchor ids and weights of users, items and coarse anchors',
-    'scalars': 'biases, and the degrees of items where scores need them',
-    'inference_extra': 'what inference needs besides these',
+_PARTS = ('codebooks', 'assignments', 'scalars', 'inference_extra')
+_COMPARED = ('histories', 'codebooks_dense', 'propagated_table', 'full_table')
+
+# The tensors of a checkpoint, by what they are for.
+_TENSORS = {
+    'coarse assignment': ('coarse.index', 'coarse.count', 'coarse.weight'),
+    'fine assignment': ('fine.index', 'fine.weight'),
+    'coarse codebook': ('coarse.codebook',),
+    'fine codebook': ('fine.rowptr', 'fine.col', 'fine.value'),
+    'degrees and biases': ('degree', 'bias', 'global_bias'),
+    'interactions of known users': ('graph.rowptr', 'graph.col'),
 }
-_COMPARED = {
-    'histories': 'what known users have rated, where that is all of the graph in use',
-    'codebooks_dense': 'the codebooks with every entry stored',
-    'propagated_table': 'all propagated user and item vectors, ready to serve',
-    'full_table': 'one plain fp32 vector for each user and item',
-}
+
+# The length of the lists that the page describes, and how many items of an example it
+# shows; the most users it ranks for, whose mean recall is then known to about .003.
+_LENGTH, _SHOWN, MOST_USERS, _NUM_BUCKETS = 20, 10, 5000, 4
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
-_COLOURS = {'coarse': '#0072B2', 'fine': '#D55E00'}
-_GREY = '#7A7A7A'
-_BEST_MARKERS = {1: 'o', 2: '*'}
+_BARS = '#0072B2', '#9AA0A6'  # the model, popularity
+_STAGES = {'coarse': '#0072B2', 'fine': '#D55E00'}
 
-_STYLE = """
-:root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #1c1e21; background: #fff;
-  max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.7rem; margin: 0; } h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
-h3 { font-size: 1rem; margin: 1.2rem 0 .4rem; }
-p.about { color: #5b6068; margin: .2rem 0 1.2rem; }
-.tiles { display: flex; flex-wrap: wrap; gap: .6rem; }
-.tile { border: 1px solid #dde1e6; border-radius: .5rem; padding: .5rem .8rem; }
-.tile b { display: block; font-size: 1.3rem; }
-.tile span { color: #5b6068; font-size: .92rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .92rem;
-  font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid #e6e9ed;
-  white-space: nowrap; }
-th { color: #5b6068; font-weight: 600; }
-th:first-child, td:first-child, .sizes :last-child { text-align: left; }
-.sizes td:last-child { color: #5b6068; white-space: normal; }
-img { max-width: 100%; height: auto; margin-top: .8rem; }
-pre { background: #f5f6f8; padding: .8rem; border-radius: .5rem; white-space: pre-wrap;
-  overflow-wrap: anywhere; }
-"""
+_PAGE = Path(__file__).with_suffix('.html')
 
 
 def results_table(metrics: dict[str, Any]) -> str:
-    """Return the ranking metrics as aligned plain text, test before validation.
-
-    Args:
-        metrics: The run's metrics, as ``metrics.json`` holds them. Stages and phases
-            that did not run are left out.
-
-    Returns:
-        One block of lines for each split that has results, or an empty string.
-    """
-    blocks = []
-    for split in ('test', 'val'):
-        header, rows = _result_rows(metrics, split)
-        if rows:
-            blocks.append(_align([split, *header[1:]], rows))
-    return '\n\n'.join(blocks)
+    """The metrics in ``metrics.json`` as plain text: a block for test, one for val."""
+    return '\n\n'.join(_results(metrics, split) for split in ('test', 'val'))
 
 
 def size_table(metrics: dict[str, Any]) -> str:
-    """Return the sizes in bytes as aligned plain text.
-
-    Args:
-        metrics: The run's metrics, as ``metrics.json`` holds them.
-
-    Returns:
-        One line for each part, their total, and what they are compared with; or an
-        empty string when nothing was measured.
-    """
-    header, rows = _size_rows(metrics)
-    return _align(header, rows) if rows else ''
+    """The sizes in ``metrics.json`` as plain text: parts, total and comparisons."""
+    total = 'total of the above'
+    sizes = metrics['bytes'] | {total: sum(metrics['bytes'][x] for x in _PARTS)}
+    rows = [['part', 'bytes', 'size', 'of full_table']]
+    for name in (*_PARTS, total, *_COMPARED):
+        size, share = sizes[name], sizes[name] / sizes['full_table']
+        rows.append([name, f'{size:,}', _readable(size), f'{share:.2%}'])
+    return _align(rows)
 
 
 def write_report(
-    out: Path, metrics: dict[str, Any], history: list[dict[str, Any]]
+    out: Path,
+    metrics: dict[str, Any],
+    history: list[dict[str, Any]],
+    model: NamedModel,
+    data: HeteroData,
 ) -> Path:
-    """Write ``report.html``: metrics, training curves, sizes, seconds and versions.
+    """Write ``report.html``: what a person wants to know of a run within two minutes.
 
-    The page is one file that loads nothing else. It replaces an older one in a single
-    step, so a reader never sees half a page. Whatever is missing, because a stage did
-    not run or the run was interrupted, is left out.
+    The metrics beside those of popularity; recall by users' activity and by items'
+    popularity; coverage; three lists; where the bytes of the file go; and the curves
+    of what was trained. The page is one file that loads nothing else. Lists are those
+    of at most 5,000 users, drawn at random.
 
     Args:
-        out: The folder of the run; made if it is not there.
-        metrics: The run's metrics, as ``metrics.json`` holds them.
+        out: The folder of the run, which holds its ``model.safetensors``.
+        metrics: The run's metrics, as ``metrics.json`` holds them, and its
+            ``'command'``.
         history: One entry for each evaluation, as ``history.jsonl`` holds them.
+        model: The model of the run.
+        data: The data set, with held-out pairs.
 
     Returns:
         The path of the page.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    found, file_size = _find(model, data), model_file(out).stat().st_size
+    about = [
+        f'protocol {metrics["protocol"]}',
+        *(f'{metrics[f"num_{x}"]:,} {x}' for x in ('users', 'items')),
+        f'{metrics["num_train"]:,} train interactions',
+        f'seed {metrics["seed"]}, split seed {metrics["split_seed"]}',
+    ]
+    parts = [
+        f'<p class="about">{escape(" · ".join(about))}</p>',
+        _tiles(metrics, file_size),
+        _ranking(metrics, data, found),
+        _who_is_served(found),
+        _examples(model, data, found),
+        _curves(metrics, history),
+        _size(metrics, model, file_size),
+        _how(metrics),
+    ]
+    title = f'{metrics["dataset"]}: recommendations by recipe {metrics["recipe"]}'
+    page = Template(_PAGE.read_text(encoding='utf-8'))
     path = out / 'report.html'
-    write_text(path, _page(metrics, history))
+    write_text(path, page.substitute(title=escape(title), body='\n'.join(parts)))
     return path
 
 
-def _results(metrics: dict[str, Any], split: str) -> list[tuple[str, str, dict]]:
-    """Return (label, best epoch, values) of everything that was evaluated on a split.
+# Tables -------------------------------------------------------------------------------
 
-    The run's own result comes last where it is none of the phases' (after a refit).
+
+def _results(metrics: dict[str, Any], split: str) -> str:
+    """A table of everything that was evaluated on a split.
+
+    The run's own result comes last if it is none of the phases' (after a refit).
     """
-    found = [('popularity', '', (metrics.get('popularity') or {}).get(split))]
+    found = [('popularity', '', metrics['popularity'][split])]
     for stage in _STAGES:
-        for phase in (1, 2):
-            result = (metrics.get(stage) or {}).get(f'phase{phase}') or {}
-            epoch = str(result.get('best_epoch', ''))
-            found.append((f'{stage}, phase {phase}', epoch, result.get(split)))
-    final = metrics.get(split)
-    if all(final != values for _, _, values in found):
-        found.append(('final model', '', final))
-    return [(label, epoch, values) for label, epoch, values in found if values]
+        for phase, result in metrics.get(stage, {}).items():
+            label = f'{stage}, phase {phase[-1]}'
+            found.append((label, str(result['best_epoch']), result[split]))
+    if all(metrics[split] != values for _, _, values in found):
+        found.append(('final model', '', metrics[split]))
+    rows = [[split, 'epoch', *map(_title, _MEASURES)]]
+    for label, epoch, values in found:
+        rows.append([label, epoch, *(f'{values[name]:.4f}' for name in _MEASURES)])
+    return _align(rows)
 
 
-def _result_rows(metrics: dict[str, Any], split: str) -> tuple[Row, list[Row]]:
-    names = [
-        name.replace('ndcg', 'NDCG').replace('recall', 'Recall') for name in _MEASURES
-    ]
-    rows = [
-        [label, epoch, *(_score(values.get(name)) for name in _MEASURES)]
-        for label, epoch, values in _results(metrics, split)
-    ]
-    return ['', 'epoch', *names], rows
-
-
-def _size_rows(metrics: dict[str, Any]) -> tuple[Row, list[Row]]:
-    header = ['part', 'bytes', 'size', 'of full_table']
-    sizes = metrics.get('bytes')
-    if not sizes:
-        return header, []
-    total = 'total of the above'
-    sizes = sizes | {total: _total(sizes)}
-    rows = [
-        [name, f'{size:,}', _readable(size), f'{size / sizes["full_table"]:.2%}']
-        for name in (*_PARTS, total, *_COMPARED)
-        if (size := sizes.get(name)) is not None
-    ]
-    return header, rows
-
-
-def _total(sizes: dict[str, int]) -> int:
-    return sum(sizes[part] for part in _PARTS)
-
-
-def _score(value: float | None) -> str:
-    return _MISSING if value is None else f'{value:.4f}'
+def _title(name: str) -> str:
+    return name.replace('ndcg', 'NDCG').replace('recall', 'Recall')
 
 
 def _readable(size: float) -> str:
-    """Return a number of bytes in decimal units, as the published accounting does."""
+    """A number of bytes in decimal units, as the published accounting does."""
     if size < 1000:
         return f'{size:.0f} B'
     for unit in ('kB', 'MB'):
@@ -183,224 +149,246 @@ def _readable(size: float) -> str:
     return f'{size / 1000:.1f} GB'
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f'{seconds:.1f} s'
-    if seconds < 7200:
-        return f'{seconds / 60:.1f} min'
-    return f'{seconds / 3600:.1f} h'
-
-
-def _align(header: Row, rows: list[Row]) -> str:
+def _align(rows: list[list[str]]) -> str:
     """Lay rows out in columns: the first one to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    return '\n'.join(
-        '  '.join(
-            cell.rjust(width) if j else cell.ljust(width)
-            for j, (cell, width) in enumerate(zip(row, widths, strict=True))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *cells in rows:
+        numbers = (x.rjust(y) for x, y in zip(cells, widths[1:], strict=True))
+        lines.append('  '.join([first.ljust(widths[0]), *numbers]))
+    return '\n'.join(lines)
+
+
+# What the lists are like --------------------------------------------------------------
+
+
+class _Found(NamedTuple):
+    """The lists of the model and of popularity for the same users."""
+
+    lists: Lists
+    popular: Lists
+    activity: Tensor  # [num_users], train interactions
+    popularity: Tensor  # [num_items]
+
+
+def _find(model: NamedModel, data: HeteroData) -> _Found:
+    users, num_items = data[USER], data[ITEM].num_nodes
+    num_ranked = users.is_ranked.sum() if 'is_ranked' in users else users.num_nodes
+    if num_ranked > MOST_USERS:
+        data = with_sampled_users(data, MOST_USERS, seed=0)
+    edge_index = data[RATES].edge_index
+    scores = (
+        model.to(edge_index.device).scorer(),
+        popularity_score(edge_index, num_items),
+    )
+    lists, popular = (
+        Lists(*(x.cpu() for x in rank_split(score, data, 'test', _LENGTH)))
+        for score in scores
+    )
+    activity = degree(edge_index[0], users.num_nodes).cpu()
+    return _Found(lists, popular, activity, degree(edge_index[1], num_items).cpu())
+
+
+def _ranking(metrics: dict[str, Any], data: HeteroData, found: _Found) -> str:
+    held_out = data[RATES].test_edge_label_index
+    if 'is_ranked' in data[USER]:
+        held_out = held_out[:, data[USER].is_ranked[held_out[0]]]
+    drawn = '' if metrics['eval_users'] is None else ' (drawn at random)'
+    known = 'train' if metrics['protocol'] == 'c2f' else 'train and validation'
+    num_lists, num_items = len(found.lists.users), metrics['num_items']
+    listed, popular = (len(x.items.unique()) for x in found[:2])
+    return f"""<h2>How good the lists are</h2>
+<p>Evaluated on {len(held_out[0].unique()):,} users{drawn} with {held_out.size(1):,}
+test interactions. For each user, all items but the user's {known} items are ranked.</p>
+<pre>{_results(metrics, 'test')}</pre>
+<details><summary>on validation items</summary>
+<pre>{_results(metrics, 'val')}</pre></details>
+<p>Coverage: {num_lists:,} lists of {_LENGTH} hold {listed:,} of {num_items:,} items
+({listed / num_items:.0%}); lists by popularity hold {popular:,}.</p>"""
+
+
+def _buckets(
+    ids: Tensor, degree: Tensor, what: str, values: Sequence[Tensor]
+) -> list[Bar]:
+    """Means of values, in ranges of the degree with about as many values each."""
+    bars: list[Bar] = []
+    last, of_id = -1, degree[ids]
+    ends = torch.arange(1, _NUM_BUCKETS + 1) * len(ids) // _NUM_BUCKETS - 1
+    for most in of_id.sort().values[ends.clamp(min=0)].unique().tolist():
+        inside = (of_id > last) & (of_id <= most)
+        least, last = int(of_id[inside].min()), most
+        label = f'{most:,}' if least == most else f'{least:,}–{most:,}'
+        note = f'{len(ids[inside].unique()):,} {what}'
+        bars.append((label, note, [float(x[inside].mean()) for x in values]))
+    return bars
+
+
+def _who_is_served(found: _Found) -> str:
+    """Recall by users' activity, and the share that is found by items' popularity."""
+    users, pairs = found.lists.users, found.lists.pairs
+    row = torch.searchsorted(users, pairs[0])
+    hits = [x.is_found.double() for x in found[:2]]
+    recalls = [torch.bincount(row, x) / torch.bincount(row) for x in hits]
+    by_user = _buckets(users, found.activity, 'users', recalls)
+    by_item = _buckets(pairs[1], found.popularity, 'items', hits)
+    return f"""<h2>Whom it serves well</h2>
+<p><b style="color:{_BARS[0]}">■</b> this model
+<b style="color:{_BARS[1]}">■</b> popularity</p>
+<div class="row">
+<div><h3>Recall@{_LENGTH}, by the user's train interactions</h3>
+{_bars(by_user, '{:.3f}'.format, "Recall by users' activity")}</div>
+<div><h3>Test interactions found, by the item's train interactions</h3>
+{_bars(by_item, '{:.1%}'.format, "Interactions found by items' popularity")}</div>
+</div>"""
+
+
+def _examples(model: NamedModel, data: HeteroData, found: _Found) -> str:
+    """The lists of three users: of low, median and high activity."""
+    lists, edge_index = found.lists, data[RATES].edge_index
+    vocabulary = model.vocabulary
+    names = vocabulary.item_titles or vocabulary.item_ids
+    names = names or [f'item {item}' for item in range(model.num_items)]
+    order, columns = found.activity[lists.users].argsort(stable=True), []
+    for place in sorted({len(order) * part // 6 for part in (1, 3, 5)}):
+        user, items = int(lists.users[order[place]]), lists.items[order[place]].tolist()
+        history = edge_index[1, edge_index[0] == user].tolist()
+        wanted = set(lists.pairs[1, lists.pairs[0] == user].tolist())
+        seen = '; '.join(names[item] for item in history[:5]) or 'no item'
+        more = f' and {len(history) - 5:,} more' if len(history) > 5 else ''
+        listed = ''.join(
+            f'<li{" class=found" if x in wanted else ""}>{escape(names[x])}</li>'
+            for x in items[:_SHOWN]
         )
-        for row in (header, *rows)
-    )
+        name = vocabulary.name(user, USER)
+        columns.append(f"""<div><h3>User {escape(name)}</h3>
+<p>has {escape(seen)}{more}</p><ol>{listed}</ol>
+<small>{len(wanted & {*items})} of {len(wanted)} test items are among the first
+{len(items)} (✓)</small></div>""")
+    return f'<h2>What lists look like</h2><div class="row">{"".join(columns)}</div>'
 
 
-def _curves(metrics: dict[str, Any], history: list[dict[str, Any]]) -> 'Figure':
-    """Draw a column for each stage: NDCG@5, Recall@20 and loss against its epochs."""
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-
-    stages = [s for s in _STAGES if any(line['stage'] == s for line in history)]
-    popularity = (metrics.get('popularity') or {}).get('val')
-    figure = Figure(figsize=(10, 8), layout='constrained')
-    axes = figure.subplots(3, len(stages), sharex='col', sharey='row', squeeze=False)
-    for column, stage in zip(axes.T, stages, strict=True):
-        _draw_stage(column, stage, [line for line in history if line['stage'] == stage])
-        if popularity:
-            for ax, name in zip(column, _DRAWN, strict=False):
-                ax.axhline(popularity[name], color=_GREY, linestyle=':', linewidth=1.4)
-    labels = ('validation NDCG@5', 'validation Recall@20', 'training loss')
-    for ax, label in zip(axes[:, 0], labels, strict=True):
-        ax.set_ylabel(label)
-    keys = [
-        Line2D([], [], label=f'best of phase {phase}', **_best_style(phase, _GREY))
-        for phase in sorted({line['phase'] for line in history})
-    ]
-    keys.append(Line2D([], [], color=_GREY, linestyle='--', label='phase 2 begins'))
-    if popularity:
-        keys.append(Line2D([], [], color=_GREY, linestyle=':', label='popularity'))
-    figure.legend(handles=keys, loc='outside lower center', ncols=4, frameon=False)
-    return figure
+# Pictures -----------------------------------------------------------------------------
 
 
-def _draw_stage(
-    column: Sequence['Axes'], stage: str, lines: list[dict[str, Any]]
-) -> None:
-    """Draw one stage's evaluations into its column of axes."""
-    epochs = [line['epoch'] for line in lines]
-    series = [[line['val'][name] for line in lines] for name in _DRAWN]
-    series.append(
-        [math.nan if line['loss'] is None else line['loss'] for line in lines]
-    )
-    for ax, values in zip(column, series, strict=True):
-        ax.plot(epochs, values, color=_COLOURS[stage], linewidth=1.6, marker='.')
-        _lighten(ax)
-    for phase in _BEST_MARKERS:
-        ran = [line for line in lines if line['phase'] == phase]
-        if ran:
-            best = max(ran, key=lambda line: line['val']['ndcg@5'])
-            style = _best_style(phase, _COLOURS[stage])
-            for ax, name in zip(column, _DRAWN, strict=False):
-                ax.plot(best['epoch'], best['val'][name], **style)
-    if len({line['phase'] for line in lines}) == 2:
-        # Phase 2 takes over from the last evaluation of phase 1.
-        change = max(line['epoch'] for line in lines if line['phase'] == 1)
-        for ax in column:
-            ax.axvline(change, color=_GREY, linestyle='--', linewidth=1.2)
-    column[0].set_title(f'{stage} stage', color=_COLOURS[stage])
-    column[-1].set_xlabel(f'epoch of the {stage} stage')
+def _text(x: float, y: float, text: str, more: str = '') -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" {more}>{escape(text)}</text>'
 
 
-def _lighten(ax: 'Axes') -> None:
-    ax.grid(color='#e3e6ea', linewidth=0.8)
-    ax.set_axisbelow(True)
-    ax.spines[['top', 'right']].set_visible(False)
-
-
-def _best_style(phase: int, colour: str) -> dict[str, Any]:
-    return {
-        'marker': _BEST_MARKERS[phase],
-        'markersize': 9 if phase == 1 else 15,
-        'markerfacecolor': 'white' if phase == 1 else colour,
-        'markeredgecolor': colour,
-        'linestyle': 'none',
-        'zorder': 3,
-    }
-
-
-def _size_bars(metrics: dict[str, Any]) -> 'Figure':
-    """Draw the stored parts and the full table as bars on a logarithmic axis."""
-    from matplotlib.figure import Figure
-
-    sizes = metrics['bytes']
-    names = [*_PARTS, 'full_table']
-    # A logarithmic axis has no zero: it starts below the smallest part, where an
-    # empty part has its label, but no bar.
-    start = min((sizes[name] for name in names if sizes[name]), default=1) / 10
-    widths = [max(sizes[name], start) for name in names]
-    figure = Figure(figsize=(10, 0.5 * len(names) + 1), layout='constrained')
-    ax = figure.subplots()
-    colours = [_GREY if name == 'full_table' else _COLOURS['coarse'] for name in names]
-    bars = ax.barh(names, widths, color=colours, height=0.65)
-    ax.bar_label(bars, [_readable(sizes[name]) for name in names], padding=4)
-    ax.set_xscale('log')
-    ax.set_xlim(start, 5 * max(widths))
-    ax.set_xlabel('bytes (logarithmic)')
-    ax.invert_yaxis()
-    _lighten(ax)
-    ax.grid(axis='y', visible=False)
-    return figure
-
-
-def _image(figure: 'Figure', alt: str) -> str:
-    """Return a figure as an ``img`` element that carries its own SVG."""
-    import matplotlib
-
-    buffer = io.BytesIO()
-    # A fixed salt and no date: the same run gives the same page.
-    with matplotlib.rc_context({'svg.hashsalt': 'pyg_c2f'}):
-        figure.savefig(buffer, format='svg', metadata={'Date': None})
-    data = base64.b64encode(buffer.getvalue()).decode('ascii')
-    return f'<img alt="{escape(alt)}" src="data:image/svg+xml;base64,{data}">'
-
-
-def _html_table(header: Row, rows: list[Row], kind: str = '') -> str:
-    def line(tag: str, row: Row) -> str:
-        cells = ''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in row)
-        return f'<tr>{cells}</tr>'
-
-    body = ''.join(line('td', row) for row in rows)
-    head = f'<thead>{line("th", header)}</thead>'
-    table = f'<table class="{kind}">{head}<tbody>{body}</tbody></table>'
-    return f'<div class="scroll">{table}</div>'
-
-
-def _tiles(metrics: dict[str, Any]) -> str:
-    split = 'test' if metrics.get('test') else 'val'
-    values = metrics.get(split) or {}
-    sizes, seconds = metrics.get('bytes') or {}, metrics.get('seconds') or {}
-    tiles = [
-        (_score(values[name]), f'{label} on {split}')
-        for name, label in (('ndcg@20', 'NDCG@20'), ('recall@20', 'Recall@20'))
-        if name in values
-    ]
-    if sizes:
-        tiles += [
-            (_readable(sizes['codebooks']), 'codebooks'),
-            (_readable(_total(sizes)), 'with all else it needs'),
-            (_readable(sizes['full_table']), 'a full embedding table'),
-        ]
-    if 'total' in seconds:
-        tiles.append((_duration(seconds['total']), 'total time'))
-    cells = (
-        f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span></div>'
-        for value, label in tiles
-    )
-    return f'<div class="tiles">{"".join(cells)}</div>'
-
-
-def _page(metrics: dict[str, Any], history: list[dict[str, Any]]) -> str:
-    title = f'C2F on {metrics.get("dataset", "unknown data")}'
-    named = ('protocol', 'recipe', 'seed', 'split_seed')
-    about = [
-        f'{name.replace("_", " ")} {metrics[name]}' for name in named if name in metrics
-    ]
-    counts = {
-        'num_users': 'users',
-        'num_items': 'items',
-        'num_train': 'train interactions',
-    }
-    about += [
-        f'{metrics[name]:,} {label}'
-        for name, label in counts.items()
-        if name in metrics
-    ]
-    parts = [
-        f'<h1>{escape(title)}</h1>',
-        f'<p class="about">{escape(" · ".join(about))}</p>',
-        _tiles(metrics),
-        '<h2>Ranking</h2>',
-    ]
-    for split, label in (('test', 'Test'), ('val', 'Validation')):
-        header, rows = _result_rows(metrics, split)
-        if rows:
-            parts += [f'<h3>{label}</h3>', _html_table(header, rows)]
-    parts.append('<h2>Training</h2>')
-    if history:
-        alt = 'Validation NDCG@5, Recall@20 and training loss against epochs'
-        parts.append(_image(_curves(metrics, history), alt))
-    else:
-        parts.append('<p>No evaluation was recorded.</p>')
-    header, rows = _size_rows(metrics)
-    if rows:
-        meanings = _PARTS | _COMPARED
-        rows = [[*row, meanings.get(row[0], '')] for row in rows]
-        parts += [
-            '<h2>Size</h2>',
-            _html_table([*header, 'what it is'], rows, kind='sizes'),
-            _image(_size_bars(metrics), 'Bytes of each part on a logarithmic axis'),
-        ]
-    seconds = metrics.get('seconds') or {}
-    if seconds:
-        rows = [[name, f'{s:,.1f}', _duration(s)] for name, s in seconds.items()]
-        parts += ['<h2>Time</h2>', _html_table(['step', 'seconds', ''], rows)]
-    if metrics.get('versions'):
-        rows = [[name, str(version)] for name, version in metrics['versions'].items()]
-        parts += ['<h2>Versions</h2>', _html_table(['package', 'version'], rows)]
-    if metrics.get('command'):
-        parts += ['<h2>Command</h2>', f'<pre>{escape(metrics["command"])}</pre>']
-    body = '\n'.join(parts)
+def _svg(width: int, height: int, alt: str, parts: Sequence[str]) -> str:
     return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n'
-        f'<body>\n{body}\n</body>\n</html>\n'
+        f'<svg viewBox="0 0 {width} {height}" style="max-width:{width}px" role="img" '
+        f'aria-label="{escape(alt)}" xmlns="http://www.w3.org/2000/svg">'
+        f'{"".join(parts)}</svg>'
     )
+
+
+def _bars(rows: Sequence[Bar], show: Callable[[float], str], alt: str) -> str:
+    """Horizontal bars, one group below the other."""
+    most, parts = max(max(values) for *_, values in rows) or 1, []
+    for y, (label, note, values) in zip(count(0, 40), rows, strict=False):
+        parts.append(_text(0, y + 14, label))
+        parts.append(_text(0, y + 29, note, 'class="note"'))
+        for top, value, colour in zip((y + 3, y + 18), values, _BARS, strict=False):
+            width = 200 * value / most
+            box = f'x="190" y="{top}" width="{width:.1f}" height="13"'
+            parts.append(f'<rect {box} fill="{colour}"/>')
+            parts.append(_text(195 + width, top + 11, show(value)))
+    return _svg(470, 40 * len(rows), alt, parts)
+
+
+def _curves(metrics: dict[str, Any], history: list[dict[str, Any]]) -> str:
+    """The curves of the stages that were trained; a closed form has none."""
+    parts = []
+    for stage, colour in _STAGES.items():
+        lines = [x for x in history if x['stage'] == stage]
+        losses = [(x['epoch'], x['loss']) for x in lines if x['loss'] is not None]
+        if not losses:
+            continue
+        best = [x['best_epoch'] for x in metrics[stage].values()]
+        for name in ('ndcg@5', 'recall@20'):
+            points = [(x['epoch'], x['val'][name]) for x in lines]
+            marks = [point for point in points if point[0] in best]
+            label = f'{stage} stage: validation {_title(name)}'
+            parts.append(_curve(label, colour, points, marks))
+        parts.append(_curve(f'{stage} stage: training loss', colour, losses))
+    if not parts:
+        return ''
+    note = 'By epoch. Circles: the best epoch of each phase.'
+    pictures = ''.join(f'<div>{x}</div>' for x in parts)
+    return f'<h2>Training</h2><p>{note}</p><div class="row">{pictures}</div>'
+
+
+def _curve(
+    label: str, colour: str, points: Sequence[Point], marks: Sequence[Point] = ()
+) -> str:
+    """One curve, with the ranges of its axes."""
+    low, *_, high = sorted(y for _, y in (points[0], *points))
+    first, last = points[0][0], points[-1][0]
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        across = (x - first) / (last - first or 1)
+        return 52 + 240 * across, 140 - 110 * (y - low) / (high - low or 1)
+
+    path = ' '.join('{:.1f},{:.1f}'.format(*at(*point)) for point in points)
+    circles = ''.join(
+        '<circle cx="{:.1f}" cy="{:.1f}" r="4.5" fill="#fff"/>'.format(*at(*point))
+        for point in marks
+    )
+    parts = [
+        _text(0, 12, label),
+        _text(0, 34, f'{high:.4f}'),
+        _text(0, 144, f'{low:.4f}'),
+        _text(52, 160, str(first)),
+        _text(292, 160, str(last), 'text-anchor="end"'),
+        '<path d="M52 26V142H296" fill="none" stroke="#c4c9cf"/>',
+        f'<g stroke="{colour}" stroke-width="2" fill="none">',
+        f'<polyline points="{path}"/>{circles}</g>',
+    ]
+    return _svg(300, 164, label, parts)
+
+
+# The rest -----------------------------------------------------------------------------
+
+
+def _tiles(metrics: dict[str, Any], file_size: int) -> str:
+    tiles = [
+        (_readable(file_size), 'model.safetensors'),
+        (_readable(metrics['bytes']['full_table']), 'an embedding table of this width'),
+        (f'{metrics["seconds"]["total"]:,.0f} s', 'in total'),
+    ]
+    for name in ('ndcg@20', 'recall@20'):
+        ours, popular = (x['test'][name] for x in (metrics, metrics['popularity']))
+        label = f'{_title(name)} on test (popularity {popular:.4f})'
+        tiles.insert(0, (f'{ours:.4f}', label))
+    cells = (f'<div class="tile"><b>{x}</b><span>{y}</span></div>' for x, y in tiles)
+    return f'<div class="row tiles">{"".join(cells)}</div>'
+
+
+def _size(metrics: dict[str, Any], model: NamedModel, file_size: int) -> str:
+    """Where the bytes of the file go, and what the paper counts."""
+    sizes = {key: x.nbytes for key, x in model.to_tensors().items()}
+    groups = {x: sum(sizes.pop(key, 0) for key in _TENSORS[x]) for x in _TENSORS}
+    groups['other tensors'] = sum(sizes.values())
+    groups['ids and titles'] = sum(
+        x.nbytes for x in text_tensors(model.vocabulary).values()
+    )
+    groups['header of the file'] = file_size - sum(groups.values())
+    bars: list[Bar] = [
+        (name, f'{size / file_size:.1%}', [size])
+        for name, size in sorted(groups.items(), key=lambda x: -x[1])
+        if size
+    ]
+    return f"""<h2>Where the bytes go</h2>
+<p>model.safetensors has {file_size:,} bytes.</p>
+{_bars(bars, _readable, 'Bytes of the file by group of tensors')}
+<details><summary>as the paper counts</summary>
+<pre>{size_table(metrics)}</pre></details>"""
+
+
+def _how(metrics: dict[str, Any]) -> str:
+    """The call, seconds and versions."""
+    seconds = (f'{key} {value:,.1f} s' for key, value in metrics['seconds'].items())
+    versions = (f'{key} {value}' for key, value in metrics['versions'].items())
+    return f"""<h2>How it was made</h2>
+<pre class="call">{escape(metrics['command'])}</pre>
+<p>{' · '.join(seconds)}</p><p>{escape(' · '.join(versions))}</p>"""

@@ -1,9 +1,7 @@
 """Small random graphs, and SPEC sections 1 to 3 on them with dense matrices; data."""
 
-import importlib
 import os
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +10,13 @@ import pytest
 import torch
 from filelock import FileLock
 
+import run
 from pyg_c2f.datasets import SyntheticHierarchy
 from pyg_c2f.nn import C2F
-from pyg_c2f.recipes import FastRecipe, fit
+from pyg_c2f.recipes import FastRecipe
+from pyg_c2f.recipes.presets import fit
 from pyg_c2f.typing import Assignment
+from tests.tiny import FAST, data_options, settings, write_table_data, write_text_data
 
 # The tensors are tiny: on a busy machine a second thread waits more than it works.
 torch.set_num_threads(1)
@@ -147,9 +148,9 @@ def make_toy(seed):
     return Toy(rated.nonzero().T.contiguous(), coarse, fine)
 
 
-@pytest.fixture(params=range(2), ids=lambda seed: f'graph{seed}')
-def toy(request):
-    return make_toy(request.param)
+@pytest.fixture
+def toy():
+    return make_toy(0)
 
 
 @pytest.fixture
@@ -163,18 +164,49 @@ def data_root(tmp_path_factory):
         yield root
 
 
+@pytest.fixture(scope='session')
+def root(tmp_path_factory):
+    """A data root with one data set as text and the same one as a table with names."""
+    root = tmp_path_factory.mktemp('data')
+    write_table_data(root, write_text_data(root))
+    return root
+
+
+@pytest.fixture(scope='session')
+def make_run(root, tmp_path_factory):
+    """Makes a complete run from a name of data and options."""
+
+    def call(name, options):
+        out = tmp_path_factory.mktemp('runs') / name
+        words = ['train', *data_options(root, name), *options, '--out', str(out)]
+        assert run.main(words) == 0
+        return out
+
+    return call
+
+
+@pytest.fixture(scope='session')
+def text_run(make_run):
+    """A run of recipe paper on numbered users and items."""
+    return make_run('text', settings())
+
+
+@pytest.fixture(scope='session')
+def table_run(make_run):
+    """A run of recipe paper on users and items with names and titles."""
+    return make_run('table', settings())
+
+
+@pytest.fixture(scope='session')
+def fast_run(make_run):
+    """A run of the default recipe on users and items with names and titles."""
+    return make_run('table', FAST)
+
+
 @pytest.fixture
 def dense():
     """The function from an assignment and a number of anchors to a dense matrix."""
     return matrix
-
-
-@pytest.fixture(scope='module')
-def import_benchmark():
-    """Imports a script of ``benchmarks/`` by its name, as its neighbours do."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / 'benchmarks'))
-    yield importlib.import_module
-    sys.path.pop(0)
 
 
 class SmallDisk:

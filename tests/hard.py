@@ -1,10 +1,10 @@
-"""Tables of which single precision loses digits, and what sums of them it may lose."""
+"""Tables that lose digits in single precision."""
 
 import torch
 
 
 def planted(num_rows, values, seed=0):
-    """A table of given singular values, float64; its directions are no columns."""
+    """A float64 table of given singular values, along no columns."""
     generator = torch.Generator().manual_seed(seed)
     left = torch.randn(num_rows, len(values), generator=generator).double()
     right = torch.randn(len(values), len(values), generator=generator).double()
@@ -12,17 +12,17 @@ def planted(num_rows, values, seed=0):
 
 
 def tables(num_rows, dim):
-    """The tables by their names, float32."""
+    """The float32 tables by name."""
     generator = torch.Generator().manual_seed(1)
     ones = torch.ones(dim, dtype=torch.double)
-    found = {'all values alike': planted(num_rows, ones)}
+    found = {'equal values': planted(num_rows, ones)}
     for ratio in (1e2, 1e5):
         values = ratio ** -torch.linspace(0, 1, dim).double()
         found[f'values from {ratio:g}'] = planted(num_rows, values)
         values = torch.where(torch.arange(dim) == 0, 1, ones / ratio)
         found[f'one value {ratio:g} times the others'] = planted(num_rows, values)
     of_rank = torch.where(torch.arange(dim) < dim // 3, ones, 0)
-    found['rank a third'] = planted(num_rows, of_rank)
+    found['a third of the rank'] = planted(num_rows, of_rank)
     centre = torch.randn(12, dim, generator=generator).double()
     near = torch.randn(num_rows, dim, generator=generator).double() / 10
     clusters = centre[torch.arange(num_rows) % 12] + near
@@ -38,7 +38,7 @@ def tables(num_rows, dim):
 
 
 def weights(num_rows, ratio):
-    """Weights from 1 to a ratio, in no order."""
+    """Shuffled weights from 1 to a ratio."""
     order = torch.randperm(num_rows, generator=torch.Generator().manual_seed(2))
     return ratio ** (order / num_rows)
 

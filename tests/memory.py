@@ -1,10 +1,10 @@
-"""How much memory a call takes."""
+"""Peak memory of a call."""
 
 import tracemalloc
 
 
 def peak(function):
-    """The most bytes that a call holds, beside those that are there already."""
+    """The most bytes that a call allocates, beyond those allocated before."""
     tracemalloc.start()
     try:
         function()

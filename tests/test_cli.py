@@ -7,16 +7,24 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from dataclasses import fields
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from pyg_c2f.cli.options import SETTINGS, make_parser, setting_texts, settings_of
+from pyg_c2f.cli.options import (
+    SETTINGS,
+    make_parser,
+    read_settings,
+    setting_names,
+    settings_of,
+    with_flags,
+)
 from pyg_c2f.cli.train import call_again
-from pyg_c2f.config import RECIPES
+from pyg_c2f.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
+COMMANDS = ('train', 'evaluate', 'recommend', 'export', 'demo', 'data')
 # Says whether torch was imported for an answer.
 PARSE = """
 import sys
@@ -56,9 +64,10 @@ def answer(call, **options):
     ('words', 'status', 'says'),
     [
         ('--help', 0, 'usage: pyg-c2f '),
-        ('train --help', 0, 'usage: pyg-c2f train '),
-        ('train --wrong', 2, 'error: unrecognized arguments: --wrong'),
-        ('--seed one', 2, "error: argument --seed: invalid int value: 'one'"),
+        ('--version', 0, 'pyg_c2f '),
+        *((f'{name} --help', 0, f'usage: pyg-c2f {name} ') for name in COMMANDS),
+        ('train --wrong', 2, 'error: unknown argument --wrong; see pyg-c2f train --h'),
+        ('--seed one', 2, 'error: argument --seed: expected a whole number from 0 to'),
         ('export', 2, 'error: the following arguments are required: --checkpoint'),
         ('nonsense', 2, "error: argument command: invalid choice: 'nonsense'"),
     ],
@@ -91,7 +100,7 @@ def test_programs_call_themselves_by_their_name(program, called):
     assert done.stdout.startswith(f'usage: {called} [-h]')
     assert f'\n  {called} recommend ' in done.stdout
     done, _ = answer([*program, 'data', '--wrong'], cwd=ROOT)
-    assert done.stderr.endswith(f'; see {called} --help\n')
+    assert done.stderr.endswith(f'; see {called} data --help\n')
 
 
 @pytest.mark.parametrize(
@@ -113,35 +122,54 @@ def test_the_call_that_goes_on(program, script, monkeypatch):
     )
 
 
-@pytest.mark.parametrize('recipe', RECIPES.values(), ids=RECIPES)
-def test_help_has_all_settings(recipe):
+@pytest.mark.parametrize('name', RECIPES)
+def test_help_has_all_settings(name):
     """Each with its default and what its class says of it, below a heading."""
-    texts = setting_texts(type(recipe))
-    assert [*texts] == [field.name for field in fields(recipe)]
-    lines = ' '.join(settings_of(recipe).split())
-    for name, text in texts.items():
-        assert f' {name} {getattr(recipe, name)} {text}' in lines
-    headings = re.findall(r'^ (\S.*):$', settings_of(recipe), re.MULTILINE)
+    recipe, found = RECIPES[name](), read_settings(name)
+    assert {x: value for x, (value, _) in found.items()} == asdict(recipe)
+    lines = ' '.join(settings_of(name).split())
+    for setting, (value, text) in found.items():
+        assert f' {setting} {value} {text}' in lines
+    headings = re.findall(r'^ (\S.*):$', settings_of(name), re.MULTILINE)
     assert len(headings) > 3
 
 
 def test_headings_are_of_settings():
-    known = {field.name for recipe in RECIPES.values() for field in fields(recipe)}
-    below = [name for names in SETTINGS.values() for name in names]
-    assert set(below) <= known and len(set(below)) == len(below)
+    below = ' '.join(SETTINGS.values()).split()
+    assert set(below) <= setting_names() and len(set(below)) == len(below)
 
 
-def test_help_of_train_has_groups():
-    """Options of data, recipe and run are apart."""
-    actions = make_parser()._subparsers._group_actions[0].choices['train']
-    help = actions.format_help()
-    for heading, option in (
-        ('data', '--dataset'),
-        ('recipe', '--set'),
-        ('run', '--out'),
-    ):
-        block = help.partition(f'\n{heading}:\n')[2].partition('\n\n')[0]
-        assert f'  {option} ' in block
+def test_help_says_what_each_option_does():
+    """With its default, if it has one; those of train in groups."""
+    for call in make_parser()._subparsers._group_actions[0].choices.values():
+        text = ' '.join(call.format_help().split())
+        for action in call._actions:
+            assert action.help and ' '.join(action.help.split()) in text
+            if action.default not in (None, False, '==SUPPRESS==', []):
+                assert f'(default: {action.default})' in text
+        if call.prog.endswith('train'):
+            for option in ('data: --dataset', 'recipe: --recipe', 'run: --device'):
+                assert f' {option} ' in text
+
+
+@pytest.mark.parametrize(
+    ('message', 'shown'),
+    [
+        ('num_fine=3 does not fit', '--set num_fine=3 does not fit'),
+        ('lower --set gate=3, or gate=2', 'lower --set gate=3, or --set gate=2'),
+        ('recipe=fast, split_seed=3', '--recipe fast, --split-seed 3'),
+        (
+            'name them with user_column and item_column',
+            'name them with --columns USER,',
+        ),
+        (
+            'runs/seed=3: x.seed=3, k=3, num_seed=4',
+            'runs/seed=3: x.seed=3, k=3, num_seed=4',
+        ),
+    ],
+)
+def test_messages_name_flags(message, shown):
+    assert with_flags(message).startswith(shown)
 
 
 # The wheel ----------------------------------------------------------------------------

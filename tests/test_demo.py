@@ -8,14 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from bundle_damage import damaged, sealed
 
 from pyg_c2f.bundle import Bundle, BundleError
 from pyg_c2f.cli.demo import PAGE_FOLDER
-from pyg_c2f.export import write_bundle
-from pyg_c2f.nn import LinearC2F
-from pyg_c2f.typing import Assignment
 from tests.bundles import (
     BROKEN,
     GOOD,
@@ -96,22 +92,6 @@ def test_the_example_of_the_page(tmp_path):
         rows, node('read.mjs', path, calls=calls)['results'], strict=True
     ):
         assert given['scores'] == [expected[x] for x in given['items']]
-
-
-@needs_node
-def test_lists_of_a_model(tmp_path):
-    torch.manual_seed(0)
-    pairs = torch.rand(40, 30).lt(0.2).nonzero().T
-    model = LinearC2F(pairs, 40, 30, 12, 6, 12, coarse_links=4, fine_links=2)
-    model.set_stage('fine')
-    codes = torch.tensor([0, 3]) + torch.randint(3, (30, 2))
-    model.fine.set_assignment(Assignment(codes, torch.ones(30, 2)))
-    write_bundle(model, path := tmp_path / 'model.c2f')
-    bundle = Bundle.load(path)
-    calls = [['recommend', list(range(1, x)), 10] for x in range(2, 20)]
-    answers = node('read.mjs', path, calls=calls)['results']
-    for call, given in zip(calls, answers, strict=True):
-        assert same_list(given, bundle.recommend(*call[1:]))
 
 
 @needs_node

@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from pyg_c2f.config import FastRecipe, Recipe, get_recipe
 from torch_geometric.data import HeteroData
 
 import pyg_c2f
 import run
-from pyg_c2f import experiment
 from pyg_c2f.evaluate import evaluate_split
+from pyg_c2f.recipes import FastRecipe, PaperRecipe, get_recipe
 from pyg_c2f.typing import ITEM, RATED_BY, RATES, USER, InputError
 
 SETTINGS = {
@@ -31,7 +30,7 @@ SETTINGS = {
         'patience': 1,
         'eval_every': 1,
     },
-    'fast': {'embedding_dim': 4, 'coarse_links': 2.0, 'num_fine': 4},
+    'fast': {'embedding_dim': 4, 'coarse_per_item': 2.0, 'num_fine': 4},
 }
 # Train and held-out items of each user.
 USUAL = {u: ([u, u + 1, u + 3], [u + 4, u + 6]) for u in range(6)}
@@ -95,7 +94,7 @@ CASES = {
     ),
     'one fine anchor': Case(
         paper={'num_fine': 1, 'fine_per_coarse': 1},
-        fast={'num_fine': 1, 'fine_links': 1},
+        fast={'num_fine': 1, 'fine_per_item': 1},
         refused=dict.fromkeys(SETTINGS, 'num_fine=1: expected a whole number from 2'),
     ),
     'two fine anchors': Case(
@@ -116,28 +115,28 @@ CASES = {
     ),
     'all anchors of each': Case(
         paper={'anchors_per_entity': 4, 'fine_per_coarse': 3},
-        fast={'coarse_links': 4.0},
+        fast={'coarse_per_item': 4.0},
     ),
     'more anchors of each than there are': Case(
         paper={'anchors_per_entity': 5},
-        fast={'coarse_links': 9.0},
-        refused={'paper': 'anchors_per_entity=5 needs .* raise --set num_coarse=4'},
+        fast={'coarse_per_item': 9.0},
+        refused={'paper': 'anchors_per_entity=5 needs .* raise .*num_coarse=4'},
     ),
     'more fine anchors of each than there are': Case(
         paper={'fine_per_coarse': 4},
-        fast={'fine_links': 5, 'num_fine': 4},
+        fast={'fine_per_item': 5, 'num_fine': 4},
         refused={
-            'paper': 'fine_per_coarse=4 needs .* raise --set num_fine=3',
-            'fast': 'num_fine=4 does not share out over fine_links=5.*set a multiple',
+            'paper': 'fine_per_coarse=4 needs .* raise .*num_fine=3',
+            'fast': 'num_fine=4 cannot be divided into .*=5.*set a multiple',
         },
     ),
     'more fine anchors than coarse ones': Case(
         paper={'num_coarse': 2, 'num_fine': 9},
-        fast={'embedding_dim': 2, 'num_fine': 9} | {'fine_links': 3},
+        fast={'embedding_dim': 2, 'num_fine': 9} | {'fine_per_item': 3},
     ),
     'a coarse codebook of one direction': Case(
         paper={'embedding_dim': 1, 'num_coarse': 6},
-        fast={'embedding_dim': 1, 'coarse_links': 1.0},
+        fast={'embedding_dim': 1, 'coarse_per_item': 1.0},
     ),
     'a fine codebook of zeros': Case(paper={'threshold': 100.0}),
     'more components than columns': Case(paper={'pca_components': 9}),
@@ -196,7 +195,7 @@ def test_fit(name, recipe):
     data = data_of(case.rows)
 
     def fit():
-        kind = {'paper': Recipe, 'fast': FastRecipe}[recipe]
+        kind = {'paper': PaperRecipe, 'fast': FastRecipe}[recipe]
         return pyg_c2f.fit(data, kind(**settings_of(case, recipe)))
 
     if recipe in case.refused:
@@ -209,8 +208,7 @@ def test_fit(name, recipe):
 
 
 @EACH
-def test_command_line(name, recipe, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(experiment, 'write_report', lambda out, *_: out / 'report.html')
+def test_command_line(name, recipe, tmp_path, capsys):
     case, folder, out = CASES[name], tmp_path / 'data', tmp_path / 'out'
     folder.mkdir()
     for part, file in enumerate(('train.txt', 'test.txt')):
@@ -219,8 +217,9 @@ def test_command_line(name, recipe, tmp_path, monkeypatch, capsys):
         )
         (folder / file).write_text(''.join(lines))
     options = (f'{key}={value}' for key, value in settings_of(case, recipe).items())
+    data = ['--dataset', 'data', '--data-root', str(tmp_path), '--protocol', 'c2f']
     status = run.main(
-        ['train', '--dataset', 'data', '--data-root', str(tmp_path)]
+        ['train', *data]
         + ['--recipe', recipe, '--out', str(out), '--quiet', '--set', *options]
     )
     shown = capsys.readouterr()
@@ -251,5 +250,5 @@ def test_command_line(name, recipe, tmp_path, monkeypatch, capsys):
 def test_settings_are_those_of_the_recipes():
     for recipe, values in SETTINGS.items():
         texts = {key: str(value) for key, value in values.items()}
-        kind = {'paper': Recipe, 'fast': FastRecipe}[recipe]
+        kind = {'paper': PaperRecipe, 'fast': FastRecipe}[recipe]
         assert get_recipe(recipe, settings=texts) == kind(**values)

@@ -1,4 +1,4 @@
-"""The approximate index: exact with all cells, and most of a list with a few."""
+"""The approximate index: exact with all cells, nearly so with a few."""
 
 import sys
 
@@ -10,52 +10,37 @@ from pyg_c2f.index import ItemIndex
 from pyg_c2f.vocabulary import NamedModel
 from tests.models import HISTORIES, MODELS, make_model
 
-no_diffusion = pytest.mark.parametrize('name', [x for x in MODELS if x != 'diffusion'])
-
 
 @withPackage('faiss')
-@no_diffusion
+@pytest.mark.parametrize('name', [x for x in MODELS if x != 'diffusion'])
 @pytest.mark.parametrize(('exclude_seen', 'k'), [(True, 100), (False, 3)])
 def test_all_cells_give_the_exact_list(toy, name, exclude_seen, k, monkeypatch):
-    model = NamedModel(make_model(toy, name))
+    inner = make_model(toy, name)
+    model = NamedModel(inner)
     monkeypatch.setattr('pyg_c2f.nn.recommender.BLOCK_SCORES', 20)
     options = {'k': k, 'exclude_seen': exclude_seen}
-    for cells in (1, 3):
-        index = ItemIndex(model, cells, cells)
-        for who in (
-            {'users': range(6)},
-            {'users': 3},
-            {'history': HISTORIES},
-            {'history': [3, 0, 3]},
-        ):
-            ids, scores = model.recommend(**who, **options)
-            ours = model.recommend(**who, **options, index=index)
+    asked = [{'users': range(6)}, {'users': 3}]
+    asked += [{'history': HISTORIES}, {'history': [3, 0, 3]}]
+    exact = [model.recommend(**who, **options) for who in asked]
+    indexes = [ItemIndex(model, cells, cells) for cells in (1, 3)]
+    for index in indexes:
+        items = model.recommend(['4', '0'], **options, index=index)[0]
+        assert items == model.recommend(['4', '0'], **options)[0]
+    # An index does not change when the model does.
+    with torch.no_grad():
+        for parameter in inner.parameters():
+            parameter.normal_()
+    for index in indexes:
+        for who, (ids, scores) in zip(asked, exact, strict=True):
+            ours = index.recommend(**who, **options)
             assert ours[0].equal(ids)
             torch.testing.assert_close(ours[1], scores, atol=1e-5, rtol=1e-5)
-    items = model.recommend(['4', '0'], **options, index=index)[0]
-    assert items == model.recommend(['4', '0'], **options)[0]
-
-
-@withPackage('faiss')
-@no_diffusion
-def test_an_index_is_a_picture_of_the_model(toy, name):
-    model = make_model(toy, name)
-    index = ItemIndex(model, 2, 2)
-    asked = [{'users': range(6)}, {'history': HISTORIES}]
-    before = [index.recommend(**who, k=3) for who in asked]
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_()
-    for who, (ids, scores) in zip(asked, before, strict=True):
-        ours = index.recommend(**who, k=3)
-        assert ours[0].equal(ids)
-        torch.testing.assert_close(ours[1], scores)
 
 
 @withPackage('faiss')
 def test_recall_of_the_index(fast_model):
     index = ItemIndex(fast_model)
-    # The catalogue is small: all of it is looked at.
+    # The catalogue is small, so all cells are visited.
     assert (index.num_cells, index.num_cells_to_visit) == (76, 76)
     index = ItemIndex(fast_model, num_cells_to_visit=10)
     rowptr, col = fast_model.train_items()
@@ -66,7 +51,7 @@ def test_recall_of_the_index(fast_model):
         found, values = fast_model.recommend(**who, index=index)
         hit = (found.unsqueeze(2) == ids.unsqueeze(1)) & (found.unsqueeze(2) >= 0)
         assert hit.any(dim=1).float().mean() > 0.9
-        # What is found has its own score, in the right order.
+        # The items found have their exact scores, in descending order.
         right = hit.nonzero()
         torch.testing.assert_close(
             values[right[:, 0], right[:, 1]],
@@ -75,22 +60,18 @@ def test_recall_of_the_index(fast_model):
             rtol=1e-5,
         )
         assert (values.diff(dim=1) <= 0).nan_to_num().all()
-    # Nobody is told what he has.
+    # Nobody gets an item that they have.
     found, _ = fast_model.recommend(users, index=index)
     row = torch.arange(len(users)).repeat_interleave(rowptr.diff())
     seen = row * fast_model.num_items + col
     key = torch.arange(len(users)).unsqueeze(1) * fast_model.num_items + found
     assert not torch.isin(key[found >= 0], seen).any()
-
-
-@withPackage('faiss')
-def test_a_list_ends_where_the_cells_do(fast_model):
+    # A list ends when the visited cells have no more items.
     index = ItemIndex(fast_model, num_cells=1000, num_cells_to_visit=1)
     ids, scores = fast_model.recommend(range(100), k=50, index=index)
     assert ids.shape == (100, 50)
     assert (ids == -1).any() and (ids[:, 0] >= 0).any()
     assert ((ids == -1) == (scores == -torch.inf)).all()
-    # The places that are left come last.
     assert ((ids >= 0).int().diff(dim=1) <= 0).all()
 
 
@@ -108,12 +89,9 @@ def test_wrong_index(toy, fast_model):
             ItemIndex(model, cells, visited)
 
 
-def test_a_diffusion_channel_is_no_inner_product(toy):
-    with pytest.raises(ValueError, match=r'diffusion=0 for an index .got 0.7'):
-        ItemIndex(make_model(toy, 'diffusion'))
-
-
-def test_without_faiss(toy, monkeypatch):
+def test_without_faiss_and_with_diffusion(toy, monkeypatch):
     monkeypatch.setitem(sys.modules, 'faiss', None)
     with pytest.raises(ImportError, match=r'pip install pyg-c2f\[faiss\]'):
         ItemIndex(make_model(toy, 'fine'))
+    with pytest.raises(ValueError, match=r'diffusion=0 for an index .got 0.7'):
+        ItemIndex(make_model(toy, 'diffusion'))

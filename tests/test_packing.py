@@ -81,26 +81,10 @@ def bits_of(packed):
     return unpack_bits(packed, 1, 8 * packed.numel())
 
 
-@pytest.mark.parametrize(
-    'values',
-    [
-        [],
-        [0],
-        [1],
-        [7],
-        [2**20],
-        [2**40 + 5],
-        [0, 1],
-        [0, 2**33],
-        [2**33, 2**33 + 1],
-        list(range(100)),
-        list(range(1000, 1100)),
-        list(range(0, 4096, 64)),
-        [x * x for x in range(200)],
-        [2**x for x in range(45)],
-    ],
-    ids=lambda values: f'{len(values)} to {max(values, default=0)}',
-)
+VALUES = ([], [0], [7], [2**40 + 5], [0, 1], [2**33, 2**33 + 1], [*range(1000, 1100)])
+
+
+@pytest.mark.parametrize('values', [*VALUES, [2**x for x in range(45)]])
 def test_pack_sorted(values):
     values = torch.tensor(values, dtype=torch.long)
     packed = pack_sorted(values)
@@ -129,16 +113,10 @@ def test_pack_sorted_numbers_at_random(most, share):
 
 
 def test_pack_sorted_by_definition():
+    assert pack_sorted(torch.tensor([0, 1, 3, 4, 6]))[0].numel() == 0  # no low bits
     values = torch.tensor([3, 4, 7, 13, 14, 15, 21, 43])
     low, high, width = pack_sorted(values)
     assert int(width) == 2  # of 44 numbers 8, so that log2(5.5) goes down to 2
     assert unpack_bits(low, 2, 8).tolist() == [x % 4 for x in values.tolist()]
     ones = bits_of(high).nonzero().flatten()
     assert ones.tolist() == [x // 4 + n for n, x in enumerate(values.tolist())]
-
-
-def test_pack_sorted_dense_numbers_have_no_low_bits():
-    values = torch.tensor([0, 1, 3, 4, 6])
-    low, high, width = pack_sorted(values)
-    assert low.numel() == 0 and int(width) == 0
-    assert int(bits_of(high).sum()) == 5

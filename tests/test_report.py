@@ -1,127 +1,108 @@
-import base64
+"""The tables of a run, and its page against figures computed one by one."""
+
+import json
 import re
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from pyg_c2f.report import results_table, size_table, write_report
-from pyg_c2f.typing import KS
+import pyg_c2f
+from pyg_c2f import report
+from pyg_c2f.datasets import get_dataset
+from pyg_c2f.evaluate import with_sampled_users
+from pyg_c2f.typing import KS, RATES
+from pyg_c2f.vocabulary import Vocabulary
 
 
-def values(scale: float) -> dict[str, float]:
-    names = [f'{name}@{k}' for name in ('recall', 'ndcg') for k in KS]
-    return {name: scale * (1 + i) / 100 for i, name in enumerate(names)}
+class Run:
+    """What a page is made of, and the page."""
 
+    def __init__(self, out, root, name):
+        self.out, self.model = out, pyg_c2f.load(out)
+        self.data = get_dataset(name, root, 'c2f')
+        self.metrics = json.loads((out / 'metrics.json').read_text())
+        lines = (out / 'history.jsonl').read_text().splitlines()
+        self.history = [json.loads(line) for line in lines]
+        self.page = Page((out / 'report.html').read_text(encoding='utf-8'))
 
-def phase(epoch: int, scale: float) -> dict[str, Any]:
-    return {
-        'best_epoch': epoch,
-        'last_epoch': epoch + 5,
-        'val': values(scale),
-        'test': values(scale / 2),
-    }
+    def write(self, folder, **changes):
+        """The page of the run with other metrics or data, in a folder of its own."""
+        (folder / 'model.safetensors').write_bytes(
+            (self.out / 'model.safetensors').read_bytes()
+        )
+        metrics = self.metrics | {'command': 'train'} | changes
+        data = changes.get('data', self.data)
+        path = report.write_report(folder, metrics, self.history, self.model, data)
+        return Page(path.read_text(encoding='utf-8'))
 
-
-@pytest.fixture
-def metrics() -> dict[str, Any]:
-    fine = phase(35, 2.5)
-    return {
-        'dataset': 'made <up>',
-        'protocol': 'c2f',
-        'recipe': 'paper',
-        'seed': 7,
-        'split_seed': 2024,
-        'num_users': 1234,
-        'num_items': 56,
-        'num_train': 78901,
-        'val': fine['val'],
-        'test': fine['test'],
-        'popularity': {'val': values(0.5), 'test': values(0.3)},
-        'coarse': {'phase1': phase(15, 1.0), 'phase2': phase(45, 2.0)},
-        'fine': {'phase1': phase(10, 2.2), 'phase2': fine},
-        'bytes': {
-            'codebooks': 1500,
-            'codebooks_dense': 2000,
-            'assignments': 30_000,
-            'scalars': 0,
-            'inference_extra': 400_000,
-            'propagated_table': 700_000,
-            'full_table': 1_400_000,
-        },
-        'seconds': {'load': 0.5, 'train': 200.0, 'total': 8000.0},
-        'versions': {'torch': '2.13.0'},
-        'command': 'python run.py train --dataset "made <up>" --seed 7',
-    }
-
-
-@pytest.fixture
-def history() -> list[dict[str, Any]]:
-    return [
-        {
-            'stage': stage,
-            'phase': number,
-            'epoch': epoch,
-            'loss': None if epoch == 0 else 1 / epoch,
-            'val': values(1 + epoch / 50),
-            'seconds': 0.1,
-            'anchors_in_use': 20,
-        }
-        for stage in ('coarse', 'fine')
-        for number, epochs in ((1, range(0, 20, 5)), (2, range(20, 50, 5)))
-        for epoch in epochs
-    ]
+    def pairs(self, key):
+        """The items of each user."""
+        rows = {user: set() for user in range(self.model.num_users)}
+        for user, item in self.data[RATES][key].T.tolist():
+            rows[user].add(item)
+        return rows
 
 
 class Page(HTMLParser):
-    """Collects the text, the pictures and everything the page would load."""
+    """The text and the pictures of a page, and what it would load."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, text):
         super().__init__()
-        self.text: list[str] = []
-        self.pictures: list[bytes] = []
-        self.loaded: list[str] = []
-        self.open: list[str] = []
-        self.feed(path.read_text(encoding='utf-8'))
+        self.html, self.words, self.loads, self.open = text, [], [], []
+        self.feed(text)
         self.close()
+        self.text = ' '.join(' '.join(self.words).split())
+        found = (ElementTree.fromstring(x) for x in re.findall('<svg.*?</svg>', text))
+        self.pictures = {x.get('aria-label'): x for x in found}
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in ('img', 'meta'):
-            self.open.append(tag)
-        prefix = 'data:image/svg+xml;base64,'
-        for name, value in attrs:
-            if name in ('src', 'href', 'srcset') and value is not None:
-                if value.startswith(prefix):
-                    self.pictures.append(base64.b64decode(value.removeprefix(prefix)))
-                else:
-                    self.loaded.append(value)
+    def handle_starttag(self, tag, attrs):
+        self.open += [tag] if tag != 'meta' else []
+        self.loads += [v for k, v in attrs if k in ('src', 'href', 'srcset', 'data')]
 
-    def handle_endtag(self, tag: str) -> None:
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        self.handle_endtag(tag)
+
+    def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
-    def handle_data(self, data: str) -> None:
-        self.text.append(data.strip())
+    def handle_data(self, data):
+        self.words.append(data)
+
+    def bars(self, label):
+        """The texts of a picture of bars, and the widths of the bars."""
+        picture = self.pictures[label]
+        boxes = picture.findall('.//{*}rect')
+        texts = [x.text for x in picture.findall('.//{*}text')]
+        return texts, [float(x.get('width')) for x in boxes]
 
 
-def test_results_table_holds_every_number(metrics: dict[str, Any]) -> None:
-    test, val = results_table(metrics).split('\n\n')
-    for split, block in (('test', test), ('val', val)):
+@pytest.fixture(scope='module')
+def runs(text_run, fast_run, root):
+    """A run of each recipe, the second one with names."""
+    return {'paper': Run(text_run, root, 'text'), 'fast': Run(fast_run, root, 'table')}
+
+
+each = pytest.mark.parametrize('recipe', ['paper', 'fast'])
+
+
+@each
+def test_results_table_holds_every_number(recipe, runs):
+    metrics = runs[recipe].metrics
+    expected = {'popularity': metrics['popularity']} | {
+        f'{stage}, phase {key[-1]}': result
+        for stage in ('coarse', 'fine')
+        for key, result in metrics[stage].items()
+    }
+    blocks = report.results_table(metrics).split('\n\n')
+    for split, block in zip(('test', 'val'), blocks, strict=True):
         header, *lines = block.splitlines()
         assert {len(line) for line in lines} == {len(header)}
         assert header.split()[0] == split
-        rows = {
-            'popularity': metrics['popularity'],
-            'coarse, phase 1': metrics['coarse']['phase1'],
-            'coarse, phase 2': metrics['coarse']['phase2'],
-            'fine, phase 1': metrics['fine']['phase1'],
-            'fine, phase 2': metrics['fine']['phase2'],
-        }
-        assert len(lines) == len(rows)
         names = [name.lower() for name in header.split()[2:]]
         assert names == [f'{m}@{k}' for m in ('ndcg', 'recall') for k in KS]
-        for line, (label, result) in zip(lines, rows.items(), strict=True):
+        for line, (label, result) in zip(lines, expected.items(), strict=True):
             assert line.startswith(label)
             cells = line.removeprefix(label).split()
             if 'best_epoch' in result:
@@ -129,83 +110,169 @@ def test_results_table_holds_every_number(metrics: dict[str, Any]) -> None:
             assert cells == [f'{result[split][name]:.4f}' for name in names]
 
 
-def test_a_result_of_no_phase_has_its_own_row(metrics: dict[str, Any]) -> None:
-    assert 'final model' not in results_table(metrics)
-    metrics['test'] = values(9.0)
-    test, val = results_table(metrics).split('\n\n')
+def test_a_result_of_no_phase_has_its_own_row(runs):
+    metrics = runs['paper'].metrics
+    assert 'final model' not in report.results_table(metrics)
+    test = {name: value + 0.01 for name, value in metrics['test'].items()}
+    test, val = report.results_table(metrics | {'test': test}).split('\n\n')
     assert test.splitlines()[-1].startswith('final model')
     assert 'final model' not in val
 
 
-def test_size_table_adds_up(metrics: dict[str, Any]) -> None:
-    header, *lines = size_table(metrics).splitlines()
+def test_size_table_adds_up(runs):
+    sizes = runs['fast'].metrics['bytes']
+    header, *lines = report.size_table(runs['fast'].metrics).splitlines()
     assert {len(line) for line in lines} == {len(header)}
-    counted = {}
-    for line in lines:
-        name, size, *_ = re.split(r'\s{2,}', line)
-        counted[name] = int(size.replace(',', ''))
+    cells = (re.split(r'\s{2,}', line) for line in lines)
+    counted = {name: int(size.replace(',', '')) for name, size, *_ in cells}
     stored = ('codebooks', 'assignments', 'scalars', 'inference_extra')
-    total = counted.pop('total of the above')
-    assert total == sum(metrics['bytes'][name] for name in stored)
-    assert counted == metrics['bytes']
+    assert counted.pop('total of the above') == sum(sizes[name] for name in stored)
+    assert counted == sizes
 
 
-def test_report_is_one_whole_file(
-    tmp_path: Path, metrics: dict[str, Any], history: list[dict[str, Any]]
-) -> None:
-    out = tmp_path / 'runs' / 'one'
-    path = write_report(out, metrics, history)
-    assert path == out / 'report.html'
-    assert list(out.iterdir()) == [path]
-    page = Page(path)
-    assert page.open == []
-    assert page.loaded == []
-    assert '@import' not in path.read_text(encoding='utf-8')
-    assert metrics['command'] in page.text
-    text = ' '.join(page.text)
-    for part in ('made <up>', 'c2f', 'paper', 'seed 7', '1,234', '2.13.0', '1,400,000'):
-        assert part in text
-    for result in (metrics['val'], metrics['test']):
-        assert {f'{value:.4f}' for value in result.values()} <= set(page.text)
-    assert len(page.pictures) == 2
-    for picture in page.pictures:
-        assert ElementTree.fromstring(picture).tag.endswith('svg')
+@each
+def test_the_page_is_one_whole_file(recipe, runs):
+    run = runs[recipe]
+    page, metrics = run.page, run.metrics
+    assert page.open == [] and page.loads == []
+    assert not re.search(r'@import|url\(|<script', page.html)
+    command = json.loads((run.out / 'config.json').read_text())['call']
+    for part in (
+        command,
+        f'recipe {recipe}',
+        'seed 2024',
+        metrics['versions']['numpy'],
+    ):
+        assert part in page.text
+    for split in ('val', 'test'):
+        assert all(f'{x:.4f}' in page.text for x in metrics[split].values())
+    num_pairs = len({*map(tuple, run.data[RATES].test_edge_label_index.T.tolist())})
+    assert f'Evaluated on 40 users with {num_pairs} test interactions' in page.text
 
 
-def test_report_is_replaced_and_repeats(
-    tmp_path: Path, metrics: dict[str, Any], history: list[dict[str, Any]]
-) -> None:
-    path = write_report(tmp_path, metrics, history[:3])
-    early = path.read_bytes()
-    assert write_report(tmp_path, metrics, history).read_bytes() != early
-    assert write_report(tmp_path, metrics, history[:3]).read_bytes() == early
+def test_curves_are_of_what_was_trained(runs):
+    """Recipe fast has none; the curves of the other one go through its history."""
+    assert not any('stage' in label for label in runs['fast'].page.pictures)
+    assert 'Training' not in runs['fast'].page.text
+    run = runs['paper']
+    for stage in ('coarse', 'fine'):
+        lines = [x for x in run.history if x['stage'] == stage]
+        for label, key in (('validation NDCG@5', 'ndcg@5'), ('training loss', None)):
+            values = [x['val'][key] if key else x['loss'] for x in lines]
+            values = [x for x in values if x is not None]
+            picture = run.page.pictures[f'{stage} stage: {label}']
+            (line,) = picture.findall('.//{*}polyline')
+            points = [x.split(',') for x in line.get('points').split()]
+            x, y = ([float(z) for z in w] for w in zip(*points, strict=True))
+            assert x == sorted(x) and len(x) == len(values)
+            # Higher values are further up, which is less in a picture.
+            order = sorted(range(len(y)), key=lambda at: -values[at])
+            assert [y[at] for at in order] == sorted(y)
+            texts = [x.text for x in picture.findall('.//{*}text')]
+            assert {f'{max(values):.4f}', f'{min(values):.4f}'} <= {*texts}
 
 
-@pytest.mark.parametrize('evaluations', [0, 1, 5, 10])
-def test_an_interrupted_run_has_a_report(
-    tmp_path: Path,
-    metrics: dict[str, Any],
-    history: list[dict[str, Any]],
-    evaluations: int,
-) -> None:
-    for name in ('fine', 'val', 'test', 'bytes', 'command'):
-        del metrics[name]
-    del metrics['coarse']['phase2']
-    page = Page(write_report(tmp_path, metrics, history[:evaluations]))
-    assert len(page.pictures) == (evaluations > 0)
-    assert 'coarse, phase 1' in page.text
-    assert 'coarse, phase 2' not in page.text
-    assert size_table(metrics) == ''
+def ends(interval):
+    low, _, high = interval.partition('–')
+    return int(low), int(high or low)
 
 
-def test_a_bare_run_has_a_report(tmp_path: Path) -> None:
-    assert Page(write_report(tmp_path, {'dataset': 'x'}, [])).pictures == []
-    assert results_table({}) == ''
+def found(lists, pairs):
+    """The share of pairs that the lists hold."""
+    return sum(item in lists[user] for user, item in pairs) / len(pairs)
 
 
-def test_the_fine_stage_alone_has_curves(
-    tmp_path: Path, metrics: dict[str, Any], history: list[dict[str, Any]]
-) -> None:
-    del metrics['coarse'], metrics['popularity']
-    fine = [line for line in history if line['stage'] == 'fine']
-    assert len(Page(write_report(tmp_path, metrics, fine)).pictures) == 2
+@each
+def test_whom_it_serves(recipe, runs):
+    """By ranges of activity and popularity, against lists of the model itself."""
+    run = runs[recipe]
+    train, test = run.pairs('edge_index'), run.pairs('test_edge_label_index')
+    pairs = [(user, item) for user in test for item in test[user]]
+    lists = run.model.recommend(list(test), 20)[0].tolist()
+    by_item = [sum(item in row for row in train.values()) for item in range(50)]
+    best = sorted(range(50), key=lambda item: (-by_item[item], item))
+    popular = [[x for x in best if x not in train[user]][:20] for user in test]
+    by_user, widths = run.page.bars("Recall by users' activity")
+    assert len(widths) == len(by_user) / 2
+    for at in range(0, len(by_user), 4):
+        interval, note, *shown = by_user[at : at + 4]
+        low, high = ends(interval)
+        inside = [user for user in test if low <= len(train[user]) <= high]
+        assert note == f'{len(inside)} users'
+        for value, given in zip((lists, popular), shown, strict=True):
+            recalls = [found(value, [(u, i) for i in test[u]]) for u in inside]
+            assert given == f'{sum(recalls) / len(recalls):.3f}'
+    by_popularity, _ = run.page.bars("Interactions found by items' popularity")
+    assert len(by_popularity) == 16
+    for at in range(0, 16, 4):
+        interval, note, *shown = by_popularity[at : at + 4]
+        low, high = ends(interval)
+        inside = [pair for pair in pairs if low <= by_item[pair[1]] <= high]
+        assert note == f'{len({item for _, item in inside})} items'
+        assert shown == [f'{found(x, inside):.1%}' for x in (lists, popular)]
+    listed, others = (len({*sum(x, [])}) for x in (lists, popular))
+    assert (
+        f'40 lists of 20 hold {listed} of 50 items ({listed / 50:.0%}); lists by '
+        f'popularity hold {others}.'
+    ) in run.page.text
+
+
+@each
+def test_three_lists_with_names(recipe, runs):
+    run = runs[recipe]
+    test, train = run.pairs('test_edge_label_index'), run.pairs('edge_index')
+    parts = run.page.html.split('<div><h3>User ')[1:]
+    assert len(parts) == 3
+    names = run.model.vocabulary.item_titles or [f'item {item}' for item in range(50)]
+    users = run.model.vocabulary.user_ids or [str(user) for user in range(40)]
+    activity = []
+    for part in parts:
+        user = users.index(part.partition('<')[0])
+        activity.append(len(train[user]))
+        items = run.model.recommend([user], 20)[0][0].tolist()
+        found = re.findall(r'<li( class=found)?>(.*?)</li>', part)
+        assert [name for _, name in found] == [names[item] for item in items[:10]]
+        assert [bool(mark) for mark, _ in found] == [
+            x in test[user] for x in items[:10]
+        ]
+        hits = len(test[user] & {*items})
+        assert f'{hits} of {len(test[user])} test items' in part
+        assert re.search(r'<p>has (.*?)[;<]', part)[1] in {
+            names[x] for x in train[user]
+        }
+    assert activity == sorted(activity)
+
+
+@each
+def test_the_bytes_are_those_of_the_file(recipe, runs):
+    run = runs[recipe]
+    texts, widths = run.page.bars('Bytes of the file by group of tensors')
+    assert widths == sorted(widths, reverse=True)
+    names, shares = texts[::3], [float(x.rstrip('%')) for x in texts[1::3]]
+    assert 'other tensors' not in names and len(names) == len({*names}) > 4
+    assert ('ids and titles' in names) == (recipe == 'fast')
+    assert sum(shares) == pytest.approx(100, abs=0.1 * len(shares))
+    size = (run.out / 'model.safetensors').stat().st_size
+    assert f'model.safetensors has {size:,} bytes' in run.page.text
+
+
+def test_a_page_of_some_users(runs, tmp_path, monkeypatch):
+    """Those drawn for the figures; and of many users at most so many."""
+    run = runs['paper']
+    some = with_sampled_users(run.data, 7, 0)
+    page = run.write(tmp_path, data=some, eval_users=7)
+    assert 'Evaluated on 7 users (drawn at random) with' in page.text
+    assert 'Coverage: 7 lists of 20' in page.text
+    monkeypatch.setattr(report, 'MOST_USERS', 9)
+    page = run.write(tmp_path)
+    assert 'Evaluated on 40 users with' in page.text
+    assert 'Coverage: 9 lists of 20' in page.text
+    assert run.write(tmp_path).html == page.html
+
+
+def test_names_are_no_html(runs, tmp_path):
+    run, titles = runs['fast'], ['<b>&"' for _ in range(50)]
+    run.model.vocabulary = Vocabulary(40, 50, item_titles=titles)
+    page = run.write(tmp_path, dataset='a<b', command='train --x "<i>"')
+    assert page.open == [] and page.words.count('<b>&"') == 30
+    assert 'a<b' in page.text and 'train --x "<i>"' in page.text

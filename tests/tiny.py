@@ -1,4 +1,6 @@
-"""A data set and settings whose training takes a second."""
+"""A data set and settings that train in a second."""
+
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -20,6 +22,11 @@ SETTINGS = {
     'patience': 1,
     'eval_every': 1,
 }
+FAST = ['--set', 'embedding_dim=16', 'coarse_per_item=3', 'num_fine=16']
+
+
+def data_options(root, name='shop'):
+    return ['--data-root', str(root), '--dataset', name, '--protocol', 'c2f']
 
 
 def settings(**changes):
@@ -32,7 +39,7 @@ def as_text(rows, part):
 
 
 def write_text_data(root):
-    """The data set ``root/text``; returns the items of each user, the last for test."""
+    """Writes the data set ``root/text``; returns each user's items, test items last."""
     rng = np.random.default_rng(0)
     rows = {user: rng.permutation(50)[:12].tolist() for user in range(40)}
     (root / 'text').mkdir()
@@ -41,18 +48,22 @@ def write_text_data(root):
     return rows
 
 
-TINY = PaperRecipe(
-    num_coarse=6,
-    num_fine=4,
-    embedding_dim=8,
-    num_layers=2,
-    fine_per_coarse=2,
-    pca_components=4,
+def write_table_data(root, rows):
+    """The data set ``root/table``: those rows with names, and titles of the items."""
+    (root / 'table').mkdir()
+    table = ''.join(f'u{u:02}\ti{i:02}\t5\n' for u, row in rows.items() for i in row)
+    header = 'user_id:token\titem_id:token\trating:float\n'
+    (root / 'table/table.inter').write_text(header + table)
+    titles = ''.join(f'i{i:02}\tThe item {i}\n' for i in range(50))
+    (root / 'table/table.item').write_text(f'item_id:token\ttitle:token\n{titles}')
+
+
+TINY = replace(
+    PaperRecipe(**SETTINGS),
     lr_coarse=0.3,
     lr_fine=0.3,
     batch_size_coarse=1024,
     batch_size_fine=2048,
-    eval_every=1,
     patience=2,
     max_epochs=12,
 )
@@ -67,7 +78,7 @@ def epochs_of(results):
 
 
 def assert_same_model(one, other):
-    """Whether two models have the same bytes in a file."""
+    """Two models have the same bytes in a file."""
     ours, theirs = one.to_tensors(), other.to_tensors()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)

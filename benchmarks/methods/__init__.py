@@ -1,4 +1,4 @@
-"""Other ways to recommend from little memory, all behind one interface.
+"""Other ways to recommend from little memory, with one interface.
 
 A method is fitted to histories, what it returns is what a file holds, and scores come
 from that and from the histories of those who ask.
@@ -22,7 +22,6 @@ Example:
     torch.Size([1, 80])
 """
 
-from methods.als import IALS
 from methods.base import Baseline, Histories, file_bytes, histories_of
 from methods.codec import (
     Codec,
@@ -33,7 +32,6 @@ from methods.codec import (
     Pruned,
     RowWise,
 )
-from methods.ease import EASE
 from methods.embedding import (
     CompressedEmbedding,
     DHEmbedding,
@@ -42,15 +40,14 @@ from methods.embedding import (
     QREmbedding,
     TTEmbedding,
 )
-from methods.filters import GFCF, LinkProp, LowPass, TurboCF
+from methods.filters import GFCF, LinkProp, LowPass, Popularity, TurboCF
+from methods.items import EASE, IALS, ItemKNN
 from methods.lightgcn import (
     CompressedLightGCN,
     LightGCN,
     LightGCNFromItems,
 )
-from methods.neighbors import ItemKNN
 from methods.ours import Fast, Paper
-from methods.popularity import Popularity
 
 __all__ = [
     'EASE',

@@ -1,4 +1,4 @@
-r"""What every compared method is: a fit, what is written to disk, and scores from it.
+r"""The interface of a method: a fit, the tensors of its file, and scores from these.
 
 A method's scores come from the tensors that :meth:`Baseline.fit` returns and from the
 items of the person who asks, and from nothing else, so that the size of the file with
@@ -6,7 +6,6 @@ these tensors is the size of the method.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -34,7 +33,6 @@ from pyg_c2f.sparse import (
 from pyg_c2f.typing import InputError
 
 Tensors = dict[str, Tensor]
-Watch = Callable[[int, Score], bool]
 
 
 class Histories(NamedTuple):
@@ -75,7 +73,7 @@ def histories_of(edge_index: Tensor, num_users: int, num_items: int) -> Historie
     """Sorts pairs of users and items, each pair once.
 
     Raises:
-        InputError: If these are no pairs of whole numbers, or an id does not fit.
+        InputError: If the pairs are not whole numbers, or an id is out of range.
     """
     if edge_index.shape[:-1] != (2,) or edge_index.is_floating_point():
         raise InputError(
@@ -95,19 +93,13 @@ class Baseline(ABC):
 
     @abstractmethod
     def fit(
-        self,
-        histories: Histories,
-        generator: torch.Generator | None = None,
-        watch: Watch | None = None,
+        self, histories: Histories, generator: torch.Generator | None = None
     ) -> Tensors:
         """Fits to the train interactions.
 
         Args:
             histories (Histories): The train interactions.
             generator (torch.Generator, optional): All randomness, on the CPU.
-            watch (Callable, optional): Of LightGCN and what derives from it: called
-                now and then with the epochs done and the scores so far; training ends
-                where it returns true. All others leave it alone.
 
         Returns:
             Dict: All that :meth:`scorer` needs beside a history, in its stored form.
@@ -169,8 +161,8 @@ def pack_graph(histories: Histories) -> Tensors:
 def unpack_graph(stored: Tensors, num_items: int, num_users: int = 0) -> Histories:
     """The train interactions that :func:`pack_graph` packed.
 
-    The packed form does not tell of users behind the last one who has items: where they
-    matter, say how many users there are.
+    The packed form does not contain the number of users; pass it if users after the
+    last one with items matter.
     """
     user, item = unpack_pairs(stored, num_items)
     return Histories(rowptr_of(user, num_users), item, num_items)
@@ -197,23 +189,6 @@ def pack_matrix(
         'grid': torch.tensor(grid),
         'bits': torch.tensor([num_bits], dtype=torch.uint8),
     }
-
-
-def check_kept(name: str, num_neighbors: float, weight_bits: int) -> None:
-    """Checks what is kept of a matrix of items: how many entries, in how many bits.
-
-    Raises:
-        InputError: If nothing is, or a weight has no bit beside its sign.
-    """
-    if num_neighbors <= 0:
-        raise InputError(
-            f"'{name}' expected num_neighbors above 0 (got {num_neighbors})"
-        )
-    if weight_bits < 2:
-        raise InputError(
-            f"'{name}' expected at least 2 weight_bits, the sign among them "
-            f'(got {weight_bits})'
-        )
 
 
 def unpack_matrix(stored: Tensors, num_rows: int, num_cols: int) -> CSR:

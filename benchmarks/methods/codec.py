@@ -1,4 +1,4 @@
-"""How the rows of a table are stored."""
+"""Codecs: stored forms of a table."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from methods.base import Tensors, pack_pairs, unpack_pairs
 from pyg_c2f.packing import num_bits, pack_bits, unpack_bits
+from pyg_c2f.sparse import split_keys
 from pyg_c2f.typing import InputError
 
 CLIPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
@@ -66,14 +67,14 @@ class RowWise(Codec):
         \right), \qquad z_i = \min_j x_{ij}, \quad s_i = \frac{\max_j x_{ij} - z_i}
         {2^b - 1}
 
-    They lie behind the codes of their row: 8 bytes (float32) with 8 bits, 4 bytes
+    They are stored after the codes of their row: 8 bytes (float32) with 8 bits, 4 bytes
     (float16) with 4 bits.
 
     Args:
         bits (int, optional): Bits of an entry, 8 or 4. (default: ``8``)
 
     Raises:
-        InputError: If there is no such number of bits.
+        InputError: If the number of bits is not supported.
     """
 
     bits: int = 8
@@ -119,7 +120,7 @@ class ColumnWise(Codec):
         bits (int, optional): Bits of an entry, 8, 4 or 2. (default: ``8``)
 
     Raises:
-        InputError: If there is no such number of bits.
+        InputError: If the number of bits is not supported.
     """
 
     bits: int = 8
@@ -286,8 +287,8 @@ class Pruned(Codec):
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1:
             raise InputError(
-                f'Pruned: keep={self.keep} is no share of entries; set it above 0 and '
-                'at most 1'
+                f'Pruned: keep={self.keep} is not a share of entries; set it above 0 '
+                'and at most 1'
             )
 
     def encode(
@@ -297,7 +298,7 @@ class Pruned(Codec):
         num_kept = max(round(self.keep * table.numel()), 1)
         place = table.flatten().abs().topk(num_kept).indices.sort().values
         num_cols = table.size(1)
-        row, col = place.div(num_cols, rounding_mode='floor'), place % num_cols
+        row, col = split_keys(place, num_cols)
         return pack_pairs(row, col, num_cols) | {
             'value': _half(self, table[row, col]),
             'shape': torch.tensor(table.shape, dtype=torch.int32),

@@ -1,4 +1,4 @@
-"""Tables that are trained in a smaller form and recomposed when they are asked for."""
+"""Embedding tables that are trained in a compressed form."""
 
 from abc import ABC, abstractmethod
 from itertools import pairwise
@@ -63,7 +63,7 @@ class CompressedEmbedding(torch.nn.Module, ABC):
         return F.embedding(ids, self.weight)
 
     def stored(self) -> Tensors:
-        """What a file keeps: the parameters as float16."""
+        """The tensors of a file: the parameters as float16."""
         return {
             name: parameter.detach().half().cpu()
             for name, parameter in self.named_parameters()
@@ -88,9 +88,6 @@ class CompressedEmbedding(torch.nn.Module, ABC):
             values = ', '.join(f'{name}={value}' for name, value in got.items())
             name = type(self).__name__
             raise InputError(f"'{name}' expected {expected} (got {values})")
-
-    def extra_repr(self) -> str:
-        return f'{self.num_embeddings}, {self.embedding_dim}'
 
 
 class HashEmbedding(CompressedEmbedding):
@@ -143,9 +140,6 @@ class HashEmbedding(CompressedEmbedding):
     def weight(self) -> Tensor:
         return F.embedding(self.bucket, self.table)
 
-    def extra_repr(self) -> str:
-        return f'{super().extra_repr()}, num_buckets={self.num_buckets}'
-
 
 class QREmbedding(CompressedEmbedding):
     r"""The quotient-remainder trick: each id has its own product of two shared rows.
@@ -195,9 +189,6 @@ class QREmbedding(CompressedEmbedding):
     def weight(self) -> Tensor:
         table = self.quotient.unsqueeze(1) * self.remainder
         return table.flatten(0, 1)[: self.num_embeddings]
-
-    def extra_repr(self) -> str:
-        return f'{super().extra_repr()}, num_remainders={self.num_remainders}'
 
 
 class TTEmbedding(CompressedEmbedding):
@@ -257,9 +248,6 @@ class TTEmbedding(CompressedEmbedding):
         table = torch.tensordot(left, self.last, 1)  # [n1, n2, d1, d2, n3, d3]
         table = table.permute(0, 1, 4, 2, 3, 5).reshape(-1, self.embedding_dim)
         return table[: self.num_embeddings]
-
-    def extra_repr(self) -> str:
-        return f'{super().extra_repr()}, rank={self.rank}'
 
 
 class DHEmbedding(CompressedEmbedding):
@@ -336,12 +324,6 @@ class DHEmbedding(CompressedEmbedding):
     def weight(self) -> Tensor:
         return self.layers(self.encoding)
 
-    def extra_repr(self) -> str:
-        return (
-            f'{super().extra_repr()}, num_hashes={self.num_hashes}, '
-            f'hidden={self.hidden}'
-        )
-
 
 class PEPEmbedding(CompressedEmbedding):
     r"""A table that learns which of its entries are zero.
@@ -408,7 +390,7 @@ class PEPEmbedding(CompressedEmbedding):
         return self.value.sign() * size.relu()
 
     def stored(self) -> Tensors:
-        """What a file keeps: the entries that float16 tells from zero."""
+        """The tensors of a file: the entries that are not zero in float16."""
         table = self.weight.detach().half().cpu()
         row, col = table.nonzero(as_tuple=True)
         places = pack_pairs(row, col, self.embedding_dim)
@@ -432,12 +414,6 @@ class PEPEmbedding(CompressedEmbedding):
         table[row, col] = value.float()
         self.value.copy_(table)
         self.threshold.fill_(-torch.inf)
-
-    def extra_repr(self) -> str:
-        return (
-            f'{super().extra_repr()}, init_threshold={self.init_threshold}, '
-            f'granularity={self.granularity!r}'
-        )
 
 
 @torch.no_grad()

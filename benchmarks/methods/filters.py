@@ -1,4 +1,4 @@
-"""Linear filters of the interactions, nothing trained: low passes and whole graphs."""
+"""Scores without training: popularity, low-pass filters and the whole graph."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,23 +12,39 @@ from methods.base import (
     Baseline,
     Histories,
     Tensors,
-    Watch,
     pack_graph,
     prefixed,
     unpack_graph,
     without_prefix,
 )
 from methods.codec import Codec, Plain
-from pyg_c2f.checkpoint import small_int_below
+from pyg_c2f.anchors.spectral import randomized_svd
 from pyg_c2f.evaluate import Score
 from pyg_c2f.graph import normalized_interactions
+from pyg_c2f.packing import small_int_below
 from pyg_c2f.sparse import CSR, csr_matmul, degree, take_rows
-from pyg_c2f.spectral import (
-    randomized_svd,
-)
 from pyg_c2f.typing import InputError
 
 MAX_DENSE_ITEMS = 20_000
+
+
+@dataclass(frozen=True)
+class Popularity(Baseline):
+    r"""Scores an item by its number of train users, :math:`s_{uj} = d_j`.
+
+    What is stored are the degrees.
+    """
+
+    serves_anyone: ClassVar[bool] = True
+
+    def fit(
+        self, histories: Histories, generator: torch.Generator | None = None
+    ) -> Tensors:
+        return {'degree': small_int(item_degree(histories))}
+
+    def scorer(self, stored: Tensors, histories: Histories) -> Score:
+        score = stored['degree'].float()
+        return lambda users: score.expand(len(users), -1)
 
 
 @dataclass(frozen=True)
@@ -63,10 +79,7 @@ class LinkProp(Baseline):
     serves_anyone: ClassVar[bool] = True
 
     def fit(
-        self,
-        histories: Histories,
-        generator: torch.Generator | None = None,
-        watch: Watch | None = None,
+        self, histories: Histories, generator: torch.Generator | None = None
     ) -> Tensors:
         return pack_graph(histories)
 
@@ -110,14 +123,12 @@ class LowPass(Baseline):
     serves_anyone: ClassVar[bool] = True
 
     def fit(
-        self,
-        histories: Histories,
-        generator: torch.Generator | None = None,
-        watch: Watch | None = None,
+        self, histories: Histories, generator: torch.Generator | None = None
     ) -> Tensors:
-        train = interactions(histories, self.user_norm, self.item_norm)
-        sizes = histories.num_items, self.embedding_dim
-        value, right = _right_vectors(train, *sizes, generator)
+        norms = self.user_norm, self.item_norm
+        _, value, right = singular_vectors(
+            histories, self.embedding_dim, generator, *norms
+        )
         x = right * value**self.power
         degree = small_int(item_degree(histories))
         return prefixed('item', self.codec.encode(x, generator)) | {'degree': degree}
@@ -155,13 +166,9 @@ class GFCF(Baseline):
     serves_anyone: ClassVar[bool] = True
 
     def fit(
-        self,
-        histories: Histories,
-        generator: torch.Generator | None = None,
-        watch: Watch | None = None,
+        self, histories: Histories, generator: torch.Generator | None = None
     ) -> Tensors:
-        train, sizes = interactions(histories), (histories.num_items, self.rank)
-        _, right = _right_vectors(train, *sizes, generator)
+        _, _, right = singular_vectors(histories, self.rank, generator)
         item = prefixed('item', self.codec.encode(right, generator))
         return item | prefixed('graph', pack_graph(histories))
 
@@ -220,10 +227,7 @@ class TurboCF(Baseline):
             )
 
     def fit(
-        self,
-        histories: Histories,
-        generator: torch.Generator | None = None,
-        watch: Watch | None = None,
+        self, histories: Histories, generator: torch.Generator | None = None
     ) -> Tensors:
         self._check(histories.num_items)
         return pack_graph(histories)
@@ -314,13 +318,23 @@ def item_columns(histories: Histories, users: Tensor) -> Tensor:
     return histories.rows(users).T.contiguous()
 
 
-def _right_vectors(
-    train: CSR, num_items: int, rank: int, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor]:
-    """The leading singular values and right vectors of interactions."""
-    rank = min(rank, train.num_rows, num_items)
-    _, value, right = randomized_svd(train, num_items, rank, generator)
-    return value, right
+def singular_vectors(
+    histories: Histories,
+    rank: int,
+    generator: torch.Generator | None,
+    user_norm: float = 0.5,
+    item_norm: float = 0.5,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The leading left vectors, values and right vectors of the interactions.
+
+    There are at most as many as users or items.
+    """
+    train, num_items = (
+        interactions(histories, user_norm, item_norm),
+        histories.num_items,
+    )
+    rank = min(rank, histories.num_users, num_items)
+    return randomized_svd(train, num_items, rank, generator)
 
 
 def low_pass_scorer(

@@ -14,7 +14,6 @@ from methods.base import (
     Baseline,
     Histories,
     Tensors,
-    Watch,
     pack_graph,
     prefixed,
     unpack_graph,
@@ -23,21 +22,21 @@ from methods.base import (
 from methods.codec import Codec, Plain
 from methods.embedding import CompressedEmbedding
 from methods.filters import (
-    interactions,
     item_degree,
     low_pass_scorer,
+    singular_vectors,
     small_int,
 )
 from pyg_c2f.evaluate import Score
 from pyg_c2f.graph import entity_csr
 from pyg_c2f.nn import BPRLoss, SampledSoftmaxLoss, WholeDataLoss, build_pairs
-from pyg_c2f.sampler import TripletSampler
+from pyg_c2f.recipes.sampler import TripletSampler
 from pyg_c2f.sparse import CSR, csr_matmul, degree
-from pyg_c2f.spectral import randomized_svd
 from pyg_c2f.typing import InputError
 
 Loss = Literal['whole', 'softmax', 'bpr']
 Start = Literal['spectral', 'random']
+Watch = Callable[[int, Score], bool]
 
 START_STD = 0.1
 START_SCORE = 0.5  # mean of the interactions' scores at a spectral start
@@ -123,7 +122,7 @@ class LightGCN(Baseline):
         codec (Codec, optional): The stored form of a table. (default: float32)
 
     Raises:
-        InputError: If there is no such loss or start, or a size is too small.
+        InputError: If the loss or the start is unknown, or a size is too small.
     """
 
     embedding_dim: int = 64
@@ -163,6 +162,14 @@ class LightGCN(Baseline):
         generator: torch.Generator | None = None,
         watch: Watch | None = None,
     ) -> Tensors:
+        """Trains.
+
+        Args:
+            histories (Histories): The train interactions.
+            generator (torch.Generator, optional): All randomness, on the CPU.
+            watch (Callable, optional): Called now and then with the epochs done and
+                the scores so far; training ends where it returns true.
+        """
         model = self._model(histories, generator)
         adj = adjacency(histories)
         loss = self._losses(model, adj, histories, generator)
@@ -222,10 +229,8 @@ class LightGCN(Baseline):
         histories: Histories,
         generator: torch.Generator | None,
     ) -> None:
-        num_items = histories.num_items
-        rank = min(self.embedding_dim, histories.num_users, num_items)
-        train = interactions(histories)
-        user, value, item = randomized_svd(train, num_items, rank, generator)
+        user, value, item = singular_vectors(histories, self.embedding_dim, generator)
+        rank = len(value)
         deg = item_degree(histories).float().unsqueeze(1)
         x = torch.cat([user, item * deg**0.25]) * value.sqrt()
         weight = model.embedding.weight
@@ -319,7 +324,7 @@ class LightGCN(Baseline):
 
 @dataclass(frozen=True)
 class LightGCNFromItems(LightGCN):
-    r"""LightGCN without a table of users, who are made of their items' rows.
+    r"""LightGCN without a table of users: a user is the sum of the items' rows.
 
     .. math::
         s_{uj} = \Big\langle \sum_{i \in N(u)} d_i^{-1/2} \mathbf{h}_i, \, \mathbf{h}_j
@@ -352,7 +357,7 @@ class LightGCNFromItems(LightGCN):
 
 @dataclass(frozen=True)
 class CompressedLightGCN(LightGCN):
-    """LightGCN on a table that is never whole, not in training either.
+    """LightGCN on a compressed table, which is not stored whole in training either.
 
     What is stored are the parameters of the table and, with layers, the train graph,
     since the propagated table would be whole again. It starts at random, and the table
@@ -363,7 +368,7 @@ class CompressedLightGCN(LightGCN):
             ``partial(HashEmbedding, num_buckets=1000)``.
 
     Raises:
-        InputError: If it is to start otherwise, or has a codec.
+        InputError: If the start is not random, or a codec is given.
     """
 
     start: Start = 'random'
@@ -403,7 +408,7 @@ class CompressedLightGCN(LightGCN):
     def scorer(self, stored: Tensors, histories: Histories) -> Score:
         model = self._model(histories, None)
         model.embedding.load(without_prefix('table', stored))
-        # Without layers there is no graph, and none is looked at.
+        # Without layers there is no graph, and none is needed.
         graph = without_prefix('graph', stored)
         sizes = histories.num_items, histories.num_users
         train = unpack_graph(graph, *sizes) if graph else histories

@@ -1,4 +1,4 @@
-"""Both recipes behind the interface of the other methods."""
+"""Both recipes with the interface of the other methods."""
 
 import json
 from dataclasses import dataclass
@@ -12,7 +12,6 @@ from methods.base import (
     Baseline,
     Histories,
     Tensors,
-    Watch,
     pack_graph,
     prefixed,
     unpack_graph,
@@ -24,18 +23,18 @@ from methods.filters import (
     item_graph,
     low_pass_scorer,
 )
-from pyg_c2f.checkpoint import Model, model_meta, model_tensors, restore_model
-from pyg_c2f.config import FastRecipe, Recipe
+from pyg_c2f.checkpoint import model_meta, restore_model
 from pyg_c2f.evaluate import Score
-from pyg_c2f.fast import build_fast
 from pyg_c2f.nn import LinearC2F
-from pyg_c2f.train import train
+from pyg_c2f.nn.recommender import Recommender
+from pyg_c2f.recipes import FastRecipe, PaperRecipe, TrainingOptions, train
+from pyg_c2f.recipes.fast import build_fast
 from pyg_c2f.typing import ITEM, RATES, USER, Stage
 
 
 @dataclass(frozen=True)
 class Fast(Baseline):
-    r"""Recipe ``fast``: users live from their items.
+    r"""Recipe ``fast``: users are represented by their items.
 
     .. math::
         s_{uj} = d_j^p \Big( \tfrac{1}{4} \Big\langle \sum_{i \in N(u)} d_i^{-b}
@@ -49,21 +48,17 @@ class Fast(Baseline):
 
     Args:
         recipe (FastRecipe, optional): The settings.
-
     """
 
     recipe: FastRecipe = FastRecipe()
     serves_anyone: ClassVar[bool] = True
 
     def fit(
-        self,
-        histories: Histories,
-        generator: torch.Generator | None = None,
-        watch: Watch | None = None,
+        self, histories: Histories, generator: torch.Generator | None = None
     ) -> Tensors:
         generator = torch.Generator().manual_seed(0) if generator is None else generator
         model = build_fast(_data(histories), self.recipe, generator)
-        model.set_stage('fine' if self.recipe.fine_links else 'coarse')
+        model.set_stage('fine' if self.recipe.fine_per_item else 'coarse')
         stored = _stored(model)
         if self.recipe.diffusion:
             del stored['degree']
@@ -83,13 +78,13 @@ class Fast(Baseline):
             histories._replace(rowptr=histories.rowptr * 0, col=histories.col[:0]),
         )
         assert isinstance(model, LinearC2F)
-        exponents = recipe.item_power, histories, recipe.item_norm
+        exponents = recipe.score_power, histories, recipe.item_norm
         low = low_pass_scorer(model.ego(), stored['degree'], *exponents)
         if not recipe.diffusion:
             return low
         deg = stored['degree'].clamp(min=1).float().unsqueeze(1)
         hop = item_graph(train, recipe.user_norm, recipe.item_norm)
-        scale = recipe.diffusion * deg**recipe.item_power
+        scale = recipe.diffusion * deg**recipe.score_power
 
         def score(users: Tensor) -> Tensor:
             rows = item_columns(histories, users).mul_(deg**-recipe.item_norm)
@@ -106,7 +101,7 @@ class Paper(Baseline):
     checkpoint, and the train graph in compact form.
 
     Args:
-        recipe (Recipe, optional): The settings.
+        recipe (PaperRecipe, optional): The settings.
         coarse_epochs (Tuple, optional): The epoch that re-assignment starts from and
             the last one of the coarse stage. (default: ``(65, 195)``, the published
             run's on Gowalla)
@@ -114,23 +109,20 @@ class Paper(Baseline):
             none. (default: :obj:`None`)
     """
 
-    recipe: Recipe = Recipe()
+    recipe: PaperRecipe = PaperRecipe()
     coarse_epochs: tuple[int, int] = (65, 195)
     fine_epochs: tuple[int, int] | None = None
     serves_anyone: ClassVar[bool] = False
 
     def fit(
-        self,
-        histories: Histories,
-        generator: torch.Generator | None = None,
-        watch: Watch | None = None,
+        self, histories: Histories, generator: torch.Generator | None = None
     ) -> Tensors:
         epochs: dict[Stage, tuple[int, int]] = {'coarse': self.coarse_epochs}
         if self.fine_epochs is not None:
             epochs['fine'] = self.fine_epochs
         seed = int(torch.randint(2**31 - 1, (), generator=generator))
-        data, stages = _data(histories), tuple(epochs)
-        model = train(data, self.recipe, seed, stages, fixed_epochs=epochs).model
+        options = TrainingOptions(seed, tuple(epochs), fixed_epochs=epochs)
+        model = train(_data(histories), self.recipe, options).model.model
         return _stored(model) | prefixed('graph', pack_graph(histories))
 
     @torch.no_grad()
@@ -148,15 +140,15 @@ def _data(histories: Histories) -> HeteroData:
     return data
 
 
-def _stored(model: Model) -> Tensors:
+def _stored(model: Recommender) -> Tensors:
     """The tensors of a checkpoint without the graph, its header among them."""
-    tensors = model_tensors(model)
+    tensors = model.to_tensors()
     stored = {name: x for name, x in tensors.items() if not name.startswith('graph.')}
     meta = bytearray(json.dumps(model_meta(model)).encode())
     return stored | {'meta': torch.frombuffer(meta, dtype=torch.uint8)}
 
 
-def _model(stored: Tensors, train: Histories) -> Model:
+def _model(stored: Tensors, train: Histories) -> Recommender:
     """The model that was stored, on train interactions."""
     meta = json.loads(bytes(stored['meta'].tolist()))
     meta['num_users'] = str(train.num_users)

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 # The files of the page, and where they are.
 PAGE = ('index.html', 'style.css', 'app.js', 'bundle.js')
 PAGE_FOLDER = Path(__file__).parent / 'page'
-# Titles of films that nobody made, where a data set has none.
+# Titles of invented films, for a data set without titles.
 FIRST_WORDS = (
     'Amber Borrowed Broken Crimson Distant Electric Final Forgotten Frozen Gentle '
     'Golden Hidden Hollow Iron Last Little Lonely Midnight Paper Quiet Restless Second '
@@ -37,10 +37,10 @@ SECOND_WORDS = (
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains where there is no model yet, puts the page together and serves it."""
+    """Trains if there is no model yet, writes the page and serves it."""
     out = Path(args.out)
     if args.checkpoint and args.data_root:
-        raise InputError('--checkpoint needs no --data-root; give one of the two')
+        raise InputError('--checkpoint takes no --data-root: give one of the two')
     model = load(args.checkpoint or demo_run(args, out))
     if args.checkpoint is None and model.vocabulary.item_titles is None:
         titles = map(made_up, range(model.num_items))
@@ -57,13 +57,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def demo_run(args: argparse.Namespace, out: Path) -> Path:
-    """The directory of the demo's run, which is trained where it is not complete."""
+    """The directory of the demo's run, trained if it is not complete."""
     root = Path(args.data_root or DEFAULT_ROOT)
     is_there = (root / 'ml-100k/ml-100k.inter').exists()
     dataset = 'ml-100k' if is_there else 'synthetic'
     if dataset == 'synthetic':
         logger.info(
-            'no ml-100k/ml-100k.inter in %s: the films are made up; --data-root names '
+            'no ml-100k/ml-100k.inter in %s: the films are invented; --data-root names '
             'another folder',
             root,
         )
@@ -71,7 +71,7 @@ def demo_run(args: argparse.Namespace, out: Path) -> Path:
     if resume_files(folder):
         options = ['--resume']
     elif (folder / 'model.safetensors').exists():
-        logger.info('%s: trained before; delete it to train anew', folder)
+        logger.info('%s: already trained; delete it to train again', folder)
         return folder
     else:
         options = ['--dataset', dataset]
@@ -97,14 +97,14 @@ def serve(site: Path, port: int, what: str) -> None:
     handler = partial(QuietHandler, directory=site)
     try:
         server = ThreadingHTTPServer(('127.0.0.1', port), handler)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise InputError(
-            f'--port {port}: cannot be served on ({error}); name another, or 0 for any'
+            f'--port {port}: not available ({error}); give another, or 0 for any'
         ) from None
     with server:
         print(
             f'{what}, in {site}\nopen http://127.0.0.1:{server.server_port}/ in a '
-            'browser; Ctrl-C ends it',
+            'browser; Ctrl-C stops it',
             flush=True,
         )
         with suppress(KeyboardInterrupt):
@@ -112,9 +112,9 @@ def serve(site: Path, port: int, what: str) -> None:
 
 
 class QuietHandler(SimpleHTTPRequestHandler):
-    """Serves files, fresh ones each time, and says nothing of it."""
+    """Serves files without caching or logging."""
 
-    # What Windows makes of these is up to its registry.
+    # On Windows the types would come from the registry.
     extensions_map = SimpleHTTPRequestHandler.extensions_map | {
         '.js': 'text/javascript',
         '.c2f': 'application/octet-stream',

@@ -1,4 +1,4 @@
-"""The command line: parses a call before torch is imported, and answers errors."""
+"""The command line: parses calls before torch is imported, and reports errors."""
 
 import argparse
 import logging
@@ -9,17 +9,19 @@ import warnings
 from importlib import import_module
 
 from pyg_c2f.cli.common import fail
-from pyg_c2f.cli.options import make_parser
+from pyg_c2f.cli.options import make_parser, with_flags
 from pyg_c2f.typing import InputError
 
 # The loggers of this program; the others are the library's.
 PROGRAM_LOGS = ('pyg_c2f.cli.', 'pyg_c2f.experiment')
+# Options that come before a command.
+OF_PROGRAM = ('-h', '--help', '--version')
 
 
 class HeldLog(logging.handlers.MemoryHandler):
-    """Holds the package's lines back until this program has one of its own.
+    """Holds the package's log back until this program itself logs something.
 
-    By then a call is known to be right: one that is not prints its error alone.
+    By then the call is known to be right: a wrong one prints its error alone.
     """
 
     def __init__(self) -> None:
@@ -34,16 +36,17 @@ def main(argv: list[str] | None = None, program: tuple[str, ...] = ('pyg-c2f',))
 
     Args:
         argv (List, optional): The words of the call. (default: none)
-        program (Tuple, optional): The words that come before them, for help and for
-            calls that messages name. (default: ``('pyg-c2f',)``)
+        program (Tuple, optional): The words before them, as help and messages show
+            them. (default: ``('pyg-c2f',)``)
     """
     argv = argv or []
-    if not argv or (argv[0].startswith('-') and argv[0] not in ('-h', '--help')):
+    if not argv or (argv[0].startswith('-') and argv[0] not in OF_PROGRAM):
         argv = ['train', *argv]
-    # Tables of gigabytes in pages of two megabytes: rows are gathered in no order, and
-    # with small pages each one waits for its address too. torch reads it at its import.
+    # Puts tables of gigabytes into pages of two megabytes: rows are gathered in random
+    # order, and small pages would add an address lookup to each. torch reads the
+    # variable when it is imported.
     os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')
-    # What torch says of a kind of tensor that whoever trains has not chosen.
+    # The user has not chosen the tensors that torch warns of.
     warnings.filterwarnings('ignore', 'Sparse CSR tensor support')
     log, package = HeldLog(), logging.getLogger('pyg_c2f')
     level = package.level
@@ -53,14 +56,20 @@ def main(argv: list[str] | None = None, program: tuple[str, ...] = ('pyg-c2f',))
         args = make_parser(program).parse_args(argv)
         args.argv = argv
         if not is_shared(args) and os.environ.get('RANK', '0') != '0':
-            return 0  # One process of torchrun's is enough.
+            return 0  # One of torchrun's processes is enough.
         command = import_module(f'pyg_c2f.cli.{args.command}')
         status = int(command.run(args))
+        sys.stdout.flush()
         import_module('pyg_c2f.cli.torchrun').leave()
         return status
+    except BrokenPipeError:
+        # The reader has gone. The rest goes nowhere, or Python would report the broken
+        # pipe once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (InputError, ImportError, OSError) as error:
         log.buffer.clear()
-        return fail(str(error))
+        return fail(with_flags(str(error)))
     except (MemoryError, RuntimeError) as error:
         why = why_it_ended(error, args)
         if why is None:
@@ -87,21 +96,21 @@ def is_shared(args: argparse.Namespace) -> bool:
 def why_it_ended(
     error: MemoryError | RuntimeError, args: argparse.Namespace
 ) -> str | None:
-    """What to say of an error in a call; none where it is a mistake in the program."""
+    """The message for an error in a call; none if it is a bug in the program."""
     from pyg_c2f.cli.torchrun import is_lost, starts_anew
 
     if isinstance(error, RuntimeError) and is_lost(error):
         again = ''
         if starts_anew():
-            again = '; torchrun starts them anew, unless it was stopped itself'
+            again = '; torchrun restarts them, unless it was stopped itself'
         elif args.command == 'train':
             from pyg_c2f.cli.train import call_again, is_begun, out_of
 
             if is_begun(out_of(args), args):
                 again = f'; continue with: {call_again(out_of(args), args.program)}'
         return (
-            'a process of this run has gone (stopped, killed, out of memory, or '
-            f'with its machine), and the others stop{again}'
+            'a process of this run is gone (stopped, killed, out of memory, or its '
+            f'machine is down), so the others stop{again}'
         )
     if isinstance(error, RuntimeError) and 'memory' not in str(error):
         return None

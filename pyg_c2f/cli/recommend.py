@@ -1,8 +1,7 @@
-"""``pyg-c2f recommend``: lists for people, and items that are alike."""
+"""``pyg-c2f recommend``: lists for people, and similar items."""
 
 import argparse
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -20,34 +19,29 @@ from pyg_c2f.shards import one_block_each
 from pyg_c2f.typing import ITEM, USER, InputError
 from pyg_c2f.vocabulary import NamedModel
 
-# Users whose lists are made at once for --all.
+# Users whose lists are computed at once for --all.
 LIST_USERS = 256
-# Lines of standard input that are answered at once, as far as they are there.
+# Most lines of standard input that are answered at once.
 BLOCK_LINES = 256
 BLOCK_BYTES = 1 << 16
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints lists for people, or the items most alike."""
+    """Prints lists for people, or similar items."""
     model = load(args.checkpoint)
     if args.k is None:
         args.k = min(20, model.num_items)
     check_length(args.k, '-k', model)
     if args.all != (args.out is not None):
         raise InputError('--all and --out FILE go together')
+    options: dict[str, Any] = {'exclude_seen': not args.include_seen}
+    if args.candidates is not None:
+        options['candidates'] = read_items(model, args.candidates, '--candidates')
     if args.all:
-        return write_lists(model, args)
-    # Titles are shown as far as the other side can show them.
+        return write_lists(model, args, options)
+    # The terminal may not be able to show every title.
     sys.stdout.reconfigure(errors='backslashreplace')  # type: ignore[union-attr]
-    try:
-        status = answer_lines(model, args) if args.jsonl else print_lists(model, args)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read this has seen enough. What is left is said to nobody, or Python
-        # complains of it at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 0
-    return status
+    return (answer_lines if args.jsonl else print_lists)(model, args, options)
 
 
 def check_length(k: int, name: str, model: NamedModel) -> None:
@@ -56,16 +50,15 @@ def check_length(k: int, name: str, model: NamedModel) -> None:
         raise InputError(f'{name} {k}: choose a length from 1 to {model.num_items}')
 
 
-def print_lists(model: NamedModel, args: argparse.Namespace) -> int:
-    """The lists of a call, to be read."""
-    options: dict[str, Any] = {'exclude_seen': not args.include_seen}
-    if args.candidates is not None:
-        options['candidates'] = read_items(model, args.candidates, '--candidates')
+def print_lists(
+    model: NamedModel, args: argparse.Namespace, options: dict[str, Any]
+) -> int:
+    """Prints lists for a person to read."""
     if args.similar is not None:
         if args.include_seen or args.candidates is not None:
-            raise InputError('--similar goes without --include-seen and --candidates')
+            raise InputError('--similar takes no --include-seen or --candidates')
         items = read_items(model, args.similar, '--similar')
-        who = [model.vocabulary.name(x, ITEM) for x in items.tolist()]
+        who = [item_id(model, x) for x in items.tolist()]
         lists = model.similar_items(items, args.k)
     elif args.history is not None:
         history = read_items(model, args.history, '--history')
@@ -77,24 +70,23 @@ def print_lists(model: NamedModel, args: argparse.Namespace) -> int:
     for name, ids, scores in zip(who, *lists, strict=True):
         print(f'for {name}:')
         for rank, (item, score) in enumerate(zip(*filled(ids, scores), strict=True), 1):
-            name = model.vocabulary.name(item, ITEM)
             title = model.vocabulary.title(item)
-            text = f'{rank:4}  {name:>10}  {score:8.4f}  {title}'
+            text = f'{rank:4}  {item_id(model, item):>10}  {score:8.4f}  {title}'
             print(text.rstrip())
     return 0
 
 
-def write_lists(model: NamedModel, args: argparse.Namespace) -> int:
-    """Lists for all known users into a file; several processes share the users."""
-    options: dict[str, Any] = {'exclude_seen': not args.include_seen}
-    if args.candidates is not None:
-        options['candidates'] = read_items(model, args.candidates, '--candidates')
+def write_lists(
+    model: NamedModel, args: argparse.Namespace, options: dict[str, Any]
+) -> int:
+    """Writes the lists of all known users; several processes share the users."""
     group, out = one_block_each(torchrun.join_quietly()), Path(args.out)
     if not out.parent.is_dir() or (out.exists() and not out.is_file()):
-        raise InputError(f'--out {out}: name a file in a folder that is there')
+        raise InputError(f'--out {out}: name a file in a folder that exists')
     if out.resolve() == model_file(args.checkpoint).resolve():
         raise InputError(f'--out {out}: is the checkpoint itself; name another file')
-    # The same blocks whoever has them: last digits depend on who is scored together.
+    # The blocks do not depend on the number of processes: the last digits of a score
+    # depend on which users are scored together.
     blocks = torch.arange(model.num_users).split(LIST_USERS)
     own = group.rows(len(blocks)).local(blocks)
     parts = [out.with_name(f'{out.name}.part-{rank}') for rank in range(group.size)]
@@ -104,11 +96,7 @@ def write_lists(model: NamedModel, args: argparse.Namespace) -> int:
             for block in tqdm(own, disable=not show, leave=False):
                 lists = model.recommend(block, args.k, **options)
                 for user, ids, scores in zip(block.tolist(), *lists, strict=True):
-                    name = (
-                        str(user)
-                        if model.vocabulary.user_ids is None
-                        else model.vocabulary.user_ids[user]
-                    )
+                    name = model.vocabulary.name(user, USER)
                     answer = as_answer(model, *filled(ids, scores))
                     file.write(json.dumps({'user': name} | answer) + '\n')
         group.wait()
@@ -139,12 +127,17 @@ def read_items(model: NamedModel, words: list[str], option: str) -> torch.Tensor
 
 
 def filled(ids: torch.Tensor, scores: torch.Tensor) -> tuple[list[int], list[float]]:
-    """Items and scores of a list, without the places that are left."""
+    """Items and scores of a list, without its empty places."""
     return ids[ids >= 0].tolist(), scores[ids >= 0].tolist()
 
 
+def item_id(model: NamedModel, item: int) -> str:
+    """The original id of an item, or its number."""
+    return model.vocabulary.name(item, ITEM)
+
+
 class Request(NamedTuple):
-    """What a line asks for, with the numbers of its ids."""
+    """The request of a line, with numbers in place of ids."""
 
     who: int | list[int]
     k: int
@@ -152,14 +145,14 @@ class Request(NamedTuple):
     candidates: tuple[int, ...] | None
 
 
-def answer_lines(model: NamedModel, args: argparse.Namespace) -> int:
+def answer_lines(
+    model: NamedModel, args: argparse.Namespace, options: dict[str, Any]
+) -> int:
     """Answers standard input line by line, in blocks."""
-    given = {'k': args.k, 'exclude_seen': not args.include_seen}
-    if args.candidates is not None:
-        candidates = read_items(model, args.candidates, '--candidates')
-        given['candidates'] = [
-            model.vocabulary.name(x, ITEM) for x in candidates.tolist()
-        ]
+    given = {'k': args.k} | options
+    if 'candidates' in given:
+        items = given['candidates'].tolist()
+        given['candidates'] = [item_id(model, item) for item in items]
     num_lines = num_wrong = 0
     for lines in blocks_of_lines(sys.stdin.buffer):
         requests: list[Request | str] = []
@@ -174,12 +167,12 @@ def answer_lines(model: NamedModel, args: argparse.Namespace) -> int:
             print(json.dumps(answer))
         sys.stdout.flush()
     if num_wrong:
-        return fail(f'{num_wrong} of {num_lines} lines have an error for an answer')
+        return fail(f'{num_wrong} of {num_lines} lines were answered by an error')
     return 0
 
 
 def blocks_of_lines(stream: BinaryIO) -> Iterator[list[bytes]]:
-    """The lines of a stream, as many at once as are there; it waits for one only."""
+    """The lines of a stream, as many at once as have arrived, but at least one."""
     rest = b''
     while chunk := stream.read1(BLOCK_BYTES):  # type: ignore[attr-defined]
         *lines, rest = (rest + chunk).split(b'\n')
@@ -190,11 +183,11 @@ def blocks_of_lines(stream: BinaryIO) -> Iterator[list[bytes]]:
 
 
 def read_request(model: NamedModel, line: bytes, given: dict[str, Any]) -> Request:
-    """What a line asks for, the options of the call where it does not say."""
+    """The request of a line; the options of the call are its defaults."""
     try:
         asked = json.loads(line.decode('utf-8-sig'))
     except (ValueError, RecursionError) as error:
-        raise InputError(f'no JSON ({error})') from None
+        raise InputError(f'not JSON ({error})') from None
     if not isinstance(asked, dict) or ('user' in asked) == ('history' in asked):
         raise InputError('expected an object with either a "user" or a "history"')
     unknown = set(asked) - {'user', 'history', 'k', 'candidates', 'exclude_seen'}
@@ -210,7 +203,7 @@ def read_request(model: NamedModel, line: bytes, given: dict[str, Any]) -> Reque
         )
     who: int | list[int]
     if 'user' in asked:
-        who = int(model.numbers(read_id(asked['user']), USER))
+        (who,) = read_ids(model, [asked['user']], 'user')
     else:
         who = read_ids(model, asked['history'], 'history')
     candidates = None
@@ -219,24 +212,21 @@ def read_request(model: NamedModel, line: bytes, given: dict[str, Any]) -> Reque
     return Request(who, asked['k'], asked['exclude_seen'], candidates)
 
 
-def read_id(value: Any) -> str:
-    """An id of a line."""
-    if not isinstance(value, str | int | float) or isinstance(value, bool):
-        raise InputError(f'an id is a text or a number, not {value!r}')
-    return str(value)
-
-
 def read_ids(model: NamedModel, values: Any, key: str) -> list[int]:
-    """The numbers of the items in a list of a line."""
+    """The numbers of the ids in a line."""
     if not isinstance(values, list) or not values:
         raise InputError(f'"{key}" is a list of item ids, not {values!r}')
-    return model.numbers([read_id(value) for value in values], ITEM).tolist()
+    for value in values:
+        if not isinstance(value, str | int | float) or isinstance(value, bool):
+            raise InputError(f'an id is a text or a number, not {value!r}')
+    kind = USER if key == 'user' else ITEM
+    return model.numbers([str(value) for value in values], kind).tolist()
 
 
 def answer_block(
     model: NamedModel, requests: list[Request | str]
 ) -> list[dict[str, Any]]:
-    """The answers to some requests, those of one kind by one call of the model."""
+    """The answers to requests; one call of the model answers all of one kind."""
     answers = [{'error': x} if isinstance(x, str) else {} for x in requests]
     groups: dict[tuple[Any, ...], list[tuple[int, Request]]] = {}
     for place, ask in enumerate(requests):
@@ -247,7 +237,7 @@ def answer_block(
         who: list[Any] = [ask.who for _, ask in group]
         lists = model.recommend(
             None if is_new else who,
-            # The longest list for all: a shorter one is its beginning.
+            # A shorter list is the beginning of the longest one.
             max(ask.k for _, ask in group),
             history=who if is_new else None,
             exclude_seen=exclude_seen,
@@ -259,11 +249,11 @@ def answer_block(
 
 
 def as_answer(model: NamedModel, ids: list[int], scores: list[float]) -> dict[str, Any]:
-    """A list as a line says it; scores have the digits of single precision."""
+    """A list as an answer; scores have the digits of single precision."""
     answer: dict[str, Any] = {
-        'items': [model.vocabulary.name(item, ITEM) for item in ids],
+        'items': [item_id(model, item) for item in ids],
         'scores': [float(f'{score:.7g}') for score in scores],
     }
     if model.vocabulary.item_titles is not None:
-        answer['titles'] = [model.vocabulary.item_titles[item] for item in ids]
+        answer['titles'] = [model.vocabulary.title(item) for item in ids]
     return answer

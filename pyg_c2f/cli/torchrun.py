@@ -1,4 +1,4 @@
-"""What torchrun gives the processes of a run: environment, signals and a store."""
+"""The processes that torchrun starts: their environment, signals and store."""
 
 import logging
 import os
@@ -12,28 +12,28 @@ import torch.distributed as dist
 
 from pyg_c2f.shards import one_block_each
 
-# Of one exchange, with whatever the slowest process still computes before it.
+# For one exchange, including what the slowest process computes before it.
 TIMEOUT = timedelta(minutes=30)
 
 
 def join() -> bool:
-    """Joins the processes that ``torchrun`` has started; false without ``torchrun``."""
+    """Joins the processes that ``torchrun`` started; false without ``torchrun``."""
     if not dist.is_torchelastic_launched():
         return False
     backend = 'gloo'
     if torch.cuda.is_available():
-        # Which one is taken says where a tensor lies.
+        # The device of a tensor decides which of the two moves it.
         backend = 'cpu:gloo,cuda:nccl'
         device = int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()
         torch.cuda.set_device(device)
     store, rank, size = next(dist.rendezvous('env://', timeout=TIMEOUT))
-    # torchrun keeps its store over restarts, with the addresses of those that are gone.
+    # torchrun keeps its store across restarts, with the addresses of lost processes.
     store = dist.PrefixStore(agree(store, rank, size), store)
     dist.init_process_group(
         backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT
     )
-    # So torchrun ends the others when it misses one. Between two exchanges they would
-    # end without a word.
+    # torchrun ends the others this way when it loses one. Between two exchanges they
+    # would end without a message.
     signal.signal(signal.SIGTERM, _end)
     return True
 
@@ -49,17 +49,12 @@ def join_quietly() -> bool:
 def agree(store: dist.Store, rank: int, size: int) -> str:
     """A name that all processes of this start know, and none of an earlier one.
 
-    How often a process was started says nothing: nodes count their own failures only.
-    Each process but the first asks by a name that it makes up, and gets the answer
-    under this name; what others have asked or answered before does no harm.
-
-    Args:
-        store (Store): What all processes see, with what earlier ones have left there.
-        rank (int): The number of this process.
-        size (int): The number of processes.
+    The number of starts does not serve: nodes count their own failures only. Each
+    process but the first asks under a name that it makes up and gets its answer under
+    this name, so requests and answers of earlier starts in the store do no harm.
 
     Raises:
-        RuntimeError: If a process does not come.
+        RuntimeError: If a process does not arrive in time.
     """
     mine = uuid4().hex
     if rank > 0:
@@ -75,19 +70,19 @@ def agree(store: dist.Store, rank: int, size: int) -> str:
                 store.set(f'pyg_c2f/answer/{asks}', mine)
         missing = {x for x in missing if not store.check([f'pyg_c2f/knows/{mine}/{x}'])}
         if time.monotonic() > end:
-            raise RuntimeError(f'timed out: processes {sorted(missing)} do not come')
+            raise RuntimeError(f'timed out: processes {sorted(missing)} did not arrive')
         time.sleep(0.01)
     return mine
 
 
 def _end(*_: object) -> None:
-    raise RuntimeError('Connection to the others: torchrun ends this process')
+    raise RuntimeError('Connection lost: torchrun ends this process')
 
 
 def restarts() -> int:
-    """How often ``torchrun`` has started this run anew after losing a process.
+    """How often ``torchrun`` has restarted this run after losing a process.
 
-    All processes ask at once: a node whose own ones did not fail counts no restart.
+    All processes call it together: a node whose processes did not fail counts none.
     """
     return int(one_block_each(dist.is_initialized()).max(_restarts_here()))
 
@@ -97,23 +92,23 @@ def _restarts_here() -> int:
 
 
 def is_lost(error: RuntimeError) -> bool:
-    """Whether an exchange has failed because another process is gone."""
+    """Whether an exchange failed because another process is gone."""
     words = ('Connection', 'gloo', 'NCCL', 'imed out', 'Broken pipe')
     return dist.is_initialized() and any(word in str(error) for word in words)
 
 
 def is_first_to_end() -> bool:
-    """Whether no other process of the run has failed before, for who is to say why.
+    """Whether this process is the first of the run to fail, so its error is the cause.
 
-    What the others meet then is that the first one is gone.
+    The others fail because the first one is gone.
     """
     if not dist.is_torchelastic_launched():
         return True
     if dist.is_initialized():
-        # It ends already, and is not to be kept from saying why.
+        # It is ending, and must not be stopped from printing why.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        # The store of torchrun itself, which outlives the processes.
+        # torchrun's own store outlives the processes.
         store = dist.TCPStore(
             os.environ['MASTER_ADDR'],
             int(os.environ['MASTER_PORT']),
@@ -126,7 +121,7 @@ def is_first_to_end() -> bool:
 
 
 def starts_anew() -> bool:
-    """Whether ``torchrun`` starts the processes again after a failure."""
+    """Whether ``torchrun`` restarts the processes after a failure."""
     most = int(os.environ.get('TORCHELASTIC_MAX_RESTARTS', 0))
     return dist.is_torchelastic_launched() and _restarts_here() < most
 

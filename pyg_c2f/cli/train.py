@@ -1,4 +1,4 @@
-"""``pyg-c2f train``: trains and leaves everything in a folder."""
+"""``pyg-c2f train``: trains and writes everything to a folder."""
 
 import argparse
 import os
@@ -32,7 +32,7 @@ from pyg_c2f.typing import InputError
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains and leaves everything in the output directory."""
+    """Trains and writes everything to the output directory."""
     started = time.perf_counter()
     reuse_freed_memory()
     is_distributed = torchrun.join_quietly()
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         metrics = experiment.run(sys.stderr.isatty() and not args.quiet and is_first)
     except KeyboardInterrupt:
-        if is_distributed:  # torchrun sends another one.
+        if is_distributed:  # torchrun sends a second SIGINT.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         if is_first:
             print(f'\ninterrupted; continue with: {again}', file=sys.stderr)
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     print(results_table(metrics))
     if config['eval_users'] is not None:
-        print(f'These are of {config["eval_users"]} users drawn at random.\n')
+        print(f'These are for {config["eval_users"]} users drawn at random.\n')
     print(size_table(metrics))
     print(f'report: {out / "report.html"}')
     return 0
@@ -71,7 +71,7 @@ def out_of(args: argparse.Namespace) -> Path:
 
 
 def is_begun(out: Path, args: argparse.Namespace) -> bool:
-    """Whether this very call has begun a run there that is not complete."""
+    """Whether this same call has begun a run there that is not complete."""
     try:
         config = read_config(out)
     except InputError:
@@ -87,7 +87,7 @@ def call_of(args: argparse.Namespace) -> str:
 
 
 def call_again(out: Path, program: tuple[str, ...]) -> str:
-    """The call that continues a run on as many processes."""
+    """The call that continues a run on the same number of processes."""
     words = [*program]
     if 'TORCHELASTIC_RUN_ID' in os.environ:
         words = ['torchrun', '--nproc-per-node', os.environ['LOCAL_WORLD_SIZE']]
@@ -103,30 +103,18 @@ def call_again(out: Path, program: tuple[str, ...]) -> str:
 def make_config(args: argparse.Namespace) -> dict[str, Any]:
     """Everything that decides what a run computes, resolved."""
     if args.refit and args.protocol == 'c2f':
-        raise InputError('--refit belongs to --protocol standard: c2f has no refit')
+        raise InputError('--refit is for --protocol standard: add it')
+    if args.refit and args.stage == 'fine':
+        raise InputError('--refit trains both stages again: use --stage both')
     if args.stage == 'fine' and args.init is None:
         raise InputError('--stage fine needs --init DIR, a trained coarse stage')
     if args.stage != 'fine' and args.init is not None:
-        raise InputError('--init goes with --stage fine')
-    if args.stage == 'fine' and args.refit:
-        raise InputError(
-            '--refit trains both stages with the validation items: use --stage both'
-        )
-    if args.eval_users is not None and args.eval_users < 1:
-        raise InputError(f'--eval-users {args.eval_users}: expected one user at least')
-    for name in ('seed', 'split_seed'):
-        if not 0 <= getattr(args, name) < 2**32:
-            raise InputError(
-                f'--{name.replace("_", "-")} {getattr(args, name)}: expected a whole '
-                f'number from 0 to {2**32 - 1}'
-            )
+        raise InputError('--init is for --stage fine: add it')
     names = ('torch', 'torch-geometric', 'numpy', 'scipy', 'scikit-learn')
     return {
         'call': call_of(args),
         **kept_values(args),
-        'settings': asdict(
-            get_recipe(args.recipe, args.dataset, parse_settings(args.set))
-        ),
+        'settings': settings_of(args, args.recipe, args.dataset),
         'versions': {
             'python': platform.python_version(),
             'pyg_c2f': pyg_c2f.__version__,
@@ -145,44 +133,37 @@ def kept_values(args: argparse.Namespace) -> dict[str, Any]:
     return values | {'device': str(pick_device(args.device))}
 
 
-def parse_settings(texts: list[str]) -> dict[str, str]:
-    """The names and values of ``--set``."""
-    settings = {}
-    for text in texts:
-        name, equals, value = text.partition('=')
+def settings_of(args: argparse.Namespace, recipe: str, dataset: str) -> dict[str, Any]:
+    """All settings of a recipe, with those of ``--set``."""
+    given = [text.partition('=') for text in args.set]
+    for name, equals, _ in given:
         if not equals:
-            raise InputError(f'--set {text}: expected name=value')
-        settings[name] = value
-    return settings
+            raise InputError(f'--set {name}: expected NAME=VALUE, without spaces')
+    changes = {name: value for name, _, value in given}
+    return asdict(get_recipe(recipe, dataset, changes))
 
 
 def resumed_config(out: Path, args: argparse.Namespace) -> dict[str, Any]:
     """The configuration of an interrupted run; options that differ are refused."""
     if not (out / 'config.json').exists():
-        raise InputError(
-            f'{out}: no run there to go on with; leave --resume out to begin one'
-        )
+        raise InputError(f'{out}: no run to resume; omit --resume to begin one')
     config = read_config(out)
     if (out / 'metrics.json').exists() and not resume_files(out):
-        raise InputError(
-            f'{out}: this run is complete; leave --resume out to repeat it'
-        )
-    settings = parse_settings(args.set)
-    given = asdict(get_recipe(config['recipe'], config['dataset'], settings))
-    pairs = [
-        (f'--set {name}', given[name], config['settings'][name]) for name in settings
-    ]
+        raise InputError(f'{out}: this run is complete; omit --resume to repeat it')
+    given = settings_of(args, config['recipe'], config['dataset'])
+    names = [text.partition('=')[0] for text in args.set]
+    pairs = [(f'--set {x}', given[x], config['settings'][x]) for x in names]
     named = {word.partition('=')[0] for word in args.argv}
     for key, ours in kept_values(args).items():
         option = f'--{key.replace("_", "-")}'
         if option in named and key == 'device':
-            config[key] = ours  # The one that may change: a run can move.
+            config[key] = ours  # The only one that may change: a run can move.
         elif option in named:
             pairs.append((option, ours, config[key]))
     for option, ours, theirs in pairs:
         if ours != theirs:
             raise InputError(
-                f'--resume: the run in {out} has {option} {theirs}, not {ours}; leave '
-                'the option out, or start anew in another --out'
+                f'--resume: the run in {out} has {option} {theirs}, not {ours}; omit '
+                'the option, or start a new run in another --out'
             )
     return config

@@ -2,8 +2,9 @@ r"""Interactions that do not fit in memory: prepared once, then mapped from the 
 
 A table is never in memory as a whole. Held at a time are a batch of its rows, a range
 of users with about ``BUCKET`` interactions, and the ids themselves: the rows are
-numbered, sorted in runs, and the runs are merged by ranges of users. Held-out
-interactions are drawn with the same numbers as in memory, from the same generator.
+numbered, and their keys sorted in a mapped file, of which the system holds what there
+is room for. Held-out interactions are drawn with the same numbers as in memory, from
+the same generator.
 
 The result is a folder ``built-PROTOCOL-SEED`` beside the files:
 
@@ -21,7 +22,7 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyg_c2f.datasets.parquet import Column, ParquetTable, Texts, buffers
+from pyg_c2f.datasets.parquet import NumberedIds, ParquetTable, buffers
 from pyg_c2f.datasets.sources import fingerprint, no_rows, read_source
 from pyg_c2f.datasets.spec import DataSpec, locate, plain_name
 from pyg_c2f.datasets.splits import (
@@ -43,7 +44,6 @@ from pyg_c2f.datasets.splits import (
     split,
 )
 from pyg_c2f.datasets.tables import read_titles
-from pyg_c2f.datasets.text import sorted_unique
 from pyg_c2f.typing import InputError, Protocol
 
 logger = logging.getLogger(__name__)
@@ -55,9 +55,8 @@ TEXTS = ('users', 'items', 'titles')
 BUCKET = 2**21  # interactions sorted at a time
 _META_BYTES = 2**24  # a line for each of a hundred thousand part files
 _MOST = 2**59  # of anything: the bytes can still be counted
-_SPARSE = 8  # ids are looked up in a table with up to so many entries for each
 _LABELS = 2**18  # texts encoded at a time
-_MEND = 'build it again (run.py data --build), or delete that folder'
+_REMEDY = 'build it again (run.py data --build), or delete that folder'
 
 
 class Meta(NamedTuple):
@@ -116,25 +115,18 @@ def find_cache(spec: DataSpec) -> Path | None:
         raise InputError(
             f'{folder} was made from the columns '
             f'{ascii(",".join(meta.columns or []))}, not {",".join(spec.columns)}; ask '
-            f'for these (run.py: --columns), or {_MEND}'
+            f'for these (run.py: --columns), or {_REMEDY}'
         )
     if spec.files and fingerprint(spec) != meta.sources:
         raise InputError(
             f'{folder} was made from other files than those in {spec.folder} (name, '
-            f'size or time of one has changed); {_MEND}'
+            f'size or time of one has changed); {_REMEDY}'
         )
     return folder
 
 
 def read_meta(folder: Path) -> Meta:
-    r"""Returns the content of ``meta.json``, without reading the rest.
-
-    Args:
-        folder (Path): The folder ``built-PROTOCOL-SEED``.
-
-    Raises:
-        InputError: If it is damaged, or does not fit the sizes of the files beside it.
-    """
+    r"""Returns the content of ``meta.json``, which must fit the files beside it."""
     path = folder / META
     try:
         if path.stat().st_size > _META_BYTES:
@@ -155,7 +147,7 @@ def read_meta(folder: Path) -> Meta:
 
 
 def _damaged(folder: Path, what: str) -> InputError:
-    return InputError(f'{folder} is damaged ({what}); {_MEND}')
+    return InputError(f'{folder} is damaged ({what}); {_REMEDY}')
 
 
 def _check_meta(meta: Meta) -> None:
@@ -204,14 +196,7 @@ def _sizes(meta: Meta) -> dict[str, int]:
 
 
 def read_cache(folder: Path) -> Cache:
-    r"""Maps a built form into memory; only what is used is read.
-
-    Args:
-        folder (Path): The folder ``built-PROTOCOL-SEED``.
-
-    Raises:
-        InputError: If it is damaged, as far as the sizes of its files tell.
-    """
+    r"""Maps a built form into memory, after a check of its sizes."""
     meta = read_meta(folder)
     try:
         pairs = [
@@ -243,26 +228,11 @@ def _map_texts(folder: Path, key: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def build_cache(spec: DataSpec, progress: bool = False) -> Path:
-    r"""Makes the built form of a data set, unless there is a valid one.
-
-    An interrupted call leaves nothing that would be taken for one.
-
-    Args:
-        spec (DataSpec): The data set, its protocol and its seed.
-        progress (bool, optional): Whether to show progress bars.
-            (default: :obj:`False`)
-
-    Returns:
-        Path: The folder of the built form.
-
-    Raises:
-        InputError: If the data set is missing or a file is wrong.
-        OSError: If the folder cannot be written; the disk is full, say.
-    """
+    r"""Makes the built form of a data set, unless there is a valid one."""
     target = cache_folder(spec)
     with suppress(InputError):  # an invalid one is replaced
         if find_cache(spec):
-            logger.info('%s: is there already', target)
+            logger.info('%s: exists already', target)
             return target
     files = spec.files
     if not files:
@@ -275,7 +245,7 @@ def build_cache(spec: DataSpec, progress: bool = False) -> Path:
             sizes = _build_in_memory(part, spec)
         if fingerprint(spec) != sources:
             raise InputError(
-                f'{spec.folder}: its files change; build when they are whole'
+                f'{spec.folder}: its files are changing; build when they are complete'
             )
         content = {
             'format': FORMAT,
@@ -294,18 +264,18 @@ def build_cache(spec: DataSpec, progress: bool = False) -> Path:
 
 @contextmanager
 def _whole_folder(target: Path) -> Iterator[Path]:
-    r"""Gives a folder to write to that becomes ``target`` in one step, or nothing."""
+    r"""Yields a folder to write to; it becomes ``target`` in one step or not at all."""
     part = target.with_name(f'{target.name}-part')
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
-        # Another build, which takes this one for a leftover, has a mark of its own.
+        # Another build, which deletes this folder as a leftover, has another mark.
         mark = part / secrets.token_hex()
         mark.touch()
         try:
             yield part
             if not mark.exists():
-                raise OSError('another build of the same data has taken over')
+                raise OSError('another build of the same data took over')
             mark.unlink()
             if target.exists():
                 shutil.rmtree(target)
@@ -323,7 +293,7 @@ def _whole_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def _new_file(path: Path) -> Iterator[Any]:
-    r"""Opens a file to write that is on the disk once it is closed."""
+    r"""Opens a file to write; its content is on the disk once it is closed."""
     with path.open('wb') as file:
         yield file
         file.flush()
@@ -347,13 +317,9 @@ def _digest(part: Path, num_train: int) -> str:
 
 
 class _PairFile:
-    r"""A file of pairs, row by row, to which interactions are appended.
+    r"""A file of rows of users or items, to which interactions are appended.
 
-    Args:
-        file (BinaryIO): The file, open to write. A full disk is an error, which it
-            would not be of a mapped file.
-        num_pairs (int): The number of interactions it will hold.
-        sides (tuple): What is in each row: 0 for users, 1 for items.
+    It is written, not mapped: a full disk is an error then.
     """
 
     def __init__(self, file: Any, num_pairs: int, sides: tuple[int, ...]) -> None:
@@ -440,279 +406,93 @@ class _TableBuild:
     def __init__(self, part: Path, spec: DataSpec, progress: bool) -> None:
         (self.path,) = spec.files
         self.part, self.spec = part, spec
-        self.table = ParquetTable(self.path, spec.columns)
+        self.table = ParquetTable(self.path, spec.columns, progress)
         if not self.table.num_rows:
             raise no_rows(self.path)
         self.bar = partial(tqdm, unit_scale=True, leave=False, disable=not progress)
 
     def run(self) -> dict[str, Any]:
         r"""Returns the sizes of what is written."""
-        users, items = self.collect_ids()
-        self.num_items = len(items.keys)
-        num_nodes = len(users.keys), self.num_items
-        lengths = self.write_runs(users, items)
+        part, spec = self.part, self.spec
+        users, items = self.table.number_ids()
+        num_nodes = len(users.keys), len(items.keys)
+        self.write_keys(users, items)
         text_bytes = {
-            'users': _write_texts(self.part, 'users', [buffers(users.labels())]),
-            'items': _write_texts(self.part, 'items', [buffers(items.labels())]),
+            'users': _write_texts(part, 'users', [buffers(users.labels)]),
+            'items': _write_texts(part, 'items', [buffers(items.labels)]),
         }
-        spec = self.spec
         if locate(spec.folder, f'{spec.name}.item'):
-            labels = items.labels().cast('large_string').to_pylist()
+            labels = items.labels.cast('large_string').to_pylist()
             titles = read_titles(spec.folder, spec.name, spec.item_column, labels)
             if titles is not None:
-                blocks = _blocks_of(titles)
-                text_bytes['titles'] = _write_texts(self.part, 'titles', blocks)
+                text_bytes['titles'] = _write_texts(part, 'titles', _blocks_of(titles))
         del users, items
-        self.bounds = _bounds(self.per_user)
-        self.merge_runs(lengths)
-        if num_merged := self.table.num_rows - int(self.per_user.sum()):
+        per_user = self.sort_keys(*num_nodes)
+        if num_merged := self.table.num_rows - int(per_user.sum()):
             logger.warning(
                 '%s: %d duplicate interactions merged', self.path, num_merged
             )
-        return _sizes_of(num_nodes, self.write_splits(), text_bytes)
+        counts = self.write_splits(per_user, num_nodes[1])
+        return _sizes_of(num_nodes, counts, text_bytes)
 
-    def collect_ids(self) -> tuple['_Ids', '_Ids']:
-        r"""Numbers the ids in the order that they have in memory."""
-        users, items = (_Integers() if x else _Strings() for x in self.table.is_int)
-        with self.bar(desc='ids', total=self.table.num_rows) as bar:
-            for batch in self.table.batches():
-                users.add(batch[0])
-                items.add(batch[1])
-                bar.update(_num_rows(batch[0]))
-        users.finish()
-        items.finish()
-        return users, items
-
-    def write_runs(self, users: '_Ids', items: '_Ids') -> list[int]:
-        r"""Writes sorted runs of keys to the file ``runs``; returns their lengths.
-
-        Counts the interactions of users: no fewer than there are, for some are in
-        several runs.
-        """
-        num_users, lengths = len(users.keys), []
-        self.per_user = np.zeros(num_users, np.int64)
-        with (
-            (self.part / 'runs').open('wb') as file,
-            self.bar(desc='sort', total=self.table.num_rows) as bar,
-        ):
-            for batch in self.large_batches():
-                keys = users.number(batch[0]) * self.num_items
-                keys += items.number(batch[1])
-                keys = sorted_unique(keys)
-                self.per_user += np.bincount(
-                    keys // self.num_items, minlength=num_users
-                )
+    def write_keys(self, users: NumberedIds, items: NumberedIds) -> None:
+        r"""Writes the keys of all rows to the file ``keys``."""
+        with (self.part / 'keys').open('wb') as file:
+            for keys in self.table.keys(users, items):
                 file.write(keys.data)
-                lengths.append(len(keys))
-                bar.update(_num_rows(batch[0]))
-        return lengths
 
-    def large_batches(self) -> Iterator[tuple[Column, Column]]:
-        r"""Joins batches to ones of at least ``BUCKET`` rows."""
-        parts: list[tuple[Column, Column]] = []
-        size = 0
-        for batch in self.table.batches():
-            parts.append(batch)
-            size += _num_rows(batch[0])
-            if size >= BUCKET:
-                yield _join([x for x, _ in parts]), _join([x for _, x in parts])
-                parts, size = [], 0
-        if size:
-            yield _join([x for x, _ in parts]), _join([x for _, x in parts])
+    def sort_keys(self, num_users: int, num_items: int) -> np.ndarray:
+        r"""Sorts the keys and moves the unique ones to the front of their file.
 
-    def merge_runs(self, lengths: list[int]) -> None:
-        r"""Merges the runs to the file ``keys``, and counts users' interactions."""
-        runs = np.memmap(self.part / 'runs', np.int64, 'r')
-        ends = np.cumsum(lengths).tolist()
-        starts = [0, *ends[:-1]]
-        with (
-            (self.part / 'runs').open('rb') as file,
-            (self.part / 'keys').open('wb') as out,
-        ):
-            for first, end in self.ranges('merge'):
-                keys, parts, size = np.empty(0, np.int64), [], 0
-                for run, start in enumerate(starts):
-                    rest = runs[start : ends[run]]
-                    num = int(rest.searchsorted(end * self.num_items))
-                    file.seek(8 * start)
-                    parts.append(np.fromfile(file, np.int64, num))
-                    starts[run] += num
-                    size += num
-                    if size > BUCKET:  # of a single user, in many runs
-                        keys, parts = sorted_unique(np.concatenate([keys, *parts])), []
-                        size = 0
-                keys = sorted_unique(np.concatenate([keys, *parts]))
-                out.write(keys.data)
-                users = keys // self.num_items - first
-                self.per_user[first:end] = np.bincount(users, minlength=end - first)
-        del runs
-        (self.part / 'runs').unlink()
+        Returns:
+            np.ndarray: The number of interactions of each user.
+        """
+        keys = np.memmap(self.part / 'keys', np.int64, 'r+')
+        # In place, by passes from both ends: most of a large file may be on the disk.
+        keys.sort()
+        per_user, last, size = np.zeros(num_users, np.int64), -1, 0
+        with self.bar(desc='sort', total=len(keys)) as bar:
+            for start in range(0, len(keys), BUCKET):
+                block = np.array(keys[start : start + BUCKET])
+                unique = block[np.diff(block, prepend=last) > 0]
+                keys[size : size + len(unique)] = unique
+                per_user += np.bincount(unique // num_items, minlength=num_users)
+                size, last = size + len(unique), block[-1]
+                bar.update(len(block))
+        return per_user
 
-    def ranges(self, what: str) -> Iterator[tuple[int, int]]:
-        r"""Yields the ranges of users."""
-        with self.bar(desc=what, total=len(self.bounds) - 1) as bar:
-            for first, end in zip(self.bounds, self.bounds[1:], strict=False):
-                yield first, end
-                bar.update()
-
-    def write_splits(self) -> tuple[int, int, int]:
+    def write_splits(
+        self, per_user: np.ndarray, num_items: int
+    ) -> tuple[int, int, int]:
         r"""Writes train, validation and test interactions; returns their numbers.
 
         They are those that :func:`split` draws of all interactions together. Both of
         its steps draw a number for every interaction they are given, in their order,
         so that two generators, the second that much further, can go from range to
-        range.
+        range of users.
         """
-        protocol, num_items = self.spec.protocol, self.num_items
-        counts = count_splits(self.per_user, protocol)
+        protocol, total = self.spec.protocol, np.cumsum(per_user)
+        counts = count_splits(per_user, protocol)
         check_counts(*counts[1:], self.spec)
         first_rng, second_rng = self.spec.generator(), self.spec.generator()
-        second_rng.bit_generator.advance(int(self.per_user.sum()))  # type: ignore[attr-defined]
-        ends = np.cumsum(self.per_user)
+        second_rng.bit_generator.advance(int(total[-1]))  # type: ignore[attr-defined]
         with (
             (self.part / 'keys').open('rb') as file,
             _pair_files(self.part, counts) as files,
+            self.bar(desc='split', total=int(total[-1])) as bar,
         ):
-            start = 0
-            for first, end in self.ranges('split'):
-                keys = np.fromfile(file, np.int64, int(ends[end - 1]) - start)
-                start += len(keys)
+            first, done = 0, 0
+            while first < len(per_user):
+                # Users of BUCKET interactions at the most, or a single one.
+                end = int(total.searchsorted(done + BUCKET, side='right'))
+                end = max(end, first + 1)
+                keys = np.fromfile(file, np.int64, int(total[end - 1]) - done)
                 keys -= first * num_items
                 train, test = hold_out(keys, num_items, first_rng)
                 drawn = draw_validation(train, test, num_items, protocol, second_rng)
                 for out, part in zip(files, drawn, strict=True):
                     out.append(part, num_items, first)
+                first, done = end, int(total[end - 1])
+                bar.update(len(keys))
         (self.part / 'keys').unlink()
         return counts
-
-
-def _num_rows(column: Column) -> int:
-    return len(column.rows if isinstance(column, Texts) else column)
-
-
-def _join(columns: list[Any]) -> Column:
-    if not isinstance(columns[0], Texts):
-        return np.concatenate(columns)
-    import pyarrow as pa
-
-    labels = [column.labels for column in columns]
-    first = np.cumsum([0, *map(len, labels)])
-    rows = [column.rows + at for column, at in zip(columns, first, strict=False)]
-    return Texts(pa.concat_arrays(labels), np.concatenate(rows))
-
-
-def _bounds(per_user: np.ndarray) -> list[int]:
-    r"""Divides the users into ranges of one, or of ``BUCKET`` interactions at most."""
-    total, bounds = np.cumsum(per_user), [0]
-    while (first := bounds[-1]) < len(per_user):
-        before = int(total[first - 1]) if first else 0
-        end = int(total.searchsorted(before + BUCKET, side='right'))
-        bounds.append(max(end, first + 1))
-    return bounds
-
-
-class _Collector:
-    r"""Collects the distinct ids of a column."""
-
-    def __init__(self, keys: Any, unique: Callable[[list[Any]], Any]) -> None:
-        self.keys, self._unique = keys, unique  # sorted, once all are collected
-        self._parts: list[Any] = []
-        self._num_parts = 0
-
-    def add(self, column: Column) -> None:
-        part = column.labels if isinstance(column, Texts) else sorted_unique(column)
-        self._parts.append(part)
-        self._num_parts += len(part)
-        if self._num_parts > max(len(self.keys), BUCKET):
-            self._merge()
-
-    def _merge(self) -> None:
-        self.keys = self._unique([self.keys, *self._parts])
-        self._parts, self._num_parts = [], 0
-
-
-class _Integers(_Collector):
-    r"""Numbers a column of integers: as numbers, or as text if some are negative."""
-
-    def __init__(self) -> None:
-        empty = np.empty(0, np.int64)
-        super().__init__(empty, lambda parts: sorted_unique(np.concatenate(parts)))
-
-    def finish(self) -> None:
-        import pyarrow.compute as pc
-
-        self._merge()
-        self._order = np.arange(len(self.keys))
-        if self.keys[0] < 0:
-            texts = self.labels().cast('large_binary')
-            self._order = pc.array_sort_indices(texts).to_numpy().astype(np.int64)
-        self._number = np.argsort(self._order)
-        low, high = int(self.keys[0]), int(self.keys[-1])
-        self._table = None
-        if high - low < _SPARSE * len(self.keys):
-            self._table = np.full(high - low + 1, -1, np.int32)
-            self._table[self.keys - low] = self._number
-
-    def number(self, column: Any) -> np.ndarray:
-        low, high = self.keys[0], self.keys[-1]
-        if column.min() < low or column.max() > high:
-            raise _changes()
-        if self._table is not None:
-            number = self._table[column - low].astype(np.int64)
-            if number.min() < 0:
-                raise _changes()
-            return number
-        # Looked up in order, what is needed of a large table is in the cache.
-        unique, rows = np.unique(column, return_inverse=True)
-        at = self.keys.searchsorted(unique)
-        if (self.keys[at] != unique).any():
-            raise _changes()
-        return self._number[at][rows]
-
-    def labels(self) -> Any:
-        r"""Returns them as text in the order of their numbers."""
-        import pyarrow as pa
-
-        return pa.array(self.keys[self._order]).cast('large_string')
-
-
-class _Strings(_Collector):
-    r"""Numbers a column of text: as numbers, if all are digits, else as text."""
-
-    def __init__(self) -> None:
-        import pyarrow as pa
-
-        empty = pa.array([], pa.large_binary())
-        super().__init__(empty, lambda parts: pa.concat_arrays(parts).unique())
-
-    def finish(self) -> None:
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        self._merge()
-        blob, offsets = buffers(self.keys)
-        columns, by = {'text': self.keys}, [('text', 'ascending')]
-        if (blob - ord('0') < 10).all():  # wraps around below '0'
-            # Of digits in the order of text, the shorter are the smaller number.
-            columns['size'] = pa.array(np.diff(offsets))
-            by.insert(0, ('size', 'ascending'))
-        self.keys = self.keys.take(pc.sort_indices(pa.table(columns), sort_keys=by))
-
-    def number(self, column: Any) -> np.ndarray:
-        import pyarrow.compute as pc
-
-        at = pc.index_in(column.labels, value_set=self.keys)
-        if at.null_count:
-            raise _changes()
-        return at.to_numpy().astype(np.int64)[column.rows]
-
-    def labels(self) -> Any:
-        r"""Returns them in the order of their numbers."""
-        return self.keys
-
-
-_Ids = _Integers | _Strings
-
-
-def _changes() -> InputError:
-    return InputError('the files of the data set change; build when they are whole')

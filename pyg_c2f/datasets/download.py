@@ -1,4 +1,4 @@
-r"""Fetching a file whole and verified, or not at all."""
+r"""Downloads of files: complete and verified, or not at all."""
 
 import hashlib
 import http.client
@@ -17,12 +17,9 @@ _MAX_BYTES = 1 << 28  # far more than any of the files
 
 
 def matches(content: bytes, reference: dict[str, str]) -> bool:
-    r"""Tells whether a file has its reference checksum.
+    r"""Whether a file has its reference checksum.
 
-    Args:
-        content (bytes): The content of the file.
-        reference (dict): Holds ``sha256``, or ``git_blob``, the SHA-1 that git gives
-            the file; the former is preferred.
+    It is ``sha256``, or else ``git_blob``, the SHA-1 that git gives the file.
     """
     if 'sha256' in reference:
         return hashlib.sha256(content).hexdigest() == reference['sha256']
@@ -35,16 +32,8 @@ def download(url: str, target: Path, reference: dict[str, str]) -> None:
     r"""Downloads a file, verifies its checksum and puts it in place.
 
     The target appears only when it is complete and right: the download goes to a
-    temporary file beside it, which is removed on every failure.
-
-    Args:
-        url (str): The address of the file.
-        target (Path): Where to put it; the folder is made.
-        reference (dict): The checksum, see :func:`matches`.
-
-    Raises:
-        InputError: If the folder cannot be written, the address cannot be reached, or
-            what came is not the file.
+    temporary file beside it, which is removed on every failure. The checksum is that
+    of :func:`matches`.
     """
     by_hand = f'or put the file into {target.parent} by hand'
     part = target.with_name(f'.{target.name}.{os.getpid()}.part')
@@ -67,7 +56,7 @@ def download(url: str, target: Path, reference: dict[str, str]) -> None:
         part.replace(target)
     except InputError:
         raise
-    # A ValueError is the address of a redirection that is none.
+    # A ValueError comes from a redirection to an invalid address.
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = ' '.join(str(error).split())
         raise InputError(

@@ -43,9 +43,8 @@ class Labels:
         r"""Returns labels without a copy, perhaps of a file that is mapped.
 
         Args:
-            content (np.ndarray): Their bytes in UTF-8, one after the other, uint8.
-            offsets (np.ndarray): Where each starts, and where the last ends, int64,
-                ``[num_labels + 1]``.
+            content (np.ndarray): Their bytes in UTF-8, uint8.
+            offsets (np.ndarray): Their starts and the last end, int64, ``[n + 1]``.
         """
         labels = cls.__new__(cls)
         labels._bytes, labels._offsets = content, offsets
@@ -75,7 +74,7 @@ class Labels:
         )
 
     def __hash__(self) -> int:
-        # The first ones are enough to tell most apart.
+        # The first bytes tell most lists apart.
         return hash((len(self), self._bytes[:_LABELS].tobytes()))
 
     def __copy__(self) -> 'Labels':
@@ -93,7 +92,7 @@ def _decode(content: bytes) -> str:
 
 
 class InteractionData(HeteroData):
-    r"""A graph of users and items whose held-out edges follow into other forms.
+    r"""A graph of users and items whose conversions keep the held-out edges.
 
     Only :meth:`to_homogeneous` differs from the base class, which moves the ids of an
     ``edge_label_index`` along with the nodes but takes other label indices for edge
@@ -123,12 +122,8 @@ def make_graph(
 ) -> HeteroData:
     r"""Returns the graph of a split.
 
-    Args:
-        edges (Sequence): The train, validation and test interactions, and the train
-            ones from item to user, ``[2, n]`` each.
-        num_nodes (tuple): The numbers of users and items.
-        spec (DataSpec): Name, protocol and seed, attributes of the graph as a whole.
-        texts (Mapping, optional): Ids of ``users`` and ``items``, and ``titles``.
+    The edges are the train, validation and test interactions, and the train ones from
+    item to user, ``[2, n]`` each; the texts are of ``users``, ``items`` and ``titles``.
     """
     data = InteractionData()
     data[USER].num_nodes, data[ITEM].num_nodes = num_nodes

@@ -1,14 +1,21 @@
 r"""Reading the ids of a Parquet table, a file or a folder of files; needs pyarrow."""
 
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
-from pyg_c2f.datasets.tables import Ids, find_column, find_fault, number_texts
-from pyg_c2f.datasets.text import read_bytes, unpacked_limit, unreadable
+from pyg_c2f.datasets.tables import find_column, find_fault
+from pyg_c2f.datasets.text import (
+    read_bytes,
+    sorted_unique,
+    unpacked_limit,
+    unreadable,
+)
 from pyg_c2f.typing import InputError
 
 # Interactions take about a byte or more; a column of one value takes almost nothing.
@@ -18,7 +25,8 @@ _WHOLE = re.compile(r'u?int\d+|decimal\d+\(\d+, 0\)|null')
 _INT = re.compile(r'int\d+|uint(8|16|32)')
 # Old writers do not mark bytes as text.
 _TEXT = re.compile(r'(large_)?(string|binary)|(string|binary)_view')
-_BATCH = 2**20  # rows held at a time
+_BATCH = 2**20  # rows held at a time, twice that many when they are numbered
+_SPARSE = 8  # ids are looked up in a table with up to so many entries for each
 _BUFFER = 2**20  # bytes of a column read at a time
 
 
@@ -40,6 +48,7 @@ class ParquetTable:
             read in the order of their names. Names that begin with ``_`` or ``.`` are
             ignored.
         columns (tuple): The names of the columns.
+        progress (bool, optional): Whether to show progress bars.
 
     Raises:
         InputError: If a file is damaged or claims to hold far more than interactions
@@ -47,8 +56,10 @@ class ParquetTable:
         ImportError: If pyarrow is not installed.
     """
 
-    def __init__(self, path: Path, columns: tuple[str, str]) -> None:
-        self.columns = columns
+    def __init__(
+        self, path: Path, columns: tuple[str, str], progress: bool = False
+    ) -> None:
+        self.columns, self.progress = columns, progress
         self.num_rows = 0
         self.is_int = [True, True]
         self._parts = {}  # path -> types of the columns
@@ -66,7 +77,7 @@ class ParquetTable:
             for side, kind in enumerate(kinds):
                 self.is_int[side] &= bool(_INT.fullmatch(kind))
 
-    def batches(self) -> Iterator[tuple[Column, Column]]:
+    def batches(self, what: str) -> Iterator[tuple[Column, Column]]:
         r"""Yields the users and items of the rows, batch by batch.
 
         A column is integers in all batches, or text in all.
@@ -74,13 +85,22 @@ class ParquetTable:
         Raises:
             InputError: If a file is damaged, or an id is missing or not text.
         """
-        for part, kinds in self._parts.items():
-            try:
-                yield from self._part_batches(part, kinds)
-            except InputError:
-                raise
-            except Exception as error:
-                raise _damaged(part) from error
+        with tqdm(
+            desc=what,
+            total=self.num_rows,
+            unit_scale=True,
+            leave=False,
+            disable=not self.progress,
+        ) as bar:
+            for part, kinds in self._parts.items():
+                try:
+                    for batch in self._part_batches(part, kinds):
+                        yield batch
+                        bar.update(_num_rows(batch[0]))
+                except InputError:
+                    raise
+                except Exception as error:
+                    raise _damaged(part) from error
 
     def _part_batches(
         self, part: Path, kinds: list[str]
@@ -88,49 +108,41 @@ class ParquetTable:
         # Text stays a dictionary: a long cell would be copied to every row.
         both = zip(self.columns, kinds, strict=True)
         file, _ = _open(part, [name for name, kind in both if _TEXT.fullmatch(kind)])
-        row, late = 0, None
+        row = 0
         for batch in file.iter_batches(
             batch_size=_BATCH, columns=list(self.columns), use_threads=False
         ):
             out: list[Column] = []
             for side, name in enumerate(self.columns):
                 read = _integers if self.is_int[side] else _texts
-                try:
-                    out.append(read(batch.column(name), f'{part}, row', name, row))
-                except InputError as error:
-                    if side == 0:
-                        raise
-                    # Faults of users are reported before those of items.
-                    late = late or error
+                out.append(read(batch.column(name), f'{part}, row', name, row))
             row += len(batch)
-            if late is None:
-                yield out[0], out[1]
-        if late is not None:
-            raise late
+            yield out[0], out[1]
 
+    def number_ids(self) -> tuple['NumberedIds', 'NumberedIds']:
+        r"""Numbers the users and the items."""
+        users, items = map(NumberedIds, self.is_int)
+        for batch in self.batches('ids'):
+            users.add(batch[0])
+            items.add(batch[1])
+        users.finish()
+        items.finish()
+        return users, items
 
-def read_parquet(path: Path, columns: tuple[str, str]) -> list[Ids]:
-    r"""Reads the ids in two columns of a table into memory.
-
-    Arguments and errors: see :class:`ParquetTable`.
-    """
-    table = ParquetTable(path, columns)
-    texts: list[list[str]] = [[], []]
-    rows: list[list[np.ndarray]] = [[np.empty(0, np.int64)], [np.empty(0, np.int64)]]
-    for batch in table.batches():
-        for side, column in enumerate(batch):
-            first = len(texts[side])
-            if isinstance(column, Texts):
-                texts[side] += [label.decode() for label in column.labels.to_pylist()]
-                rows[side].append(column.rows + first)
-            else:
-                values, index = np.unique(column, return_inverse=True)
-                texts[side] += map(str, values.tolist())
-                rows[side].append(index + first)
-    return [
-        number_texts(labels, np.concatenate(index))
-        for labels, index in zip(texts, rows, strict=True)
-    ]
+    def keys(self, users: 'NumberedIds', items: 'NumberedIds') -> Iterator[np.ndarray]:
+        r"""Yields the keys ``user * num_items + item`` of the rows."""
+        parts: list[tuple[Column, Column]] = []
+        size = 0
+        for batch in itertools.chain(self.batches('keys'), [None]):
+            # Joined: looking up texts takes a table of all ids each time.
+            if batch is not None:
+                parts.append(batch)
+                size += _num_rows(batch[0])
+            if size >= 2 * _BATCH or (size and batch is None):
+                keys = users.number(_join([x for x, _ in parts])) * len(items.keys)
+                keys += items.number(_join([x for _, x in parts]))
+                yield keys
+                parts, size = [], 0
 
 
 def part_files(folder: Path) -> list[Path]:
@@ -286,3 +298,93 @@ def _find_fault(value: bytes | None, name: str) -> str | None:
         return find_fault('' if value is None else value.decode(), name)
     except UnicodeDecodeError:
         return f'{name!r} is not UTF-8 text; correct or delete the row'
+
+
+def _num_rows(column: Column) -> int:
+    return len(column.rows if isinstance(column, Texts) else column)
+
+
+def _join(columns: list[Any]) -> Column:
+    if not isinstance(columns[0], Texts):
+        return np.concatenate(columns)
+    import pyarrow as pa
+
+    labels = [column.labels for column in columns]
+    first = np.cumsum([0, *map(len, labels)])
+    rows = [column.rows + at for column, at in zip(columns, first, strict=False)]
+    return Texts(pa.concat_arrays(labels), np.concatenate(rows))
+
+
+class NumberedIds:
+    r"""Collects the distinct ids of a column, and then numbers them.
+
+    Their order is that of numbers if all of them consist of digits, else of text.
+    """
+
+    def __init__(self, is_int: bool) -> None:
+        import pyarrow as pa
+
+        self.keys = pa.array([], pa.int64() if is_int else pa.large_binary())
+        self._parts: list[Any] = []
+        self._num_parts = 0
+        self._table: np.ndarray | None = None
+
+    def add(self, column: Any) -> None:
+        import pyarrow as pa
+
+        is_text = isinstance(column, Texts)
+        part = column.labels if is_text else pa.array(sorted_unique(column))
+        self._parts.append(part)
+        self._num_parts += len(part)
+        if self._num_parts > max(len(self.keys), 2 * _BATCH):
+            self._merge()
+
+    def _merge(self) -> None:
+        import pyarrow as pa
+
+        self.keys = pa.concat_arrays([self.keys, *self._parts]).unique()
+        self._parts, self._num_parts = [], 0
+
+    def finish(self) -> None:
+        r"""Orders the keys and, as ``labels``, their texts."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        self._merge()
+        is_int = pa.types.is_integer(self.keys.type)
+        labels = self.keys.cast('large_string').cast('large_binary')
+        blob, offsets = buffers(labels)
+        columns, by = {'key': labels}, [('key', 'ascending')]
+        if (blob - ord('0') < 10).all():  # wraps around below '0'
+            # Of digits in the order of text, the shorter are the smaller number.
+            columns['size'] = pa.array(np.diff(offsets))
+            by.insert(0, ('size', 'ascending'))
+        order = pc.sort_indices(pa.table(columns), sort_keys=by)
+        self.keys, self.labels = self.keys.take(order), labels.take(order)
+        if is_int:
+            keys = self.keys.to_numpy()
+            self._low, high = int(keys.min()), int(keys.max())
+            if high - self._low < _SPARSE * len(keys):
+                self._table = np.full(high - self._low + 1, -1, np.int32)
+                self._table[keys - self._low] = np.arange(len(keys))
+
+    def number(self, column: Any) -> np.ndarray:
+        r"""Returns the numbers of the ids in a column."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        is_text = isinstance(column, Texts)
+        labels = column.labels if is_text else column
+        if self._table is not None:
+            at = labels - self._low
+            is_known = at.min() >= 0 and at.max() < len(self._table)
+            number = self._table[at] if is_known else np.array([-1])
+        else:
+            found = pc.index_in(pa.array(labels), value_set=self.keys)
+            number = found.fill_null(-1).to_numpy()
+        if number.min() < 0:
+            raise InputError(
+                'the files of the data set are changing; build when they are complete'
+            )
+        number = number.astype(np.int64)
+        return number[column.rows] if is_text else number

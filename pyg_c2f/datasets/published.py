@@ -1,4 +1,4 @@
-r"""Published data sets: downloaded from where they were published, and verified."""
+r"""Published data sets: downloaded from their source and verified."""
 
 import hashlib
 import json
@@ -49,12 +49,7 @@ def pairs_digest(users: np.ndarray, items: np.ndarray) -> str:
 
 
 def file_state(path: Path, reference: dict[str, str]) -> str:
-    r"""Compares a file with its reference.
-
-    Returns:
-        str: ``'ok'`` if the bytes, or else the set of interactions, are those of the
-        reference; ``'differs'`` if not; ``'no reference'`` if there is none.
-    """
+    r"""Compares the bytes of a file, or else its interactions, with a reference."""
     if not reference:
         return 'no reference'
     content = read_bytes(path)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pyg_c2f.datasets.parquet import part_files, read_parquet
+from pyg_c2f.datasets.parquet import ParquetTable, part_files
 from pyg_c2f.datasets.spec import DataSpec, locate, plain_name
 from pyg_c2f.datasets.tables import Ids, read_delimited, read_titles
 from pyg_c2f.datasets.text import parse_text, read_bytes, unique_keys
@@ -63,19 +63,24 @@ def read_source(spec: DataSpec) -> Source:
 
 def _read_table(path: Path, spec: DataSpec) -> Source:
     if plain_name(path).endswith('.parquet'):
-        columns = read_parquet(path, spec.columns)
+        table = ParquetTable(path, spec.columns)
+        if not table.num_rows:
+            raise no_rows(path)
+        ids = table.number_ids()
+        keys = np.concatenate(list(table.keys(*ids)))
+        users, items = (x.labels.cast('large_string').to_pylist() for x in ids)
     else:
         columns = read_delimited(read_bytes(path), path, spec.columns)
-    if not columns[0].rows.size:
-        raise no_rows(path)
-    users, items = (_sorted(ids) for ids in columns)
-    keys = unique_keys(users.rows * len(items.labels) + items.rows, path)
-    texts = {'users': users.labels, 'items': items.labels}
-    titles = read_titles(spec.folder, spec.name, spec.item_column, items.labels)
+        if not columns[0].rows.size:
+            raise no_rows(path)
+        (user, users), (item, items) = map(_sorted, columns)
+        keys = user * len(items) + item
+    texts = {'users': users, 'items': items}
+    titles = read_titles(spec.folder, spec.name, spec.item_column, items)
     if titles is not None:
         texts['titles'] = titles
-    sizes = len(users.labels), len(items.labels)
-    return Source({plain_name(path): keys}, *sizes, texts)
+    parts = {plain_name(path): unique_keys(keys, path)}
+    return Source(parts, len(users), len(items), texts)
 
 
 def no_rows(path: Path) -> InputError:
@@ -84,7 +89,7 @@ def no_rows(path: Path) -> InputError:
 
 
 def _sorted(ids: Ids) -> Ids:
-    r"""Numbers the labels in sorted order: as numbers if all are, else as text."""
+    r"""Sorts the labels, as numbers if all of them consist of digits, else as text."""
     labels = ids.labels
     order = sorted(range(len(labels)), key=labels.__getitem__)
     if all(label.isascii() and label.isdigit() for label in labels):

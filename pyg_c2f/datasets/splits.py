@@ -31,13 +31,8 @@ def draw_per_user(
 ) -> np.ndarray:
     r"""Draws some interactions of each user, uniformly without replacement.
 
-    Args:
-        user (np.ndarray): The user of each interaction, sorted, ``[n]``.
-        quota (Callable): Maps users' numbers of interactions to how many are drawn.
-        rng (np.random.Generator): The source of randomness.
-
-    Returns:
-        np.ndarray: The mask of drawn interactions, ``[n]``.
+    Users are sorted, ``[n]``; the quota maps their numbers of interactions to how many
+    are drawn. Returns the mask of drawn interactions, ``[n]``.
     """
     count = np.bincount(user)
     order = _order_by_user(user, rng.random(user.size))
@@ -102,12 +97,7 @@ def draw_validation(
 
 
 def count_splits(per_user: np.ndarray, protocol: Protocol) -> tuple[int, int, int]:
-    r"""How many interactions :func:`split` makes train, validation and test.
-
-    Args:
-        per_user (np.ndarray): How many interactions of a single file users have.
-        protocol (str): ``'c2f'`` or ``'standard'``.
-    """
+    r"""How many interactions of a single file are train, validation and test."""
     held = fifth(per_user)
     val = third(held) if protocol == 'c2f' else tenth(per_user - held)
     total, num_held, num_val = (int(x.sum()) for x in (per_user, held, val))
@@ -117,11 +107,7 @@ def count_splits(per_user: np.ndarray, protocol: Protocol) -> tuple[int, int, in
 
 
 def check_counts(num_val: int, num_test: int, spec: DataSpec) -> None:
-    r"""Warns of a split without validation interactions.
-
-    Raises:
-        InputError: If there is no test interaction.
-    """
+    r"""Refuses a split without test, and warns of one without validation items."""
     if not num_test:
         raise InputError(
             f'{spec.name}: protocol {spec.protocol} leaves no test interaction; give '
@@ -145,14 +131,8 @@ def split(parts: Mapping[str, np.ndarray], num_items: int, spec: DataSpec) -> Sp
       items, which leave train: a tenth rounded to the nearest integer, none of users
       with fewer than five.
 
-    Args:
-        parts (Mapping): The keys of ``train.txt``, ``test.txt`` and perhaps
-            ``valid.txt``, or of a single file of any other name.
-        num_items (int): The number of items, the base of the keys.
-        spec (DataSpec): Protocol, seed, and the name for messages.
-
-    Raises:
-        InputError: If no test interaction remains.
+    The parts are the keys of ``train.txt``, ``test.txt`` and perhaps ``valid.txt``, or
+    of a single file of any other name.
     """
     rng, valid = spec.generator(), parts.get('valid.txt')
     if 'train.txt' in parts:

@@ -20,11 +20,11 @@ _MIN_ACTIVITY = 5  # interactions of a user
 _POPULARITY_EXPONENT = 0.8
 _ACTIVITY_EXPONENT = 0.6
 _GROUP_AFFINITY = 50.0  # items of the user's own group, relative to all others
-_SUBGROUP_AFFINITY = 200.0  # items of his favourite sub-groups
+_SUBGROUP_AFFINITY = 200.0  # items of the user's favourite sub-groups
 _NUM_FAVOURITES = 2
 _BLOCK = 2**22  # scores held at a time
-# Of data that are written, where there is no score of all items.
-_NUM_DRAWS = 2**20  # held at a time, of more than one user
+# For data written to files, where items have no scores.
+_NUM_DRAWS = 2**20  # held at a time and written to a file, of more than one user
 _COMMUNITY = 1000  # items
 _COMMUNITIES = 10  # of a group
 _LOYAL, _IN_GROUP = 0.7, 0.15  # draws that stay in the community, and in the group
@@ -80,7 +80,7 @@ class SyntheticHierarchy(InMemoryDataset):
         100
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         num_users: int = 2000,
         num_items: int = 3000,
@@ -161,7 +161,7 @@ def _activity(
 ) -> np.ndarray:
     share = _power_law(num_users, _ACTIVITY_EXPONENT, rng)
     surplus = num_interactions - _MIN_ACTIVITY * num_users
-    # Rounding the running total, not the shares, keeps the total.
+    # Rounding the running total instead of the shares preserves the sum.
     total = np.rint(np.cumsum(share) / share.sum() * surplus)
     activity = _MIN_ACTIVITY + np.diff(total, prepend=0).astype(np.int64)
     return activity.clip(max=num_items // 2)
@@ -198,42 +198,37 @@ def write_synthetic(
     num_items: int,
     num_interactions: int,
     seed: int = 0,
-    rows_per_file: int = 2**22,
 ) -> None:
     r"""Writes interactions with a planted two-level structure, of any size.
 
     Items are divided into communities of a thousand, and these into groups of ten. A
-    user draws items until he has enough different ones: 70 % of the draws are from his
-    community, 15 % from any in its group and the others from anywhere, each by
-    popularity, of exponent 0.8 in the rank within the community. His number of items is
-    5 plus a power law of exponent 0.6 in the rank of the user, at most half of the
-    items. The memory is bounded by the number of users, not of interactions.
+    user draws until there are enough different items: 70 % of the draws are from the
+    user's community, 15 % from any in its group and the others from anywhere, each by
+    popularity, of exponent 0.8 in the rank within the community. The number of items is
+    5 plus a power law of exponent 0.6 in the rank of the user, at most half of all
+    items. Memory grows with the number of users, not of interactions.
 
     The folder is a Parquet table of part files with the columns ``user_id`` and
     ``item_id``, numbers counted from 0: as ``ROOT/NAME/NAME.parquet`` it is a data set
     for :class:`InteractionDataset`, or for :func:`build_dataset` first.
 
     Args:
-        folder (str or Path): The folder to make; it must not be there.
+        folder (str or Path): The folder to make; it must not exist.
         num_users (int): The number of users.
         num_items (int): The number of items; some may be in no interaction.
         num_interactions (int): The number of interactions; slightly fewer where users
             reach the limit.
         seed (int, optional): The seed of the interactions. (default: :obj:`0`)
-        rows_per_file (int, optional): The number of interactions in a part file.
-            (default: :obj:`4194304`)
 
     Raises:
-        InputError: If the numbers do not go together, or the folder is there.
-        ImportError: If there is no pyarrow.
+        InputError: If the numbers do not go together, or the folder exists.
+        ImportError: If pyarrow is not installed.
         OSError: If the folder cannot be written.
     """
     _check_sizes(num_users, num_items, num_interactions, 1, 1)
-    if rows_per_file < 1:
-        raise InputError(f'rows_per_file must be positive (got {rows_per_file})')
     folder = Path(folder).expanduser()
     if folder.exists():
-        raise InputError(f'{folder} is there already; delete it or name another')
+        raise InputError(f'{folder} exists already; delete it or name another')
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -241,14 +236,14 @@ def write_synthetic(
         raise ImportError(
             f'writing {folder} needs pyarrow; pip install pyg-c2f[tables]'
         ) from error
-    # Only once it is whole, it has its name.
+    # The folder gets its name only when it is complete.
     part = folder.with_name(f'{folder.name}-part')
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     blocks = _draw_blocks(num_users, num_items, num_interactions, rng)
     try:
-        for number, (users, items) in enumerate(_files_of(blocks, rows_per_file)):
+        for number, (users, items) in enumerate(blocks):
             table = pa.table({'user_id': users, 'item_id': items})
             path = part / f'part-{number:05}.parquet'
             pq.write_table(table, path, row_group_size=2**20)
@@ -261,30 +256,10 @@ def write_synthetic(
 _Pairs = tuple[np.ndarray, np.ndarray]
 
 
-def _files_of(blocks: Iterator[_Pairs], num_rows: int) -> Iterator[_Pairs]:
-    r"""Divides blocks of users and items anew, into ones of a number of rows."""
-    parts: list[_Pairs] = []
-    size = 0
-    for block in blocks:
-        parts.append(block)
-        size += len(block[0])
-        if size >= num_rows:
-            users, items = (np.concatenate(x) for x in zip(*parts, strict=True))
-            whole = size // num_rows * num_rows
-            for start in range(0, whole, num_rows):
-                yield users[start : start + num_rows], items[start : start + num_rows]
-            # A copy: a view would hold all of them.
-            parts = [(users[whole:].copy(), items[whole:].copy())]
-            size -= whole
-    if size:
-        users, items = (np.concatenate(x) for x in zip(*parts, strict=True))
-        yield users, items
-
-
 def _draw_blocks(
     num_users: int, num_items: int, num_interactions: int, rng: np.random.Generator
 ) -> Iterator[_Pairs]:
-    r"""Yields the users and items of some users after the other."""
+    r"""Yields the users and items of the interactions, range by range of users."""
     activity = _activity(num_users, num_items, num_interactions, rng)
     items = _Items(num_items, rng)
     total = np.cumsum(activity)
@@ -310,7 +285,7 @@ class _Items:
         self._place = rng.permutation(num_items)
 
     def draw(self, community: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        r"""Draws an item for each user, of whom the community is given."""
+        r"""Draws an item for each user, whose community is given."""
         size = len(community)
         goes = rng.random(size)
         first = community // _COMMUNITIES * _COMMUNITIES
@@ -328,7 +303,7 @@ class _Items:
 def _draw_distinct(
     activity: np.ndarray, items: _Items, rng: np.random.Generator
 ) -> _Pairs:
-    r"""Draws as many different items as users are to have, the first ones that come."""
+    r"""Draws the first different items, as many as each user is to have."""
     num_users = len(activity)
     community = rng.integers(items.num_communities, size=num_users)
     keys = np.empty(0, np.int64)  # distinct, of each user in the order of the draws

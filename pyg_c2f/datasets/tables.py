@@ -25,24 +25,8 @@ class Ids(NamedTuple):
     labels: list[str]  # each once
 
 
-def number_texts(texts: list[str], rows: np.ndarray) -> Ids:
-    r"""Returns the ids of rows that hold a number of a text; texts may be repeated."""
-    known: dict[str, int] = {}
-    numbers = [known.setdefault(text, len(known)) for text in texts]
-    return Ids(np.array(numbers, np.int64)[rows], list(known))
-
-
 def read_delimited(raw: bytes, path: Path, columns: tuple[str, str]) -> list[Ids]:
-    r"""Reads the ids in two columns of a ``.inter`` or ``.csv`` file.
-
-    Args:
-        raw (bytes): The content of the file.
-        path (Path): Its name, which tells the format.
-        columns (tuple): The names of the columns.
-
-    Raises:
-        InputError: If the file is wrong, with the line and what to do.
-    """
+    r"""Reads the ids in two columns of a ``.inter`` or ``.csv`` file, by its name."""
     is_inter = plain_name(path).endswith('.inter')
     raw = plain_lines(raw)
     rows = _read_rows(raw, path, is_inter)
@@ -83,7 +67,7 @@ def read_delimited(raw: bytes, path: Path, columns: tuple[str, str]) -> list[Ids
 def _read_rows(
     raw: bytes, path: Path, is_inter: bool
 ) -> Iterator[tuple[int, list[str]]]:
-    r"""Yields the number of the first line and the cells of each row not blank."""
+    r"""Yields the first line and the cells of each row that is not blank."""
     try:
         if not raw.isascii():
             raw.decode()
@@ -129,11 +113,11 @@ def _read_at_once(
     if b'\0' in raw or (b'"' in raw and not is_inter):
         return None
     ends = np.flatnonzero(np.frombuffer(raw, np.uint8) == ord('\n'))
-    # No cell of a shorter line is too long for the csv module.
+    # Shorter lines have no cell that is too long for the csv module.
     if np.diff(ends, prepend=-1, append=len(raw)).max() > csv.field_size_limit():
         return None
     names = [str(number) for number in range(num_cells)]
-    # A dictionary: a long cell is not copied to every row.
+    # With a dictionary, a long cell is not copied to every row.
     kind = pa.dictionary(pa.int32(), pa.string())
     chosen = [names[side] for side in at]
     try:
@@ -153,16 +137,14 @@ def _read_at_once(
         texts = column.chunk(0).dictionary.to_pylist() if rows else []
         if '' in (texts := [text.strip() for text in texts]) or not texts:
             return None
-        ids.append(number_texts(texts, np.concatenate(rows)))
+        known: dict[str, int] = {}
+        numbers = [known.setdefault(text, len(known)) for text in texts]
+        ids.append(Ids(np.array(numbers)[np.concatenate(rows)], list(known)))
     return ids
 
 
 def find_column(names: list[str], column: str, where: str) -> int:
-    r"""Returns the position of a column.
-
-    Raises:
-        InputError: If no column has that name, or several.
-    """
+    r"""Returns the position of a column, of which there must be one."""
     if column not in names:
         present = ascii(', '.join(names)[:200])
         mend = 'name the columns with user_column and item_column (run.py: --columns '

@@ -76,10 +76,6 @@ def parse_text(raw: bytes, path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarr
     blank lines are skipped. Users without items and users on several lines are
     accepted; their number is logged.
 
-    Args:
-        raw (bytes): The content of the file.
-        path (Path): The name to use in messages.
-
     Returns:
         tuple: The users that have a line ``[num_lines]``, and the user ``[n]`` and
         the item ``[n]`` of each interaction in the order of the file, all int64.

@@ -1,4 +1,4 @@
-r"""Writes bundles: see ``docs/bundle.md`` for the layout."""
+r"""Writes bundles; ``docs/bundle.md`` describes the layout."""
 
 import struct
 import zlib
@@ -22,9 +22,9 @@ from pyg_c2f.vocabulary import NamedModel
 # With these 99.7 % of the items of Gowalla's lists stay (benchmarks/bundle.py, bits).
 CODEBOOK_BITS = 6
 DEGREE_BITS = 8
-# Of what models seldom have: a trained coarse codebook, and biases.
+# For what few models have: a trained coarse codebook and biases.
 OTHER_BITS = 8
-# The first step that is tried for the grid of a table, in octaves.
+# The finest grid of a table that is tried, in octaves.
 LEAST_STEP = 2**-8
 
 
@@ -37,28 +37,28 @@ def write_bundle(
     r"""Writes one file with everything that a device needs to recommend.
 
     Weights of links, values of codebooks and degrees become codes of small tables
-    (:func:`fit_table`), the places of links are in Elias-Fano form; the layout is in
-    ``docs/bundle.md``. Users and the train graph are not part of it.
+    (:func:`fit_table`); the places of links are in Elias-Fano form. Users and the
+    train graph are left out.
 
     Args:
-        model (NamedModel or LinearC2F): The model, without a diffusion channel.
-        path (str or Path): The file, written in one go.
-        weight_bits (int, optional): The most bits of a weight, 2 to 8. A model
-            with ``dtype='packed'`` needs six, and loses nothing then. (default: ``8``)
-        names (bool, optional): Whether the original ids and titles that the model has
-            are part of it. (default: :obj:`True`)
+        model (LinearC2F): The model, without a diffusion channel.
+        path (str or Path): The file; it appears when it is complete.
+        weight_bits (int, optional): The largest number of bits of a weight, 2 to 8. A
+            model with ``dtype='packed'`` loses nothing from six up. (default: ``8``)
+        names (bool, optional): Whether to add the original ids and titles, if the
+            model has them. (default: :obj:`True`)
 
     Returns:
         Dict: The bytes of each section, ``'header'`` and ``'all'``.
 
     Raises:
-        InputError: If the model cannot do without its graph, the bits are out of range,
-            or the reader refuses the result: the model is larger than the
-            format allows, or has numbers that are not finite.
+        InputError: If the model needs its graph, the bits are out of range, or the
+            reader refuses the result: the model is too large for the format, or has
+            numbers that are not finite.
     """
     model = check_needs_no_graph(model, 'a bundle')
     if weight_bits not in range(2, 9):
-        raise InputError(f'{weight_bits} bits of a weight; choose 2 to 8')
+        raise InputError(f'weight_bits={weight_bits}: choose 2 to 8')
     with torch.no_grad():
         sections = dict(_sections(model, weight_bits))
     vocabulary = getattr(model, 'vocabulary', None)
@@ -69,7 +69,7 @@ def write_bundle(
         }
     sizes = (model.num_items, model.embedding_dim, model.num_coarse)
     fine = (model.num_fine, model.fine_per_item) if model.stage == 'fine' else (0, 0)
-    # Of what is too large for single precision, infinity, which the reader refuses.
+    # A norm too large for single precision becomes infinity, which the reader refuses.
     norm = torch.tensor(model.user_norm).item()
     body = {
         tag: tag.encode() + struct.pack('<I', len(x)) + x + bytes(-len(x) % 4)
@@ -85,7 +85,7 @@ def write_bundle(
     except BundleError as error:
         why = str(error).partition(';')[0]
         raise InputError(
-            f'this model makes no {why}; train it with other settings'
+            f'this model fits in no {why}; train it with other settings'
         ) from None
     with whole_file(Path(path)) as part:
         part.write_bytes(data)
@@ -93,15 +93,10 @@ def write_bundle(
 
 
 def check_needs_no_graph(model: Any, form: str) -> LinearC2F:
-    """Refuses a model that cannot recommend from a history alone.
+    """Refuses a model that cannot be a ``form``, which has items and a history only.
 
-    Args:
-        model (NamedModel or LinearC2F): The model.
-        form (str): What it is to become, for the message.
-
-    Raises:
-        InputError: If it needs the train graph, or its fine anchors are not one of each
-            level.
+    That is one that needs the train graph, or in which an item does not have one fine
+    anchor of each level.
     """
     if not hasattr(model, 'needs_graph'):
         raise InputError(
@@ -121,7 +116,7 @@ def check_needs_no_graph(model: Any, form: str) -> LinearC2F:
 
 
 def _sections(model: LinearC2F, weight_bits: int) -> Iterator[tuple[str, bytes]]:
-    """The tags and contents of the sections that hold numbers."""
+    """The tags and contents of the sections of numbers."""
     code, deg = fit_table(model.item_degree().cpu(), DEGREE_BITS)
     yield 'ITEM', _table(code, deg**-model.item_norm, deg**model.score_power)
     pairs, weight = item_links(model)
@@ -140,34 +135,27 @@ def _sections(model: LinearC2F, weight_bits: int) -> Iterator[tuple[str, bytes]]
 
 
 def item_links(model: LinearC2F) -> tuple[Tensor, Tensor]:
-    """The links of items to coarse anchors, sorted, each pair once.
-
-    Args:
-        model (LinearC2F): The model.
-
-    Returns:
-        Tuple: Items and anchors ``[2, num_links]``, and the weights.
-    """
+    """The links of items to coarse anchors ``[2, num_links]``, sorted, and weights."""
     pairs, weight = assignment_to_edges(model.coarse.assignment)
     return coalesce(pairs.cpu(), weight.cpu())
 
 
 def fit_table(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    r"""Codes of numbers, and the table that they are codes of.
+    r"""Codes of numbers, and the table that decodes them.
 
-    The distinct numbers themselves where there are at most ``2**bits``. Else numbers
-    that fall together on a logarithmic grid share their mean; the grid is as fine as a
-    table of that length allows, and spends nothing on numbers that do not occur. Lists
-    come out better from its even *relative* errors than from the least squared error
-    of a k-means: the small weights are those of the rare items.
+    If there are at most ``2**bits`` distinct numbers, the table holds them. Otherwise
+    numbers in the same cell of a logarithmic grid share their mean; the grid is the
+    finest whose occupied cells fit in the table. Its even *relative* errors give better
+    lists than the least squared error of a k-means: small weights are those of rare
+    items.
 
     Args:
         values (Tensor): The numbers, ``[num_values]``.
         bits (int): The bits of a code.
 
     Returns:
-        Tuple: The codes, int64, and the table, at most ``2**bits`` numbers, rising,
-        float32.
+        Tuple: The codes, int64, and the table of at most ``2**bits`` ascending
+        numbers, float32.
 
     Raises:
         InputError: If one is not finite.
@@ -180,7 +168,7 @@ def fit_table(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     table, step, size = known, LEAST_STEP, known.abs().double().log2()
     while len(table) > 2**bits:
         step *= 1.1
-        # Of zero minus infinity, and zero again.
+        # The logarithm of zero is minus infinity, which becomes zero again.
         grid = known.sign() * (size / step).round().mul(step).exp2()
         table, cell = grid.unique(return_inverse=True)
     total, mass = torch.zeros(2, len(table), dtype=torch.double)
@@ -198,7 +186,7 @@ def _entries(place: Tensor, value: Tensor, bits: int) -> bytes:
     low, high, width = pack_sorted(place)
     head = struct.pack('<II', len(place), int(width)) + _bytes(low)
     places = head + struct.pack('<I', len(high)) + _bytes(high)
-    if not len(value):  # A table has one value at least.
+    if not len(value):  # A table has at least one value.
         return places + _table(value.long(), torch.zeros(1))
     return places + _table(*fit_table(value, bits))
 

@@ -1,4 +1,4 @@
-r"""Writes ONNX models: see ``docs/onnx.md`` for what goes in and comes out."""
+r"""Writes ONNX models; ``docs/onnx.md`` describes their inputs and outputs."""
 
 from pathlib import Path
 from types import ModuleType
@@ -14,34 +14,44 @@ from pyg_c2f.nn import LinearC2F
 from pyg_c2f.typing import InputError
 from pyg_c2f.vocabulary import NamedModel
 
-# The oldest with reductions in ScatterElements; onnxruntime 1.16 takes both.
+# The oldest versions with reductions in ScatterElements; onnxruntime 1.16 has both.
 OPSET, IR_VERSION = 18, 8
 FORMAT, VERSION = 'pyg_c2f history to list', '1'
 
 
 def write_onnx(model: LinearC2F | NamedModel, path: str | Path) -> int:
-    r"""Writes an ONNX model that makes a list of items from a history of items.
+    r"""Writes an ONNX model that turns a history of items into a list of items.
 
-    It holds what items are, no users and no train graph, and gives the lists of
-    :meth:`~pyg_c2f.nn.Recommender.recommend` for a ``history``. What is computed on it
-    when it is loaded (a runtime folds constants) keeps the file small: links have the
-    distance to the link before instead of a row and a column, and numbers of few
-    distinct values are codes of a table.
+    It holds the items, but no users and no train graph, and gives the lists of
+    :meth:`~pyg_c2f.nn.Recommender.recommend` for a ``history``. The file is small
+    because the runtime unpacks it when it loads it (by folding constants): a link is
+    the distance to the one before it instead of a row and a column, and numbers with
+    few distinct values are codes of a table.
 
     Args:
-        model (NamedModel or LinearC2F): The model, without a diffusion channel.
-        path (str or Path): The file, written in one go.
+        model (LinearC2F): The model, without a diffusion channel.
+        path (str or Path): The file; it appears when it is complete.
 
     Returns:
         int: The bytes of the file.
 
     Raises:
         ImportError: If onnx is not installed.
-        InputError: If the model cannot do without its graph, has numbers that
-            are not finite, or its fine anchors are not one of each level.
+        InputError: If the model needs its graph, has numbers that are not finite, or
+            an item does not have one fine anchor of each level.
     """
-    model = _checked(model)
-    onnx = _import_onnx()
+    model = check_needs_no_graph(model, 'an ONNX model')
+    numbers = (model.codebook(), model.coarse.assignment.weight, model.bias)
+    if not all(x.isfinite().all() for x in numbers):
+        raise InputError(
+            'this model has numbers that are not finite; train it with other settings'
+        )
+    try:
+        import onnx
+    except ImportError as error:
+        raise ImportError(
+            "'write_onnx' needs onnx: pip install pyg-c2f[onnx]"
+        ) from error
     builder = _Builder(onnx)
     with torch.no_grad():
         _add_nodes(builder, model)
@@ -51,26 +61,6 @@ def write_onnx(model: LinearC2F | NamedModel, path: str | Path) -> int:
     with whole_file(Path(path)) as part:
         part.write_bytes(data)
     return len(data)
-
-
-def _import_onnx() -> ModuleType:
-    try:
-        import onnx
-    except ImportError as error:
-        raise ImportError(
-            "'write_onnx' needs onnx: pip install pyg-c2f[onnx]"
-        ) from error
-    return onnx
-
-
-def _checked(model: LinearC2F | NamedModel) -> LinearC2F:
-    model = check_needs_no_graph(model, 'an ONNX model')
-    numbers = (model.codebook(), model.coarse.assignment.weight, model.bias)
-    if not all(x.isfinite().all() for x in numbers):
-        raise InputError(
-            'this model has numbers that are not finite; train it with other settings'
-        )
-    return model
 
 
 class _Builder:
@@ -89,14 +79,14 @@ class _Builder:
         return name
 
     def const(self, x: Any, dtype: Any = None) -> str:
-        """An array as it is, of int64 or float32 if it has no other type."""
+        """A constant array."""
         array = np.asarray(x, dtype)
         name = f'constant_{len(self.constants)}'
         self.constants.append(self.onnx.numpy_helper.from_array(array, name))
         return name
 
     def integers(self, x: Tensor) -> str:
-        """Whole numbers from 0 up, in the smallest type for them, as int64."""
+        """Whole numbers from 0 up as int64, stored in the smallest type."""
         array = x.numpy()
         small = array.astype(np.min_scalar_type(int(array.max(initial=0))))
         return self.op('Cast', self.const(small), to=self.onnx.TensorProto.INT64)
@@ -110,9 +100,9 @@ class _Builder:
         return self.op('ScatterElements', zeros, index, values, reduction='add')
 
     def numbers(self, values: Tensor) -> str:
-        """Numbers, float32: codes of a table where few of them are distinct."""
+        """Numbers, float32; codes of a table if that is smaller."""
         values = values.float()
-        # A table of any length is exact.
+        # With this many bits the table holds every number exactly.
         code, table = fit_table(values, 62)
         code_bytes = np.min_scalar_type(len(table) - 1).itemsize
         if 4 * len(table) + code_bytes * len(values) >= 4 * len(values):
@@ -120,9 +110,9 @@ class _Builder:
         return self.op('Gather', self.const(table.numpy()), self.integers(code))
 
     def places(self, place: Tensor, value: Tensor) -> tuple[str, Tensor]:
-        """Rising numbers as the distances between them, and the values that go along.
+        """Ascending numbers as the distances between them, and their values.
 
-        No distance is over 255: zeros come in between, at places of no other value.
+        A distance over 255 is split by places in between, whose values are zero.
         """
         gap = place.diff(prepend=place.new_zeros(1))
         num_zeros = ((gap - 1) // 255).clamp(min=0)
@@ -134,7 +124,7 @@ class _Builder:
         return self.op('CumSum', self.integers(gaps), self.const(0)), values
 
     def codebook(self, codebook: Tensor) -> str:
-        """The features of anchors, without their zeros where these are most."""
+        """The features of anchors, without their zeros if most are zero."""
         x = codebook.float()
         flat = x.flatten()
         place = flat.nonzero().flatten()
@@ -188,7 +178,7 @@ def _links(b: _Builder, model: LinearC2F) -> tuple[str, str, str]:
     if model.stage == 'coarse':
         return row, col, name
     levels, size = model.fine_per_item, model.num_fine // model.fine_per_item
-    # Of each level all items: what stays constant in a level is small.
+    # Level by level, so that constants of a level are small.
     code = b.integers(model.fine.index.cpu().T % size)
     first = b.const(num_coarse + size * np.arange(levels)[:, None])
     items = b.op('Range', b.const(0), b.const(num_items), b.const(1))
@@ -212,10 +202,10 @@ def _codebook(b: _Builder, model: LinearC2F) -> str:
 
 def _seen(b: _Builder, num_items: int) -> tuple[str, str]:
     """Ones at the items of the history, ``[num_items]``, and their number, ``[1]``."""
-    # An empty history has no first item: an error instead of scores that are no number.
+    # An empty history has no first item, which is an error instead of NaN scores.
     first = b.op('Gather', 'history', b.const([0]))
     items = b.op('Concat', first, 'history', axis=0)
-    # A negative index would count from the end: out of range it is an error.
+    # A negative index would count from the end; out of range, it is an error.
     is_negative = b.op('Less', items, b.const(0))
     below = b.op('Sub', items, b.const(num_items))
     items = b.op('Where', is_negative, below, items)

@@ -9,7 +9,7 @@ from pyg_c2f.recipes.base import (
 )
 from pyg_c2f.recipes.fast import FastRecipe
 from pyg_c2f.recipes.paper import PaperRecipe
-from pyg_c2f.recipes.presets import RECIPES, fit, get_recipe
+from pyg_c2f.recipes.presets import RECIPES, get_recipe
 
 __all__ = [
     'RECIPES',
@@ -21,7 +21,6 @@ __all__ = [
     'Trainer',
     'TrainingOptions',
     'check_run',
-    'fit',
     'get_recipe',
     'train',
 ]

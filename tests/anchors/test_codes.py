@@ -1,4 +1,4 @@
-"""Codes of rows: which links, which centroids."""
+"""Codes of rows: which links are kept, and which centroids are found."""
 
 import pytest
 import torch
@@ -26,17 +26,17 @@ def weighted_error(x, links, codebook, importance):
     return float((importance * left.square().sum(dim=1)).sum())
 
 
-@pytest.mark.parametrize('num_links', [1, 2.5, 7.9, 8, 20])
+@pytest.mark.parametrize('num_links', [1, 2.5, 20])
 def test_threshold_assignment(num_links, dense):
     x, importance = rows(), importances()
     links = threshold_assignment(x, num_links, importance)
     num = min(round(num_links * len(x)), x.numel())
     assert int((links.weight != 0).sum()) == num
-    # As wide as the row with most links, and no wider.
+    # The table is as wide as the row with the most links.
     assert int((links.weight != 0).sum(dim=1).max()) == links.index.size(1)
     kept = torch.from_numpy(dense(links, 8)).float()
     assert kept[kept != 0].equal(x[kept != 0])
-    # What is left out is least: the largest weighted entries are in.
+    # The largest weighted entries are kept, so that the least is left out.
     size = x.square() * importance.unsqueeze(1)
     least = size.flatten().sort().values[: x.numel() - num].sum()
     error = weighted_error(x, links, torch.eye(8), importance)
@@ -50,7 +50,7 @@ def test_threshold_assignment_of_zeros_and_few_links():
     links = threshold_assignment(x, 2, importance, max_links=3)
     assert links.index.size(1) == 3
     assert not links.weight[[3, 4]].any()
-    # No row has more links than allowed; those it has are its largest.
+    # No row has more links than allowed, and it keeps its largest.
     full = threshold_assignment(x, 2, importance)
     assert full.index.size(1) > 3
     largest = full.weight.abs().sort(dim=1, descending=True).values[:, :3]
@@ -59,12 +59,11 @@ def test_threshold_assignment_of_zeros_and_few_links():
     assert nothing.index.shape == (5, 1) and not nothing.weight.any()
 
 
-@pytest.mark.parametrize('ratio', [1.0, 1e6])
 @pytest.mark.parametrize('x', HARD.values(), ids=HARD)
-def test_threshold_assignment_of_hard_rows(x, ratio, dense):
-    importance = weights(len(x), ratio)
+def test_threshold_assignment_of_hard_rows(x, dense):
+    importance = weights(len(x), 1e6)
     links = threshold_assignment(x, 3, importance)
-    # Of those as large as the last one all are in.
+    # All entries as large as the last one are kept.
     size, num = x.abs() * importance.sqrt().unsqueeze(1), int((links.weight != 0).sum())
     last = size.flatten().sort(descending=True).values[3 * len(x) - 1]
     assert num == int((size >= last).sum())
@@ -79,34 +78,32 @@ def kmeans_error(x, centroids, label, importance):
     return float((importance * (x - centroids[label]).square().sum(dim=1)).sum())
 
 
-@pytest.mark.parametrize('seed', range(5))
 @pytest.mark.parametrize('num_centroids', [1, 7, 40])
-def test_kmeans(seed, num_centroids):
-    x, importance = rows(seed=seed), importances()
-    centroids, label = kmeans(x, num_centroids, importance, generator(seed))
+def test_kmeans(num_centroids):
+    x, importance = rows(), importances()
+    centroids, label = kmeans(x, num_centroids, importance, generator())
     assert centroids.shape == (num_centroids, 8) and label.shape == (60,)
     assert label.unique().numel() == num_centroids
     assert label.equal(torch.cdist(x, centroids).argmin(dim=1))
-    again = kmeans(x, num_centroids, importance, generator(seed))
+    again = kmeans(x, num_centroids, importance, generator())
     assert again[0].equal(centroids) and again[1].equal(label)
     error = kmeans_error(x, centroids, label, importance)
-    fewer = kmeans(x, num_centroids, importance, generator(seed), num_iterations=1)
+    fewer = kmeans(x, num_centroids, importance, generator(), num_iterations=1)
     assert error <= kmeans_error(x, *fewer, importance)
 
 
-@pytest.mark.parametrize('ratio', [1.0, 1e6])
 @pytest.mark.parametrize('x', HARD.values(), ids=HARD)
-def test_kmeans_of_hard_rows(x, ratio):
-    importance = weights(len(x), ratio)
+def test_kmeans_of_hard_rows(x):
+    importance = weights(len(x), 1e6)
     centroids, label = kmeans(x, 12, importance, generator(), num_iterations=60)
     exact, largest = x.double(), float(x.abs().max())
-    # The nearest ones, as double precision knows them.
+    # The centroids are the nearest in double precision too.
     rest = exact.unsqueeze(1) - centroids.double()
     distance = rest.square().sum(dim=2)
     least = distance.min(dim=1).values
     own = distance.gather(1, label.unsqueeze(1)).squeeze(1)
     torch.testing.assert_close(own, least, rtol=1e-6, atol=1e-13 * largest**2)
-    # Their means.
+    # They are the weighted means of their rows.
     weight = importance.double().unsqueeze(1)
     for c in label.unique():
         mine = label == c
@@ -114,7 +111,7 @@ def test_kmeans_of_hard_rows(x, ratio):
         torch.testing.assert_close(
             centroids[c].double(), mean, rtol=3e-7, atol=3e-7 * largest
         )
-    # As good an end as in double precision, but for the centroids' own rounding.
+    # The result is as good as in double precision, up to the rounding of centroids.
     other = kmeans(exact, 12, weight.squeeze(1), generator(), num_iterations=60)
     best = kmeans_error(exact, *other, weight.squeeze(1))
     rounding = float(weight.sum()) * 16 * (1e-7 * largest) ** 2
@@ -122,17 +119,8 @@ def test_kmeans_of_hard_rows(x, ratio):
     assert error <= 1.001 * best + rounding
 
 
-def test_kmeans_of_many_rows():
-    x = 1e3 + torch.rand(300_000, 2, generator=generator())
-    importance = weights(len(x), 1e3)
-    (centroid,), _ = kmeans(x, 1, importance, generator(), num_iterations=1)
-    weight = importance.double().unsqueeze(1)
-    mean = (weight * x.double()).sum(dim=0) / weight.sum()
-    torch.testing.assert_close(centroid.double(), mean, rtol=3e-7, atol=0)
-
-
 @pytest.mark.parametrize('scale', [2.0**-50, 2.0**50])
-def test_scales_of_rows_and_weights_change_nothing(scale):
+def test_the_scale_of_rows_and_weights_does_not_matter(scale):
     x, importance = rows(), importances()
     centroids, label = kmeans(x, 7, importance, generator(), 2)
     more, same = kmeans(scale * x, 7, scale * importance, generator(), 2)
@@ -143,35 +131,20 @@ def test_scales_of_rows_and_weights_change_nothing(scale):
     assert scaled.weight.equal(scale * links.weight)
 
 
-def test_centroids_are_weighted_means():
-    x, importance = rows(), importances()
-    centroids, label = kmeans(x, 4, importance, generator(), num_iterations=50)
-    for c in range(4):
-        w = importance[label == c].unsqueeze(1)
-        mean = (w * x[label == c]).sum(dim=0) / w.sum()
-        torch.testing.assert_close(centroids[c], mean)
-    assert not torch.stack([x[label == c].mean(dim=0) for c in range(4)]).allclose(
-        centroids, atol=1e-2
-    )
-
-
-def test_no_centroid_is_empty():
-    # All starts are among the rows that weigh: the others get their centroids later.
-    x = torch.cat([torch.zeros(50, 3), 10 * rows(6, 3)])
-    importance = torch.cat([torch.ones(50), torch.full((6,), 1e-9)])
-    centroids, label = kmeans(x, 7, importance, generator())
-    assert label.unique().numel() == 7
-    assert kmeans_error(x, centroids, label, torch.ones(56)) < 1e-4
-
-
-def test_fewer_distinct_rows_than_centroids():
-    x = rows(3).repeat(4, 1)
-    centroids, label = kmeans(x, 9, torch.ones(12), generator())
-    assert centroids.shape == (9, 8) and centroids.isfinite().all()
-    assert kmeans_error(x, centroids, label, torch.ones(12)) < 1e-4
-    centroids, label = kmeans(x[:3], 9, torch.zeros(3), generator())
-    assert centroids.isfinite().all()
-    assert kmeans_error(x[:3], centroids, label, torch.ones(3)) < 1e-4
+def test_kmeans_of_few_distinct_rows():
+    # All starts are among the heavy rows; the others get their centroids later.
+    few = torch.cat([torch.zeros(50, 3), 10 * rows(6, 3)])
+    heavy = torch.cat([torch.ones(50), torch.full((6,), 1e-9)])
+    repeated, alone = rows(3).repeat(4, 1), torch.zeros(3)
+    for x, num, importance in (
+        (few, 7, heavy),
+        (repeated, 9, torch.ones(12)),
+        (repeated[:3], 9, alone),
+    ):
+        centroids, label = kmeans(x, num, importance, generator())
+        assert len(centroids) == num and centroids.isfinite().all()
+        assert label.unique().numel() == len(x.unique(dim=0))
+        assert kmeans_error(x, centroids, label, torch.ones(len(x))) < 1e-4
 
 
 def test_residual_codes():
@@ -193,11 +166,11 @@ def test_residual_codes():
         last = error
 
 
-def test_residual_codes_look_at_shrunk_centroids():
+def test_residual_codes_choose_by_shrunk_centroids():
     x, ones = rows(), torch.ones(60)
     shrink = torch.nn.Softshrink(0.3)
     links, codebook = residual_codes(x, 3, 5, ones, generator(), shrink=shrink)
-    # The codebook is the one before, the choice the one behind the threshold.
+    # The codebook is not shrunk, but its anchors are chosen as if it were.
     rest = x.clone()
     for level in range(3):
         kept = shrink(codebook[5 * level : 5 * level + 5])

@@ -117,16 +117,6 @@ def test_same_as_in_memory(tmp_path, tiny, caplog, kind, protocol):
         }
 
 
-@BOTH
-@pytest.mark.parametrize('size', [1, 500, 2**21])
-def test_buckets_of_any_size(tmp_path, monkeypatch, protocol, size):
-    root = write_table(tmp_path, *random_pairs())
-    expected = get_dataset('toy', root, protocol)
-    monkeypatch.setattr(module, 'BUCKET', size)
-    build_dataset('toy', root, protocol)
-    assert same(expected, get_dataset('toy', root, protocol))
-
-
 def test_columns_of_other_types_in_other_files(tmp_path, tiny):
     folder = tmp_path / 'toy' / 'toy.parquet'
     folder.mkdir(parents=True)
@@ -189,15 +179,9 @@ def test_it_is_mapped(tmp_path):
     forth[0, 0] = 99  # it is the reader's own
     assert (folder / 'edges.i64').read_bytes() == before
     data.validate()
-
-
-def test_labels_of_a_mapped_file(tmp_path):
-    users, items = random_pairs()
-    root = write_table(tmp_path, texts(users), texts(items))
-    build_dataset('toy', root)
-    labels = InteractionDataset(root, 'toy')[0][USER].raw_id
+    labels = data[USER].raw_id
     values = list(labels)
-    assert values == sorted(values) == [labels[i] for i in range(len(labels))]
+    assert values == [labels[i] for i in range(len(labels))]
     assert labels[-1] == labels[np.int64(len(labels) - 1)] == values[-1]
     assert pickle.loads(pickle.dumps(labels)) == labels
     assert copy.deepcopy(labels) is labels
@@ -311,7 +295,7 @@ def test_faulty_rows_are_named(tmp_path):
 
 @pytest.mark.parametrize(
     'step',
-    ['_TableBuild.write_runs', '_TableBuild.write_splits', '_digest', 'read_meta'],
+    ['_TableBuild.write_keys', '_TableBuild.write_splits', '_digest', 'read_meta'],
 )
 def test_interrupted(root, monkeypatch, step):
     def stop(*_):
@@ -362,18 +346,18 @@ def test_full_disk(root, monkeypatch):
 
 
 def test_files_that_change_meanwhile(root, monkeypatch):
-    collect = module._TableBuild.collect_ids
+    number_ids = module.ParquetTable.number_ids
 
-    def then_write(build):
-        out = collect(build)
+    def then_write(table):
+        out = number_ids(table)
         users, items = random_pairs(1, num_users=900)
         (root / 'toy' / 'toy.parquet').rename(root / 'old')
         write_table(root / 'x', users, items)
         (root / 'x' / 'toy' / 'toy.parquet').rename(root / 'toy' / 'toy.parquet')
         return out
 
-    monkeypatch.setattr(module._TableBuild, 'collect_ids', then_write)
-    with pytest.raises(InputError, match='change.*build when they are whole'):
+    monkeypatch.setattr(module.ParquetTable, 'number_ids', then_write)
+    with pytest.raises(InputError, match='chang.*build when they are complete'):
         build_dataset('toy', root)
 
 
@@ -406,16 +390,15 @@ def test_offsets_of_other_texts(root):
             get_dataset('toy', root)
 
 
+COUNTS = [-1, 2**62, 2**70, 5.0, '3', None, 0]
 HOSTILE = {
     'format': ['pyg_c2f built 0', None, 1],
     'protocol': ['standard2', None, 3, 'c2f', ['standard']],
     'split_seed': [-1, 1.5, '2024', True, 7, None],
     'columns': ['user_id', ['user_id'], [1, 2], ['a', 'b'], {}],
-    'num_users': [-1, 0, 2**31, 2**70, 1.5, '3', None, [1], True, 17],
-    'num_items': [-1, 0, 2**31, 2**70, 1e300, '3', None, {}, 17],
-    'num_train': [-1, 2**62, 2**70, 5.0, '3', None, 0],
-    'num_val': [-1, 2**62, 2**70, 5.0, '3', None, 0],
-    'num_test': [-1, 2**62, 2**70, 5.0, '3', None, 0],
+    'num_users': [*COUNTS, 2**31, [1], True, 17],
+    'num_items': [*COUNTS, 2**31, {}, 1e300, 17],
+    **dict.fromkeys(('num_train', 'num_val', 'num_test'), COUNTS),
     'text_bytes': [{'users': 3}, {'../x': 1}, {'users': -1, 'items': 2}, [], 3, None]
     + [{'users': 'a', 'items': 1}, {'users': 2**70, 'items': 1}],
     'sources': [3, None, [1], [['toy']], [[1, 2, 3]], {}, [], 'x'],
@@ -479,7 +462,7 @@ def test_command(root, capsys):
     assert first.endswith('built-standard-2024') and rest == facts
     assert (root / 'toy' / 'built-standard-2024' / 'meta.json').exists()
     build_dataset('toy', root, 'c2f', progress=True)
-    assert 'merge' in capsys.readouterr().err
+    assert 'sort' in capsys.readouterr().err
     assert 'toy.parquet' in facts
     for wrong, message in (
         (['--dataset', 'synthetic'], 'there is nothing to build'),

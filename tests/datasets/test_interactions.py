@@ -72,20 +72,6 @@ def test_order_in_file_does_not_matter(root, put):
         assert left[RATES][key].equal(right[RATES][key])
 
 
-def test_table_protocols(table_root):
-    standard = InteractionDataset(table_root, 'table')[0]
-    c2f = InteractionDataset(table_root, 'table', protocol='c2f')[0]
-    sizes = [standard[RATES][key].size(1) for key in ('edge_index', *HELD_OUT)]
-    assert sum(sizes) == 900
-    assert abs(sizes[2] / 900 - 0.2) < 0.02
-    # Both protocols start from the same division into train and test.
-    merged = [c2f[RATES][key] for key in HELD_OUT]
-    assert {tuple(e) for e in torch.cat(merged, 1).t().tolist()} == {
-        tuple(e) for e in standard[RATES].test_edge_label_index.t().tolist()
-    }
-    standard.validate()
-
-
 def test_access(root):
     before = sorted(os.walk(root))
     dataset = InteractionDataset(str(root), 'toy', transform=T.ToUndirected())

@@ -184,29 +184,17 @@ def test_folder(tmp_path):
 @pytest.mark.parametrize(
     ('part', 'message'),
     [
-        (lambda: b'', r'toy.parquet/p1.parquet is not a readable Parquet table'),
-        (
-            lambda: parquet_bytes([1, 2, None], [1, 2, 3]),
-            r"toy.parquet/p1.parquet, row 3: no 'user_id'; complete",
-        ),
-        (
-            lambda: parquet_bytes([1, 2, 3], ['a', 'b', 'c\0']),
-            r"p1.parquet, row 3: 'item_id' holds a NUL character",
-        ),
-        (
-            lambda: parquet_bytes([0.5], [1]),
-            r"p1.parquet: the column 'user_id' is of type 'double'",
-        ),
-        (
-            lambda: parquet_bytes([1] * (3 * 10**6), [1] * 3 * 10**6),
-            r'p1.parquet claims to hold 3,000,000 rows',
-        ),
+        (b'', r'toy.parquet/p1.parquet is not a readable Parquet table'),
+        (([1, 2, None], [1, 2, 3]), r"toy.parquet/p1.parquet, row 3: no 'user_id'"),
+        (([0.5], [1]), r"p1.parquet: the column 'user_id' is of type 'double'"),
+        (([1] * 3 * 10**6,) * 2, r'p1.parquet claims to hold 3,000,000 rows'),
     ],
-    ids=['damaged', 'gap', 'NUL', 'type', 'size'],
+    ids=['damaged', 'gap', 'type', 'size'],
 )
 def test_bad_part(tmp_path, part, message):
-    parts = {'p0.parquet': parquet_bytes([1, 1, 1], [1, 2, 3]), 'p1.parquet': part()}
-    put_parts(tmp_path, parts)
+    raw = part if isinstance(part, bytes) else parquet_bytes(*part)
+    good = parquet_bytes([1, 1, 1], [1, 2, 3])
+    put_parts(tmp_path, {'p0.parquet': good, 'p1.parquet': raw})
     with pytest.raises(InputError, match=message) as info:
         InteractionDataset(tmp_path, 'toy')
     assert '\n' not in str(info.value)

@@ -3,20 +3,22 @@ import hashlib
 import http.server
 import re
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pyg_c2f.datasets import AmazonBook, Gowalla, InteractionDataset, Yelp2018, Yelp2020
+from pyg_c2f.datasets import Gowalla, InteractionDataset, describe
 from pyg_c2f.datasets.published import (
     PublishedDataset,
     file_state,
     pairs_digest,
     read_checksums,
 )
+from pyg_c2f.datasets.registry import PUBLISHED
 from pyg_c2f.typing import RATES, InputError
 
-CLASSES = [Gowalla, Yelp2018, Yelp2020, AmazonBook]
+CARDS = Path(__file__).parents[2] / 'datasets'
 FILES = {'train.txt': b'0 0 1 2\n1 1 3\n', 'test.txt': b'0 3\n1 0 2\n'}
 
 
@@ -52,12 +54,15 @@ def tiny(tmp_path):
 
 
 def test_download(tiny, tmp_path):
+    with pytest.raises(InputError, match='unknown protocol'):
+        tiny(tmp_path / 'root', protocol='other')
+    assert not (tmp_path / 'root').exists()
     dataset = tiny(tmp_path / 'root', protocol='c2f')
     assert str(dataset) == "Tiny('tiny')"
     assert dataset[0].protocol == 'c2f'
     for file, content in FILES.items():
         assert (tmp_path / 'root' / 'tiny' / file).read_bytes() == content
-    # What is there is not asked for again.
+    # Files that exist are not requested again.
     tiny.base_url = 'http://127.0.0.1:1'
     other = InteractionDataset(tmp_path / 'root', 'tiny', protocol='c2f')[0]
     edges = tiny(tmp_path / 'root', protocol='c2f')[0][RATES].edge_index
@@ -89,27 +94,48 @@ def test_offline(tiny, tmp_path):
     assert not list((tmp_path / 'tiny').iterdir())
 
 
-def test_wrong_call_downloads_nothing(tiny, tmp_path):
-    with pytest.raises(InputError, match='unknown protocol'):
-        tiny(tmp_path, protocol='other')
-    assert not (tmp_path / 'tiny').exists()
+def row_of_numbers(text):
+    """The cells of the first table row that starts with a number."""
+    rows = (line.strip('| ').split(' | ') for line in text.splitlines())
+    return next(row for row in rows if row[0][:1].isdigit())
 
 
-@pytest.mark.parametrize('cls', CLASSES)
-def test_references(cls):
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_references_and_cards(name):
+    cls = PUBLISHED[name]
     references = cls.references()
     assert set(references) == {'train.txt', 'test.txt'}
     for reference in references.values():
         assert re.fullmatch('[0-9a-f]{40}', reference['git_blob'])
         assert re.fullmatch('[0-9a-f]{64}', reference.get('sha256', '0' * 64))
-    commit = cls.base_url.split('/')[5]
+    commit, text = cls.base_url.split('/')[5], ' '.join(cls.__doc__.split())
     assert re.fullmatch('[0-9a-f]{40}', commit)
-    assert f'commit {commit[:7]}' in re.sub(r'\s+', ' ', cls.__doc__)
-    assert 'Citation:' in cls.__doc__
+    assert f'commit {commit[:7]}' in text and 'Citation:' in text
+    card = (CARDS / f'{name}.md').read_text()
+    assert commit in card and cls.__name__ in card
+    numbers = row_of_numbers(card)
+    keys = ('Users', 'Items', 'Train', 'Test', 'Density')
+    stats = ' '.join(f'{x}: {y}.' for x, y in zip(keys, numbers, strict=True))
+    assert stats in text
+    users, items, train, test = (int(cell.replace(',', '')) for cell in numbers[:4])
+    density = 100 * (train + test) / (users * items)
+    assert abs(density - float(numbers[4].rstrip(' %'))) < 5e-4
+    row = f'| [{name}]({name}.md) '
+    (row,) = (x for x in (CARDS / 'README.md').read_text().splitlines() if row in x)
+    assert row.strip('| ').split(' | ')[2:] == numbers[:4]
 
 
-def test_checksums_name_the_classes():
-    assert list(read_checksums()) == [cls.folder for cls in CLASSES]
+def test_every_reference_has_a_class():
+    assert list(read_checksums()) == list(PUBLISHED)
+
+
+def test_synthetic_card():
+    out = describe('synthetic')
+    train = out['num_train'] + out['num_val']
+    expected = [out['num_users'], out['num_items'], train, out['num_test']]
+    numbers = row_of_numbers((CARDS / 'synthetic.md').read_text())
+    assert [int(cell.replace(',', '')) for cell in numbers[:4]] == expected
+    assert float(numbers[4].rstrip(' %')) == round(100 * out['density'], 3)
 
 
 def test_pairs_digest():
@@ -122,16 +148,18 @@ def test_pairs_digest():
 
 def test_file_state(tmp_path):
     path = tmp_path / 'train.txt'
-    path.write_bytes(FILES['train.txt'])
     digest = pairs_digest(np.array([0, 0, 0, 1, 1]), np.array([0, 1, 2, 1, 3]))
-    by_pairs = sha256(FILES['train.txt']) | {'pairs_sha256': digest}
-    assert file_state(path, {}) == 'no reference'
-    assert file_state(path, sha256(FILES['train.txt'])) == 'ok'
-    path.write_text('1 3 1\n0 2 1 0\n')
-    assert file_state(path, by_pairs) == 'ok'
-    assert file_state(path, sha256(FILES['train.txt'])) == 'differs'
-    path.write_text('1 3 1\n0 2 1\n')
-    assert file_state(path, by_pairs) == 'differs'
+    by_bytes = sha256(FILES['train.txt'])
+    by_pairs = by_bytes | {'pairs_sha256': digest}
+    for content, reference, state in (
+        (FILES['train.txt'], {}, 'no reference'),
+        (FILES['train.txt'], by_bytes, 'ok'),
+        (b'1 3 1\n0 2 1 0\n', by_pairs, 'ok'),
+        (b'1 3 1\n0 2 1 0\n', by_bytes, 'differs'),
+        (b'1 3 1\n0 2 1\n', by_pairs, 'differs'),
+    ):
+        path.write_bytes(content)
+        assert file_state(path, reference) == state
 
 
 @pytest.mark.dataset
@@ -149,4 +177,5 @@ def test_gowalla(data_root, protocol, expected):
     assert sum(sizes) == 810_128 + 217_242
     for size, number in zip(sizes, expected, strict=True):
         assert number is None or size == number
-    assert abs(sizes[1] / 810_128 - 0.1) < 0.01
+    files = describe('gowalla', data_root)['files']
+    assert {file['state'] for file in files} == {'ok'}

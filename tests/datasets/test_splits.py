@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pyg_c2f.datasets import DataSpec
-from pyg_c2f.datasets.splits import draw_per_user, hold_out, split
+from pyg_c2f.datasets.splits import count_splits, draw_per_user, hold_out, split
 from pyg_c2f.typing import InputError
 
 NUM_ITEMS = 400
@@ -50,28 +50,20 @@ def test_draw_is_uniform():
     assert all(np.bincount(user[mask]).tolist() == [2, 1, 0, 3] for mask in draws)
 
 
-def test_hold_out():
+@pytest.mark.parametrize('protocol', ['c2f', 'standard'])
+def test_single_file(protocol):
     keys = random_keys(0)
-    train, test = hold_out(keys, NUM_ITEMS, np.random.default_rng(0))
+    spec = DataSpec('toy', protocol=protocol, split_seed=3)
+    train, test = hold_out(keys, NUM_ITEMS, spec.generator())
     assert disjoint(train, test)
     assert np.union1d(train, test).tolist() == keys.tolist()
     expected = [int(n / 5 + 0.5) for n in per_user(keys).tolist()]
     assert per_user(test).tolist() == expected
-
-
-def test_single_file():
-    keys = random_keys(0)
-    for protocol in ('c2f', 'standard'):
-        spec = DataSpec('toy', protocol=protocol, split_seed=3)
-        out = split({'toy.csv': keys}, NUM_ITEMS, spec)
-        rng = spec.generator()
-        train, test = hold_out(keys, NUM_ITEMS, rng)
-        assert disjoint(*out) and np.union1d(*out[:2]).size + out.test.size == keys.size
-        both = (out.val, out.test) if protocol == 'c2f' else (out.train, out.val)
-        assert (
-            np.union1d(*both).tolist()
-            == (test if protocol == 'c2f' else train).tolist()
-        )
+    out = split({'toy.csv': keys}, NUM_ITEMS, spec)
+    assert disjoint(*out)
+    parts = (test, out.val, out.test) if protocol == 'c2f' else (train, *out[:2])
+    assert np.union1d(*parts[1:]).tolist() == parts[0].tolist()
+    assert count_splits(per_user(keys), protocol) == tuple(map(len, out))
 
 
 def test_c2f(files):

@@ -23,6 +23,12 @@ def all_edges(data):
     return torch.cat([data[RATES][key] for key in KEYS], dim=1)
 
 
+def is_skewed(degree):
+    """Whether a tenth of the nodes has a quarter of the interactions."""
+    degree = np.sort(degree)
+    return degree[-len(degree) // 10 :].sum() > 0.25 * degree.sum()
+
+
 def test_graph(data):
     data.validate()
     assert data.num_nodes_dict == {USER: 2000, ITEM: 3000}
@@ -32,6 +38,7 @@ def test_graph(data):
     assert edges[0].bincount(minlength=2000).min() >= 5
     assert data[RATES].edge_index[0].bincount(minlength=2000).min() >= 3
     assert abs(data[RATES].test_edge_label_index.size(1) / 80_000 - 0.2) < 0.01
+    assert all(is_skewed(np.bincount(nodes)) for nodes in edges.numpy())
 
 
 def test_planted_structure(data):
@@ -46,12 +53,9 @@ def test_planted_structure(data):
     assert favourite.float().mean() > 5 * 2 / 100
     assert in_group.float().mean() > 5 * 1 / 20
     assert in_group.float().mean() > favourite.float().mean()
-
-
-@pytest.mark.parametrize(('node', 'num_nodes'), [(0, 2000), (1, 3000)])
-def test_skew(data, node, num_nodes):
-    degree = all_edges(data)[node].bincount(minlength=num_nodes).sort().values.float()
-    assert degree[-num_nodes // 10 :].sum() > 0.25 * degree.sum()
+    one_level = SyntheticHierarchy(30, 40, 200, num_groups=5, num_subgroups=5)[0]
+    assert one_level[USER].subgroup.shape == (30, 1)
+    assert one_level[ITEM].group.equal(one_level[ITEM].subgroup)
 
 
 def ndcg(data, score, k=20):
@@ -66,40 +70,30 @@ def ndcg(data, score, k=20):
     return (gain / ideal)[count > 0].mean()
 
 
-def test_learned_beats_popular(data):
+def learned_beats_popular(data, k):
     edges = data[RATES].edge_index.numpy()
-    train = csr_array((np.ones(edges.shape[1]), tuple(edges)), shape=(2000, 3000))
+    shape = data[USER].num_nodes, data[ITEM].num_nodes
+    train = csr_array((np.ones(edges.shape[1]), tuple(edges)), shape=shape)
     user_deg, item_deg = train.sum(axis=1), np.maximum(train.sum(axis=0), 1)
     scaled = train / np.sqrt(user_deg)[:, None] / np.sqrt(item_deg)
-    left, value, right = svds(csr_array(scaled), k=20, random_state=0)
+    left, value, right = svds(csr_array(scaled), k=k, random_state=0)
     learned = ndcg(data, (left * value) @ right * np.sqrt(item_deg))
-    assert learned > 2 * ndcg(data, np.tile(item_deg, (2000, 1)))
+    return learned > 2 * ndcg(data, np.tile(item_deg, (shape[0], 1)))
+
+
+def test_learned_beats_popular(data):
+    assert learned_beats_popular(data, 20)
 
 
 def test_seeds():
-    assert all_sets(small(0, 1)) == all_sets(small(0, 1))
-    same_edges = small(0, 1), small(0, 2)
-    assert len({frozenset(edge_set(all_edges(data))) for data in same_edges}) == 1
-    assert all_sets(same_edges[0]) != all_sets(same_edges[1])
-    assert edge_set(all_edges(small(1, 1))) != edge_set(all_edges(small(0, 1)))
+    def sets(seed, split_seed):
+        data = SyntheticHierarchy(50, 120, 1000, 4, 12, seed, split_seed=split_seed)[0]
+        edges = [all_edges(data), *(data[RATES][key] for key in KEYS)]
+        return [set(map(tuple, x.t().tolist())) for x in edges]
 
-
-def small(seed, split_seed):
-    return SyntheticHierarchy(50, 120, 1000, 4, 12, seed, split_seed=split_seed)[0]
-
-
-def edge_set(edges):
-    return set(map(tuple, edges.t().tolist()))
-
-
-def all_sets(data):
-    return [edge_set(data[RATES][key]) for key in KEYS]
-
-
-def test_one_level():
-    data = SyntheticHierarchy(30, 40, 200, num_groups=5, num_subgroups=5)[0]
-    assert data[USER].subgroup.shape == (30, 1)
-    assert data[ITEM].group.equal(data[ITEM].subgroup)
+    assert sets(0, 1) == sets(0, 1)
+    assert sets(0, 1)[0] == sets(0, 2)[0] and sets(0, 1)[1:] != sets(0, 2)[1:]
+    assert sets(1, 1)[0] != sets(0, 1)[0]
 
 
 @pytest.mark.parametrize(
@@ -118,100 +112,69 @@ def test_wrong_call(arguments, message):
         SyntheticHierarchy(**arguments)
 
 
-# Written in part files ----------------------------------------------------------------
+# Written to part files ----------------------------------------------------------------
 
 
-@pytest.fixture(scope='module')
-def written(tmp_path_factory):
+@pytest.fixture
+def parts(monkeypatch):
+    """Small blocks of users and communities; reads what is written."""
     pytest.importorskip('pyarrow')
-    root = tmp_path_factory.mktemp('written')
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pyg_c2f.datasets.synthetic, '_NUM_DRAWS', 5000)
-        patch.setattr(pyg_c2f.datasets.synthetic, '_COMMUNITY', 100)
-        folder = root / 'toy' / 'toy.parquet'
-        write_synthetic(folder, 2000, 3000, 80_000, rows_per_file=30_000)
-    return root
+    monkeypatch.setattr(pyg_c2f.datasets.synthetic, '_NUM_DRAWS', 5000)
+    monkeypatch.setattr(pyg_c2f.datasets.synthetic, '_COMMUNITY', 100)
+
+    def read(folder):
+        table = pytest.importorskip('pyarrow.parquet').read_table(folder)
+        return [table.column(name).to_numpy() for name in ('user_id', 'item_id')]
+
+    return read
 
 
-def read_part(path):
-    table = pytest.importorskip('pyarrow.parquet').read_table(path)
-    return [table.column(name).to_numpy() for name in ('user_id', 'item_id')]
-
-
-def test_written(written):
-    parts = sorted((written / 'toy' / 'toy.parquet').iterdir())
-    assert [path.name for path in parts] == [f'part-0000{i}.parquet' for i in range(3)]
-    pairs = [np.concatenate(x) for x in zip(*map(read_part, parts), strict=True)]
-    assert [len(read_part(path)[0]) for path in parts] == [30_000, 30_000, 20_000]
-    users, items = pairs
+def test_written(tmp_path, parts):
+    folder = tmp_path / 'toy' / 'toy.parquet'
+    write_synthetic(folder, 2000, 3000, 80_000)
+    assert len(list(folder.iterdir())) > 10
+    users, items = parts(folder)
     assert users.dtype == items.dtype == np.int64
-    assert len(np.unique(users * 3000 + items)) == 80_000
+    assert len(np.unique(users * 3000 + items)) == len(users) == 80_000
     degree = np.bincount(users)
     assert len(degree) == 2000 and degree.min() >= 5
     assert 0 <= items.min() and items.max() < 3000
-    for count in (degree, np.bincount(items)):
-        count.sort()
-        assert count[-len(count) // 10 :].sum() > 0.25 * count.sum()
+    assert is_skewed(degree) and is_skewed(np.bincount(items))
+    assert learned_beats_popular(InteractionDataset(tmp_path, 'toy')[0], 30)
 
 
-def test_written_has_a_structure(written):
-    data = InteractionDataset(written, 'toy')[0]
-    edges = data[RATES].edge_index.numpy()
-    shape = data[USER].num_nodes, data[ITEM].num_nodes
-    train = csr_array((np.ones(edges.shape[1]), tuple(edges)), shape=shape)
-    user_deg, item_deg = train.sum(axis=1), np.maximum(train.sum(axis=0), 1)
-    scaled = train / np.sqrt(user_deg)[:, None] / np.sqrt(item_deg)
-    left, value, right = svds(csr_array(scaled), k=30, random_state=0)
-    learned = ndcg(data, (left * value) @ right * np.sqrt(item_deg))
-    assert learned > 2 * ndcg(data, np.tile(item_deg, (shape[0], 1)))
-
-
-def test_written_by_seed(tmp_path):
-    pytest.importorskip('pyarrow')
+def test_written_by_seed(tmp_path, parts):
     for name, seed in (('a', 0), ('b', 0), ('c', 1)):
         write_synthetic(tmp_path / name, 50, 120, 1000, seed)
-    pairs = [np.stack(read_part(tmp_path / name)) for name in 'abc']
+    pairs = [np.stack(parts(tmp_path / name)) for name in 'abc']
     assert np.array_equal(pairs[0], pairs[1])
     assert not np.array_equal(pairs[0], pairs[2])
 
 
-def test_written_to_the_limit(tmp_path):
-    pytest.importorskip('pyarrow')
+def test_written_to_the_limit(tmp_path, parts):
     # Half of all items: by popularity alone some would never come.
     write_synthetic(tmp_path / 'a', 7, 5000, 7 * 2500)
-    users, items = read_part(tmp_path / 'a')
+    users, items = parts(tmp_path / 'a')
     assert len(np.unique(users * 5000 + items)) == len(users) > 0.5 * 7 * 2500
     assert np.bincount(users).max() == 2500
 
 
-def test_memory_of_what_is_written(tmp_path, monkeypatch):
-    pytest.importorskip('pyarrow')
-    monkeypatch.setattr(pyg_c2f.datasets.synthetic, '_NUM_DRAWS', 5000)
-
+def test_memory_of_writing(tmp_path, parts):
     def write(num):
-        write_synthetic(tmp_path / str(num), 1000, 2000, num, rows_per_file=5000)
+        write_synthetic(tmp_path / str(num), 1000, 2000, num)
 
     write(5000)  # imports
     assert peak(lambda: write(400_000)) < 2 * peak(lambda: write(40_000))
 
 
-def test_wrong_calls_of_what_is_written(tmp_path):
-    pytest.importorskip('pyarrow')
-    with pytest.raises(InputError, match='num_interactions must lie between'):
-        write_synthetic(tmp_path / 'a', 50, 120, 10)
-    with pytest.raises(InputError, match='rows_per_file must be positive'):
-        write_synthetic(tmp_path / 'a', 50, 120, 1000, rows_per_file=0)
-    with pytest.raises(InputError, match='is there already'):
-        write_synthetic(tmp_path, 50, 120, 1000)
-    assert not list(tmp_path.iterdir())
-
-
-def test_writing_that_is_interrupted(tmp_path, monkeypatch):
-    pytest.importorskip('pyarrow')
-
+def test_writing_that_fails(tmp_path, parts, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
+    with pytest.raises(InputError, match='num_interactions must lie between'):
+        write_synthetic(tmp_path / 'a', 50, 120, 10)
+    with pytest.raises(InputError, match='exists already'):
+        write_synthetic(tmp_path, 50, 120, 1000)
     monkeypatch.setattr(pyg_c2f.datasets.synthetic, '_draw_distinct', stop)
     with pytest.raises(KeyboardInterrupt):
         write_synthetic(tmp_path / 'a', 50, 120, 1000)

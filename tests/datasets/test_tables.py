@@ -1,7 +1,6 @@
 import csv
 import gzip
 
-import numpy as np
 import pytest
 
 from pyg_c2f.datasets import DataSpec, InteractionDataset, get_dataset, tables
@@ -52,23 +51,21 @@ def test_table(put, suffix, packed):
     assert edges == {(row[0], row[1]) for row in rows}
 
 
-def test_text_ids(put):
-    rows = [f'{u},"{i}"\n' for u in ('zoë', 'al', 'b') for i in ('x,1', 'y', 'z')]
+def test_text_ids(put, caplog):
+    rows = ['zoë,y\n'] + [
+        f'{u},"{i}"\n' for u in ('zoë', 'al', 'b') for i in ('x,1', 'y', 'z')
+    ]
     table = '\n"who",what\n' + '\n'.join(rows)
     raw = b'\xef\xbb\xbf' + table.replace('\n', '\r\n').encode()
     source = read(put('toy', {'toy.csv': raw}), user_column='who', item_column='what')
     assert source.texts['users'] == ['al', 'b', 'zoë']
     assert source.texts['items'] == ['x,1', 'y', 'z']
     assert source.parts['toy.csv'].size == 9
+    assert 'toy.csv: 1 duplicate interactions merged' in caplog.text
     # Digits of other scripts are text, and so are all ids then.
     rows = ''.join(f'{user},1\n' for user in ('10', '9', '²', '٣'))
     users = read(put('toy', {'toy.csv': HEADER + rows})).texts['users']
     assert users == ['10', '9', '²', '٣']
-
-
-def test_duplicates(put, caplog):
-    read(put('toy', {'toy.inter': TABLE + '7\t30\t1\n'}))
-    assert 'toy.inter: 1 duplicate interactions merged' in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -144,38 +141,6 @@ def both_ways(put, monkeypatch, name, raw):
     return *found, any(used)
 
 
-IDS = {
-    'numbers': '12345678',
-    'zeros': '0120',
-    'letters': 'A2SUAM1J3GNN3B',
-    'script': 'zoë日本',
-    'quote': 'a"b',
-    'long': '日' * 300,
-}
-
-
-@pytest.mark.parametrize('text', IDS.values(), ids=IDS)
-@pytest.mark.parametrize('separator', [',', '\t'], ids=['csv', 'inter'])
-def test_rows_at_once(put, monkeypatch, text, separator):
-    pytest.importorskip('pyarrow')
-    # Texts that begin, end or go on as another does.
-    ids = sorted({text[:i] + end for i in range(len(text)) for end in '12'} - {''})
-    rng = np.random.default_rng(len(text))
-    rows = [(rng.choice(ids), rng.choice(ids)) for _ in range(300)]
-    lines = ['user_id,rating,item_id', *(f'{user},4.5,{item}' for user, item in rows)]
-    raw = '\n'.join(lines).replace(',', separator).encode()
-    name = 'toy.csv' if separator == ',' else 'toy.inter'
-    fast, slow, at_once = both_ways(put, monkeypatch, name, raw)
-    assert fast == slow
-    assert at_once == (separator == '\t' or '"' not in text)
-    users, items = (sorted({row[side] for row in rows}) for side in range(2))
-    if text.isdigit():
-        users, items = sorted(users, key=len), sorted(items, key=len)
-    assert slow[0] == {'users': users, 'items': items}
-    pairs = {users.index(user) * len(items) + items.index(item) for user, item in rows}
-    assert slow[1] == sorted(pairs)
-
-
 @pytest.mark.parametrize(
     ('rows', 'at_once'),
     [
@@ -185,7 +150,7 @@ def test_rows_at_once(put, monkeypatch, text, separator):
         (' 1, 2\n1 ,2 \n\v1\f,\x1c2\n', True),
         ('\xa01,2\u2003\n1\x85,\u20282\n\ufeff1,2\n', True),
         ('12345678 ,1\n12345678,1\n 12345678,1\n123456789,2\n', True),
-        ('NA,null\nnan,\\N\n#1,-\n', True),
+        ('NA,null\nnan,\\N\n#1,-\nzoë日本,0120\n012,' + '日' * 300, True),
         ('1,2\n' + '\n' * 300 + '3,4\n', True),
         ('1,2\n3,4,\n', False),
         ('1,2,\n3,4,\n', False),

@@ -91,7 +91,6 @@ def test_accepted_with_count(put, caplog, train, message):
         ('\n \n', r'train.txt is empty'),
         ('0\n1\n', r'train.txt holds no interaction'),
         ('0 1 2\n1 a\n', r"train.txt, line 2: the id 'a' is not an integer"),
-        ('0 1 2\n1 2.0\n', r"line 2: the id '2.0' is not an integer"),
         ('0,1,2\n', r"line 1: the id '0,1,2' is not an integer"),
         ('0 1\r\n1 2\r\n2 -3\r\n', r"line 3: the id '-3' is negative"),
         ('0 1 2\n1 3000000000\n', r'line 2: the id 3000000000 is far too large'),

@@ -9,25 +9,25 @@ import torch
 
 from pyg_c2f import fit, load, save
 from pyg_c2f.bundle import Bundle
-from pyg_c2f.config import FastRecipe
 from pyg_c2f.datasets import SyntheticHierarchy
-from pyg_c2f.export import write_bundle
+from pyg_c2f.export import write_bundle, write_onnx
 from pyg_c2f.export.bundle import fit_table
 from pyg_c2f.nn import C2F, LinearC2F
+from pyg_c2f.recipes import FastRecipe
 from pyg_c2f.typing import Assignment, InputError
 from tests.bundles import contents, sections_of
 
 NUM_USERS, NUM_ITEMS = 50, 30
 KINDS = {
     'coarse': dict(),
-    'scaled': dict(user_norm=0.3, item_norm=0.2, item_power=0.7),
-    'one level': dict(fine_links=1),
-    'two levels': dict(fine_links=2, threshold=0.3),
+    'scaled': dict(user_norm=0.3, item_norm=0.2, score_power=0.7),
+    'one level': dict(fine_per_item=1),
+    'two levels': dict(fine_per_item=2, threshold=0.3),
     'codebook': dict(num_coarse=9),
-    'square codebook': dict(num_coarse=6, axes=False, fine_links=3),
-    'codes': dict(num_coarse=9, codes=True, fine_links=1),
+    'square codebook': dict(num_coarse=6, axes=False, fine_per_item=3),
+    'codes': dict(num_coarse=9, codes=True, fine_per_item=1),
     'bias': dict(bias=True, user_norm=0.7),
-    'all': dict(num_coarse=9, fine_links=2, bias=True, item_norm=0.3),
+    'all': dict(num_coarse=9, fine_per_item=2, bias=True, item_norm=0.3),
 }
 
 
@@ -36,7 +36,7 @@ def few_valued(shape, num_values=16):
 
 
 def make_model(
-    num_coarse=6, fine_links=0, bias=False, codes=False, axes=True, seed=0, **options
+    num_coarse=6, fine_per_item=0, bias=False, codes=False, axes=True, seed=0, **options
 ):
     """A model whose numbers are few, so that tables hold them as they are."""
     torch.manual_seed(seed)
@@ -46,8 +46,8 @@ def make_model(
     model = LinearC2F(
         torch.stack([user, item.flatten()]),
         *(NUM_USERS, NUM_ITEMS, num_coarse, 12, 6),
-        coarse_links=3,
-        fine_links=fine_links or 1,
+        max_coarse_per_item=3,
+        fine_per_item=fine_per_item or 1,
         **options,
     )
 
@@ -61,7 +61,7 @@ def make_model(
         index = torch.randint(num_coarse, links.index.shape)
         weight = few_valued(index.shape) * (torch.rand(index.shape) < 0.8)
         links = Assignment(index, weight)
-    model.set_assignment(links, of_levels(12, fine_links) if fine_links else None)
+    model.set_assignment(links, of_levels(12, fine_per_item) if fine_per_item else None)
     with torch.no_grad():
         model.coarse.codebook.copy_(few_valued((num_coarse, 6)))
         if axes and num_coarse == 6:
@@ -69,7 +69,7 @@ def make_model(
         model.fine.codebook.copy_(few_valued((12, 6)))
         if bias:
             model.bias.copy_(few_valued((NUM_ITEMS,)))
-    model.set_stage('fine' if fine_links else 'coarse')
+    model.set_stage('fine' if fine_per_item else 'coarse')
     return model
 
 
@@ -137,7 +137,7 @@ def trained():
     data = SyntheticHierarchy(300, 600, 6000, 4, 8)[0]
     data['item'].raw_id = [f'id {x} é' for x in range(600)]
     data['item'].title = [f'{x % 50}' for x in range(600)]
-    return fit(data, FastRecipe(embedding_dim=48, num_fine=32, coarse_links=6))
+    return fit(data, FastRecipe(embedding_dim=48, num_fine=32, coarse_per_item=6))
 
 
 def test_lists_of_a_trained_model(trained, tmp_path):
@@ -159,8 +159,8 @@ def test_lists_of_a_trained_model(trained, tmp_path):
 def test_ids_and_titles(trained, tmp_path):
     write_bundle(trained, path := tmp_path / 'model.c2f')
     bundle = Bundle.load(path)
-    assert bundle.item_ids == trained.item_ids is not None
-    assert bundle.item_titles == trained.item_titles is not None
+    assert bundle.item_ids == trained.vocabulary.item_ids is not None
+    assert bundle.item_titles == trained.vocabulary.item_titles is not None
     counted = write_bundle(trained, path, names=False)
     assert not {'NAME', 'TITL'} & {*counted}
     bundle = Bundle.load(path)
@@ -207,12 +207,10 @@ def test_a_table_of_few_values_is_exact():
 # What is refused, and what a failure leaves -------------------------------------------
 
 REFUSED = {
-    'paper': (dict(), dict(), 'recipe fast'),
-    'diffusion': (dict(diffusion=0.5), dict(), 'needs the train graph.*diffusion=0'),
     'one bit': (dict(), dict(weight_bits=1), 'choose 2 to 8'),
     'nine bits': (dict(), dict(weight_bits=9), 'choose 2 to 8'),
     'half a bit': (dict(), dict(weight_bits=6.5), 'choose 2 to 8'),
-    'too large': (dict(user_norm=1e39), dict(), 'no finite number'),
+    'too large': (dict(user_norm=1e39), dict(), 'not finite'),
 }
 TOO_LARGE = {
     'num_items': 2**26,
@@ -225,29 +223,34 @@ TOO_LARGE = {
 @pytest.mark.parametrize('kind', REFUSED)
 def test_what_is_refused(kind, tmp_path):
     of_model, options, match = REFUSED[kind]
-    edge_index = torch.tensor([[0, 0, 1, 2], [0, 1, 1, 2]])
-    model = LinearC2F(edge_index, 3, 4, 4, 2, 4, coarse_links=2, **of_model)
-    if kind == 'paper':
-        model = C2F(edge_index, 3, 4, 2, 2, 8, fine_per_coarse=2)
     with pytest.raises(InputError, match=match) as error:
-        write_bundle(model, tmp_path / 'model.c2f', **options)
+        write_bundle(make_model(**of_model), tmp_path / 'model.c2f', **options)
     assert '\n' not in str(error.value) and not [*tmp_path.iterdir()]
 
 
-def test_other_fine_links(tmp_path):
-    model = make_model(fine_links=2)
-    index, weight = model.fine.assignment
-    for wrong in (Assignment(index, weight / 2), Assignment(index.flip(1), weight)):
-        model.set_assignment(fine=wrong)
-        with pytest.raises(InputError, match='one fine anchor of each level'):
-            write_bundle(model, tmp_path / 'model.c2f')
-    model.set_stage('coarse')  # which has none
-    write_bundle(model, tmp_path / 'model.c2f')
+@pytest.mark.parametrize('write', [write_bundle, write_onnx])
+def test_models_that_need_more_than_a_history(write, tmp_path):
+    edge_index = torch.tensor([[0, 0, 1, 2], [0, 1, 1, 2]])
+    fine, swapped = make_model(fine_per_item=2), make_model(fine_per_item=2)
+    index, weight = fine.fine.assignment
+    fine.set_assignment(fine=Assignment(index, weight / 2))
+    swapped.set_assignment(fine=Assignment(index.flip(1), weight))
+    for model, match in (
+        (C2F(edge_index, 3, 4, 2, 2, 8, fine_per_coarse=2), 'recipe=fast'),
+        (make_model(diffusion=0.5), 'needs the train graph.*diffusion=0'),
+        (fine, 'one fine anchor of each level'),
+        (swapped, 'one fine anchor of each level'),
+    ):
+        with pytest.raises(InputError, match=match):
+            write(model, tmp_path / 'model')
+    assert not [*tmp_path.iterdir()]
+    fine.set_stage('coarse')  # which has none
+    write_bundle(fine, tmp_path / 'model')
 
 
 @pytest.mark.parametrize('name', TOO_LARGE)
 def test_more_than_the_format_holds(name, tmp_path):
-    model = make_model(fine_links=1)
+    model = make_model(fine_per_item=1)
     setattr(model, name, TOO_LARGE[name] + 1)
     with pytest.raises(InputError, match=f'to {TOO_LARGE[name]}; train'):
         write_bundle(model, tmp_path / 'model.c2f')

@@ -12,7 +12,13 @@ def data():
 
 
 @pytest.fixture(scope='session')
-def whole(data):
+def whole_out(tmp_path_factory):
+    """The directory of the uninterrupted run."""
+    return tmp_path_factory.mktemp('whole')
+
+
+@pytest.fixture(scope='session')
+def whole(data, whole_out):
     """The uninterrupted run of both stages, and its log."""
     lines = []
-    return run_of(data, on_evaluation=lines.append), lines
+    return run_of(data, out=whole_out, on_evaluation=lines.append), lines

@@ -1,79 +1,53 @@
-"""Recipe paper: its starts, its trainer, and what it refuses."""
+"""Recipe paper: its trainer, and what it refuses."""
 
 import re
 from dataclasses import replace
 
 import pytest
 import torch
-from torch_geometric.typing import WITH_TORCH_SPARSE
 
 import pyg_c2f
 from pyg_c2f.anchors.paper import pinv_assignment
 from pyg_c2f.checkpoint import phase_file
 from pyg_c2f.datasets import SyntheticHierarchy
-from pyg_c2f.nn import C2F
 from pyg_c2f.recipes import TrainingOptions, base
 from pyg_c2f.recipes.paper import C2FTrainer
 from pyg_c2f.recipes.resume import read_resume
 from pyg_c2f.typing import InputError
-from tests.tiny import TINY, epochs_of, run_of
+from tests.tiny import TINY, run_of
 
 
 @pytest.mark.parametrize('stage', ['coarse', 'fine'])
-def test_assignments_change_once_an_epoch_of_phase_2(stage, data, whole, monkeypatch):
-    recipe = replace(TINY, patience=1)
-    init = whole[0].model if stage == 'fine' else None
-    log, update, epoch = [], C2F.update_assignment, C2FTrainer.train_epoch
-    monkeypatch.setattr(
-        C2F,
-        'update_assignment',
-        lambda model, h: log.append(f'update {model.stage}') or update(model, h),
-    )
-
-    def watched(trainer, *args):
-        tables = trainer.model.coarse, trainer.model.fine
-        own, other = tables if stage == 'coarse' else tables[::-1]
-        before, weight = own.index.clone(), other.assignment_weight
-        log.append('epoch')
-        out = epoch(trainer, *args)
-        assert other.assignment_weight is weight
-        log.append('same' if own.index.equal(before) else 'changed')
-        return out
-
-    monkeypatch.setattr(C2FTrainer, 'train_epoch', watched)
-    # A score that never gets better: each phase ends at its first chance.
-    val = {'ndcg@5': 0.1, 'recall@20': 0.1}
-    monkeypatch.setattr(base, 'evaluate_split', lambda *_, **__: val)
-    run = run_of(data, recipe, stages=(stage,), init=init)
-    assert epochs_of(run.phases[stage]) == {1: (0, 1), 2: (2, 3)}
-    assert log[:2] == ['epoch', 'same']
-    assert [x for x in log[2:] if x not in ('changed', 'same')] == [
-        *('epoch', f'update {stage}') * 2
-    ]
-    assert stage == 'fine' or log.count('changed') == 2
-
-
-def test_first_batch_of_phase_2_used_the_old_assignment(data):
+def test_epochs_of_phase_2_assign_anew_in_their_first_step(stage, data, whole):
     options = TrainingOptions(seed=1)
-    model = TINY.start(data, 'coarse', None, options)
+    init = whole[0].model if stage == 'fine' else None
+    model = TINY.start(data, stage, init, options)
     trainer = TINY.trainer(model, data, options)
-    old, seen, step = model.coarse.index.clone(), [], trainer.step
+    tables = model.coarse, model.fine
+    own, other = tables if stage == 'coarse' else tables[::-1]
+    old, others, seen, step = own.index, other.index, [], trainer.step
 
     def watched(triples):
-        seen.append(model.coarse.index.equal(old))
+        seen.append(own.index is old)
         return step(triples)
 
     trainer.step = watched
+    trainer.train_epoch(1, list)
+    assert all(seen)
+    seen.clear()
     h = model.propagate().detach()
     trainer.train_epoch(2, list)
-    assert len(seen) > 2 and seen == [True] + [False] * (len(seen) - 1)
-    # From the features before the step, not after.
-    new = pinv_assignment(*model.split(h)[:2], TINY.anchors_per_entity)
-    assert model.coarse.index.equal(new.index)
+    # The first batch still used the old assignment.
+    assert len(seen) > 1 and seen == [True] + [False] * (len(seen) - 1)
+    assert other.index is others
+    if stage == 'coarse':
+        # The new one is computed from the features before the step, not after it.
+        new = pinv_assignment(*model.split(h)[:2], TINY.anchors_per_entity)
+        assert own.index.equal(new.index)
 
 
 class Spoil(torch.autograd.Function):
-    """Puts something else into one entry, of what comes or of its gradient."""
+    """Adds something to one entry of a tensor, or of its gradient."""
 
     @staticmethod
     def forward(ctx, x, forward, backward):
@@ -92,18 +66,17 @@ class Spoil(torch.autograd.Function):
 NAN, INF = float('nan'), float('inf')
 
 
-@pytest.mark.parametrize('stage', ['coarse', 'fine'])
 @pytest.mark.parametrize(
-    ('forward', 'backward', 'says'),
+    ('stage', 'forward', 'backward', 'says'),
     [
-        (NAN, 0, 'the loss holds nan'),
-        (INF, 0, 'the loss holds (inf|nan)'),
-        (0, NAN, 'the gradient of {stage}.codebook holds nan'),
-        (0, -INF, 'the gradient of {stage}.codebook holds -inf'),
+        ('coarse', NAN, 0, 'the loss holds nan'),
+        ('coarse', 0, -INF, 'the gradient of coarse.codebook holds -inf'),
+        ('fine', INF, 0, 'the loss holds (inf|nan)'),
+        ('fine', 0, NAN, 'the gradient of fine.codebook holds nan'),
     ],
 )
 def test_a_step_that_goes_wrong(
-    stage, forward, backward, says, data, tmp_path, monkeypatch
+    stage, forward, backward, says, data, whole, tmp_path, monkeypatch
 ):
     """In step 2 of the fourth epoch of a stage."""
     calls, step, epoch = [], C2FTrainer.step, C2FTrainer.train_epoch
@@ -113,20 +86,19 @@ def test_a_step_that_goes_wrong(
         return epoch(trainer, *args)
 
     def spoiled_step(trainer, triples):
-        model = trainer.model
-        calls[-1].append(model.stage)
-        epochs = sum(model.stage in steps for steps in calls)
-        if (model.stage, epochs, len(calls[-1])) == (stage, 4, 2):
+        calls[-1].append(triples)
+        if (len(calls), len(calls[-1])) == (4, 2):
+            model = trainer.model
             blocks = [Spoil.apply(x, forward, backward) for x in model.layer0()]
             monkeypatch.setattr(model, 'layer0', lambda: blocks)
         return step(trainer, triples)
 
     monkeypatch.setattr(C2FTrainer, 'train_epoch', counted_epoch)
     monkeypatch.setattr(C2FTrainer, 'step', spoiled_step)
-    says = says.format(stage=stage)
     recipe = replace(TINY, batch_size_fine=TINY.batch_size_coarse)
+    init = whole[0].model if stage == 'fine' else None
     with pytest.raises(InputError) as error:
-        run_of(data, recipe, out=tmp_path)
+        run_of(data, recipe, out=tmp_path, stages=(stage,), init=init)
     message = str(error.value)
     assert re.match(f'{says} in step 2 of epoch 3 of the {stage} stage: lower', message)
     assert f'lower lr_{stage}={getattr(TINY, f"lr_{stage}")}' in message
@@ -136,24 +108,23 @@ def test_a_step_that_goes_wrong(
     assert read_resume(tmp_path)[1]['progress']['epoch'] == 3
 
 
-@pytest.mark.parametrize('phase', [1, 2])
-def test_features_and_weights_that_are_no_numbers(phase, data, monkeypatch):
-    """Of the anchors, before and after the pseudo-inverse."""
+@pytest.mark.parametrize(
+    ('wrong', 'what'),
+    [(NAN, 'the pseudo-inverse of the anchors'), (1e300, 'the new assignment')],
+)
+def test_a_new_assignment_that_goes_wrong(wrong, what, data, monkeypatch):
+    """In the pseudo-inverse of the anchors, or in the product with it."""
     pinv = torch.linalg.pinv
-    what = {1: 'the pseudo-inverse of the anchors', 2: 'the new assignment'}[phase]
-    wrong = {1: NAN, 2: 1e300}[phase]
     monkeypatch.setattr(
         torch.linalg, 'pinv', lambda *x, **y: pinv(*x, **y).fill_(wrong)
     )
     val = {'ndcg@5': 0.1, 'recall@20': 0.1}
     monkeypatch.setattr(base, 'evaluate_split', lambda *_, **__: val)
     with pytest.raises(InputError, match=f'{what} holds (nan|inf) in step 1 of epoch'):
-        run_of(
-            data,
-        )
+        run_of(data)
 
 
-def test_what_was_learned_is_no_number(data, monkeypatch):
+def test_a_parameter_that_becomes_nan(data, monkeypatch):
     step = torch.optim.Adam.step
 
     def wrong_step(optimizer, *args):
@@ -163,50 +134,23 @@ def test_what_was_learned_is_no_number(data, monkeypatch):
     monkeypatch.setattr(torch.optim.Adam, 'step', wrong_step)
     says = 'holds nan in step 1 of epoch 0 .* checkpoint is none$'
     with pytest.raises(InputError, match=says):
-        run_of(
-            data,
-        )
+        run_of(data)
 
 
-@pytest.mark.parametrize(
-    ('name', 'value'),
-    [('num_coarse', 7), ('embedding_dim', 9), ('anchors_per_entity', 1)],
-)
-def test_coarse_model_of_another_size(name, value, data, whole):
-    recipe = replace(TINY, **{name: value})
-    with pytest.raises(InputError, match=f'{name}={getattr(TINY, name)}.*{value}'):
-        run_of(data, recipe, stages=('fine',), init=whole[0].model)
-
-
-def test_coarse_model_of_another_data_set(whole):
+def test_coarse_models_that_do_not_fit(data, whole):
+    init = whole[0].model
+    for name, value in (('num_coarse', 7), ('anchors_per_entity', 1)):
+        recipe = replace(TINY, **{name: value})
+        with pytest.raises(InputError, match=f'{name}={getattr(TINY, name)}.*{value}'):
+            run_of(data, recipe, stages=('fine',), init=init)
     other = SyntheticHierarchy(50, 80, 900, 4, 8, protocol='c2f')[0]
     with pytest.raises(InputError, match='num_users=60, this run 50'):
-        run_of(other, TINY, stages=('fine',), init=whole[0].model)
+        run_of(other, stages=('fine',), init=init)
 
 
-@pytest.mark.parametrize('name', ['num_coarse', 'num_fine'])
-def test_more_anchors_than_nodes(name, data):
-    with pytest.raises(InputError, match=f'{name}=141.*60 users and 80 items'):
-        run_of(data, replace(TINY, **{name: 141}))
-
-
-def test_as_many_anchors_as_nodes(data):
-    run = run_of(data, replace(TINY, num_coarse=140, num_fine=140, max_epochs=1))
-    assert run.model.num_coarse == 140
-
-
-def test_random_anchors(data, whole):
+def test_numbers_and_kinds_of_anchors(data, whole):
+    for name in ('num_coarse', 'num_fine'):
+        with pytest.raises(InputError, match=f'{name}=141.*60 users and 80 items'):
+            run_of(data, replace(TINY, **{name: 141}))
     run = run_of(data, replace(TINY, anchors='random', max_epochs=1))
     assert not run.model.coarse.index.equal(whole[0].model.coarse.index)
-
-
-@pytest.mark.skipif(not WITH_TORCH_SPARSE, reason='needs torch-sparse')
-def test_with_and_without_the_extensions(data, whole, monkeypatch):
-    for name in ('WITH_TORCH_SPARSE', 'WITH_TORCH_SCATTER', 'WITH_PYG_LIB'):
-        monkeypatch.setattr(f'torch_geometric.typing.{name}', False)
-    lines = []
-    run = run_of(data, on_evaluation=lines.append)
-    for ours, theirs in zip(lines, whole[1], strict=True):
-        assert ours['val'] == pytest.approx(theirs['val'], rel=1e-5)
-    h, other = run.model.propagate(), whole[0].model.propagate()
-    torch.testing.assert_close(h, other, rtol=1e-5, atol=1e-6)

@@ -1,6 +1,7 @@
-"""Several processes give what one gives; what they cannot share, and who gets lost."""
+"""Several processes give the results of one; refused settings and lost processes."""
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -8,50 +9,37 @@ import subprocess
 import sys
 import time
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 
+import run
+from pyg_c2f import experiment
+from pyg_c2f.anchors.codes import kmeans, kth_largest
+from pyg_c2f.anchors.spectral import varimax
 from pyg_c2f.checkpoint import read_tensors
-from pyg_c2f.cli.torchrun import agree
-from pyg_c2f.codes import kmeans, kth_largest
-from pyg_c2f.config import FastRecipe
+from pyg_c2f.cli import torchrun as torchrun_module
 from pyg_c2f.datasets import get_dataset
-from pyg_c2f.fast import check_fast
-from pyg_c2f.resume import read_resume
+from pyg_c2f.recipes.resume import read_resume
 from pyg_c2f.shards import Group, Rows, one_thread_each
-from pyg_c2f.spectral import varimax
-from pyg_c2f.typing import InputError
 from tests.hard import HARD, weights
 from tests.slow.test_distributed_paper import Processes
 from tests.tiny import settings, write_text_data
 
 ROOT = Path(__file__).parents[2]
-FAST = 'embedding_dim=8 num_fine=8 coarse_links=2 partitions=4'
-# One call after the other by the same processes, for their start is what takes time.
-# An error is said by one of them; as after a restart, the next one may be by another.
+FAST = 'embedding_dim=8 num_fine=8 coarse_per_item=2 num_shards=4'
+# The same processes run all calls, because starting them takes the time.
 PROGRAM = """
-import contextlib, io, json, os, sys
-import run
-from pyg_c2f import experiment
+import json, os, sys
 from pyg_c2f.cli import torchrun
+from tests.slow.test_distributed import run_calls
 
 folder, calls = sys.argv[1], json.loads(sys.argv[2])
-experiment.write_report = lambda out, *_: out / 'report.html'
-is_distributed, leave = torchrun.join(), torchrun.leave
-torchrun.join_quietly, torchrun.leave = lambda: is_distributed, lambda: None
-answers = []
-for number, call in enumerate(calls):
-    os.environ['TORCHELASTIC_RESTART_COUNT'] = str(number)
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = run.main(call)
-    answers.append([status, out.getvalue(), err.getvalue()])
-with open(f'{folder}/{os.environ.get("RANK", 0)}.json', 'w') as file:
-    json.dump(answers, file)
+assert torchrun.join()
+leave = torchrun.leave
+with open(f'{folder}/{os.environ["RANK"]}.json', 'w') as file:
+    json.dump(run_calls('joined', calls), file)
 leave()
 """
 
@@ -67,8 +55,8 @@ def processes(tmp_path_factory):
 
 
 def torchrun(size, *options):
-    run = [sys.executable, '-m', 'torch.distributed.run', '--standalone']
-    return [*run, '--nproc-per-node', str(size), *options]
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone']
+    return [*command, '--nproc-per-node', str(size), *options]
 
 
 def start(command, **kwargs):
@@ -91,45 +79,61 @@ def root(tmp_path_factory):
 
 # Long enough to lose a process on the way.
 PAPER = [
-    *settings(max_epochs=80, patience=80, lr_coarse=0.01),
+    *settings(max_epochs=40, patience=40, lr_coarse=0.01),
     *('--stage', 'coarse'),
 ]
 REFUSED = (
-    ('partitions=1', '--set partitions=1'),
+    ('num_shards=1', '--set num_shards=1'),
     ('diffusion=0.5', '--set diffusion=0.5: 2 processes can share diffusion=0 only'),
 )
 
 
 @pytest.fixture(scope='module')
-def answers(root, tmp_path_factory):
-    """For each number of processes its folder, and what each process answered."""
-    folders, started = {}, []
-    for size in (1, 2, 3):
-        folder = folders[size] = tmp_path_factory.mktemp(f'processes{size}')
-        calls = [
+def answers(root, processes, tmp_path_factory):
+    """For each number of processes its folder, and what each process answered.
+
+    One is this process, two come from torchrun, three wait for work anyway.
+    """
+    folders = {x: tmp_path_factory.mktemp(f'processes{x}') for x in (1, 2, 3)}
+    calls = {
+        size: [
             train_call(root, folder / 'fast', '--set', *FAST.split()),
             ['evaluate', '--checkpoint', str(folder / 'fast')],
         ]
-        if size == 1:
-            calls.append(train_call(root, folder / 'paper', *PAPER))
-        if size == 2:
-            out = folder / 'refused'
-            more = (['--set', *FAST.split(), setting] for setting, _ in REFUSED)
-            calls += [train_call(root, out, *options) for options in more]
-        run = [sys.executable] if size == 1 else torchrun(size)
-        program = folder / 'program.py'
-        program.write_text(PROGRAM)
-        command = [*run, str(program), str(folder), json.dumps(calls)]
-        started.append(start(command, stdout=subprocess.DEVNULL))
-    for process in started:
-        assert process.wait(240) == 0
-    return {
-        size: (
-            folder,
-            [json.loads((folder / f'{r}.json').read_text()) for r in range(size)],
-        )
         for size, folder in folders.items()
     }
+    calls[1].append(train_call(root, folders[1] / 'paper', *PAPER))
+    for setting, _ in REFUSED:
+        options = ['--set', *FAST.split(), setting]
+        calls[2].append(train_call(root, folders[2] / 'refused', *options))
+    program = folders[2] / 'program.py'
+    program.write_text(PROGRAM)
+    command = [*torchrun(2), str(program), str(folders[2]), json.dumps(calls[2])]
+    by_torchrun = start(command, stdout=subprocess.DEVNULL)
+    found = {1: [run_calls(None, calls[1])], 3: processes(run_calls, calls[3])}
+    assert by_torchrun.wait(240) == 0
+    found[2] = [json.loads((folders[2] / f'{r}.json').read_text()) for r in range(2)]
+    return {size: (folders[size], found[size]) for size in folders}
+
+
+def run_calls(group, calls):
+    """The status, the output and the errors of each call, in this process.
+
+    One process prints an error; as after a restart, another may print the next one.
+    """
+    changes = {'join_quietly': lambda: group is not None, 'leave': lambda: None}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, 'write_report', lambda out, *_: out / 'report.html')
+        for name, value in changes.items():
+            patch.setattr(torchrun_module, name, value)
+        answers = []
+        for number, call in enumerate(calls):
+            patch.setenv('TORCHELASTIC_RESTART_COUNT', str(number))
+            out, err = io.StringIO(), io.StringIO()
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                status = run.main(call)
+            answers.append([status, out.getvalue(), err.getvalue()])
+    return answers
 
 
 def figures(out):
@@ -182,23 +186,14 @@ def test_one_process_prints(answers, size):
     assert first[1][1] == expected[1][1] and 'recall@20' in first[1][1]
 
 
-@pytest.mark.parametrize('number', range(len(REFUSED)), ids=lambda n: REFUSED[n][0])
-def test_what_cannot_be_shared(answers, number):
+def test_what_cannot_be_shared(answers):
     """All processes refuse it, one of them says why."""
-    found = [answer[2 + number] for answer in answers[2][1]]
-    assert [status for status, *_ in found] == [2, 2]
-    (line,) = ''.join(errors for *_, errors in found).splitlines()
-    assert line.startswith('error: ') and REFUSED[number][1] in line
+    for number, (_, says) in enumerate(REFUSED, 2):
+        found = [answer[number] for answer in answers[2][1]]
+        assert [status for status, *_ in found] == [2, 2]
+        (line,) = ''.join(errors for *_, errors in found).splitlines()
+        assert line.startswith('error: ') and says in line
     assert not (answers[2][0] / 'refused').exists()
-
-
-def test_what_can_be_shared_and_what_one_process_can(root):
-    data, group = get_dataset('text', root, 'c2f'), Group(4)
-    recipe = FastRecipe(embedding_dim=8, num_fine=8, diffusion=0.5)
-    check_fast(data, recipe, group)
-    group.size = 2
-    with pytest.raises(InputError, match='run without torchrun'):
-        check_fast(data, recipe, group)
 
 
 # A lost process -----------------------------------------------------------------------
@@ -216,71 +211,48 @@ def ranks(torchrun):
     return found
 
 
-def lose(root, out, rank, *options):
-    """Starts two processes and kills one on the way; torchrun, and the history then."""
-    command = [*torchrun(2, *options), 'run.py', *train_call(root, out, *PAPER)]
-    process = start(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    path, end = out / 'history.jsonl', time.monotonic() + 120
-    while not path.exists() or path.read_text().count('\n') < 5:
-        assert process.poll() is None and time.monotonic() < end
-        time.sleep(0.01)
-    os.kill(ranks(process)[rank], signal.SIGKILL)
-    return process, history(out)
-
-
-# A process is lost while the other one computes, and meets nobody for a while.
+# The process that writes is lost while the other one computes, and meets nobody.
 BUSY = """
 import os, signal, sys, time
 import run
-from pyg_c2f import train
+from pyg_c2f.recipes.paper import C2FTrainer
 
-step, left = train.train_step, [9]
+step, left = C2FTrainer.step, [9]
 
 def busy(*args):
     left[0] -= 1
     if not left[0]:
-        if os.environ['RANK'] == '1':
+        if os.environ['RANK'] == '0':
             os.kill(os.getpid(), signal.SIGKILL)
         end = time.monotonic() + 2
         while time.monotonic() < end:
             time.sleep(0.01)
     return step(*args)
 
-train.train_step = busy
+C2FTrainer.step = busy
 sys.exit(run.main(sys.argv[1:]))
 """
 
 
-def test_a_lost_process_is_told_by_one_that_computes(root, tmp_path):
+def test_a_lost_process_is_told_once(root, answers, tmp_path):
+    """One process alone continues the run."""
     program, out = tmp_path / 'program.py', tmp_path / 'out'
     program.write_text(BUSY)
     command = [*torchrun(2), str(program), *train_call(root, out, *PAPER)]
     process = start(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     _, said = process.communicate(timeout=120)
     assert process.returncode != 0
-    assert [x for x in said.splitlines() if x.startswith('error: ')] == [
-        'error: a process of this run has gone (stopped, killed, out of memory, or '
-        'with its machine), and the others stop; continue with: torchrun '
-        f'--nproc-per-node 2 run.py train --resume --out {out}'
-    ]
-
-
-def test_a_lost_process_is_told_once(root, answers, tmp_path):
-    """It is the one that writes; then one process alone goes on."""
-    process, _ = lose(root, tmp_path, 0)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode != 0
-    errors = [x for x in said.splitlines() if x.startswith('error: ')]
-    assert len(errors) == 1
-    again = f'run.py train --resume --out {tmp_path}'
-    assert errors[0].endswith(f'continue with: torchrun --nproc-per-node 2 {again}')
-    for path in tmp_path.glob('*.safetensors'):
+    again = ['train', '--resume', '--out', str(out)]
+    (line,) = [x for x in said.splitlines() if x.startswith('error: ')]
+    assert line.startswith('error: a process of this run ')
+    how = f'torchrun --nproc-per-node 2 run.py {" ".join(again)}'
+    assert line.endswith(f'continue with: {how}')
+    for path in out.glob('*.safetensors'):
         read_tensors(path)
-    assert read_resume(tmp_path)[1]['progress']['epoch'] > 0
-    assert not (tmp_path / 'metrics.json').exists()
-    command = [sys.executable, *again.split()]
-    assert start(command, stdout=subprocess.DEVNULL).wait(120) == 0
-    check_same_end(tmp_path, answers)
+    assert read_resume(out)[1]['progress']['epoch'] > 0
+    assert not (out / 'metrics.json').exists()
+    assert run_calls(None, [again])[0][0] == 0
+    check_same_end(out, answers)
 
 
 def check_same_end(out, answers):
@@ -290,28 +262,20 @@ def check_same_end(out, answers):
 
 
 def test_torchrun_starts_a_run_anew_and_it_goes_on(root, answers, tmp_path):
-    process, before = lose(root, tmp_path, 1, '--max-restarts', '2')
+    run = ['run.py', *train_call(root, tmp_path, *PAPER)]
+    command = [*torchrun(2, '--max-restarts', '2'), *run]
+    process = start(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    path, end = tmp_path / 'history.jsonl', time.monotonic() + 120
+    while not path.exists() or path.read_text().count('\n') < 5:
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.01)
+    os.kill(ranks(process)[1], signal.SIGKILL)
+    before = history(tmp_path)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
     # What was there is still there, with the seconds that it took then.
     assert history(tmp_path)[: len(before) - 2] == before[:-2]
     check_same_end(tmp_path, answers)
-
-
-def test_a_name_of_this_start(processes, tmp_path):
-    """Whatever earlier processes have left in the store."""
-    names = set()
-    for _ in range(3):
-        first, *others = processes(agreed, tmp_path / 'store')
-        assert others == [first, first]
-        names.add(first)
-    assert len(names) == 3
-
-
-def agreed(group, path):
-    # The first one is late, and finds the questions of all starts; or it is early.
-    time.sleep(0.1 * (group.rank == 0))
-    return agree(dist.FileStore(str(path), -1), group.rank, group.size)
 
 
 # Tables -------------------------------------------------------------------------------
@@ -322,7 +286,7 @@ def draw(*sizes):
 
 
 def tables(_, num_blocks, num_rows, skew):
-    """Names of what comes out otherwise than by one process, of tables of rows."""
+    """The names of the results that differ from those of one process."""
     alone, many = Group(num_blocks), Group(num_blocks, is_distributed=True)
     shares = [(part / num_blocks) ** skew for part in range(num_blocks + 1)]
     bounds = [round(num_rows * share) for share in shares]
@@ -384,25 +348,6 @@ def test_tables_of_several_processes(processes, num_blocks, num_rows, skew):
     assert processes(tables, num_blocks, num_rows, skew) == [[], [], []]
 
 
-@pytest.mark.parametrize('size', range(1, 6))
-@pytest.mark.parametrize('num_blocks', [5, 6, 11])
-def test_blocks_are_shared_out(size, num_blocks):
-    group = Group(num_blocks)
-    group.firsts = [num_blocks * r // size for r in range(size + 1)]
-    counts = [end - first for first, end in pairwise(group.firsts)]
-    assert sum(counts) == num_blocks and max(counts) - min(counts) <= 1
-
-
-def test_more_processes_than_blocks(processes):
-    for answer in processes(too_few_blocks):
-        assert isinstance(answer, InputError)
-        assert '3 processes, but --set partitions=2' in str(answer)
-
-
-def too_few_blocks(_):
-    return Group(2, is_distributed=True)
-
-
 # The k-th largest ---------------------------------------------------------------------
 
 NUMBERS = {
@@ -414,30 +359,25 @@ NUMBERS = {
 
 
 @pytest.mark.parametrize('x', NUMBERS.values(), ids=NUMBERS)
-def test_kth_largest(x):
-    for k in (1, 2, 59, 60, 211, 419, 420):
-        expected = x.flatten().kthvalue(x.numel() - k + 1).values
-        assert kth_largest(x, k, Group()) == expected.item()
+def test_kth_largest(processes, x):
+    ks = (1, 2, 59, 60, 211, 419, 420)
+    expected = [x.flatten().kthvalue(x.numel() - k + 1).values.item() for k in ks]
+    assert [kth_largest(x, k, Group()) for k in ks] == expected
     assert kth_largest(x, 1000, Group()) <= x.min().item()
+    assert processes(kth_of_all, x, ks) == [expected] * 3
 
 
-def test_kth_largest_of_all_processes(processes):
-    for x in NUMBERS.values():
-        expected = [kth_largest(x, k, Group()) for k in (1, 100, 420, 1000)]
-        assert processes(kth_of_all, x) == [expected] * 3
-
-
-def kth_of_all(_, x):
+def kth_of_all(_, x, ks):
     group = Group(4, is_distributed=True)
     own = group.rows(len(x)).local(x)
-    return [kth_largest(own, k, group) for k in (1, 100, 420, 1000)]
+    return [kth_largest(own, k, group) for k in ks]
 
 
 # What is found of rows ----------------------------------------------------------------
 
 
 def of_rows(x, group):
-    """What the anchors of recipe fast are made of, whoever holds the rows."""
+    """Rotation, centroids and labels: the parts of the anchors of recipe fast."""
     rows = group.rows(len(x))
     own, weight = rows.local(x), rows.local(weights(len(x), 1e3))
     rotation = varimax(own, weight, items=rows)
@@ -472,7 +412,7 @@ def threads(number):
 
 
 def test_one_thread_each():
-    """The same bits by one thread and by two, which a plain product has not."""
+    """One thread and two give the same bits, unlike a plain product."""
     x, square = draw(40_000, 60), draw(200, 200)
     calls = [partial(torch.mm, part.T, part) for part in x.chunk(4)]
     calls += [partial(torch.linalg.qr, square), partial(torch.linalg.eigvalsh, square)]
@@ -486,16 +426,8 @@ def test_one_thread_each():
         with threads(number):
             found[number] = results()
             assert torch.get_num_threads() == number
-    for one, two in zip(found[1], found[2], strict=True):
-        assert one.equal(two)
-
-
-def test_one_thread_each_hands_errors_on():
-    def fails():
-        raise ZeroDivisionError
-
+    assert all(map(torch.equal, found[1], found[2]))
     with threads(2):
         with pytest.raises(ZeroDivisionError):
-            one_thread_each([fails, int])
+            one_thread_each([lambda: 1 // 0, int])
         assert torch.get_num_threads() == 2
-        assert one_thread_each([torch.get_num_threads] * 3) == [1, 1, 1]

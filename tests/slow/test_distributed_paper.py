@@ -1,4 +1,4 @@
-"""Recipe ``paper`` on several processes gives what it gives on one."""
+"""Recipe ``paper`` on several processes gives the results of one process."""
 
 import os
 import uuid
@@ -11,29 +11,19 @@ import torch
 import torch.distributed as dist
 
 import pyg_c2f
-from pyg_c2f import train as module
-from pyg_c2f.config import Recipe
+from pyg_c2f.checkpoint import phase_file
 from pyg_c2f.datasets import get_dataset
 from pyg_c2f.nn import BPRLoss, fused
-from pyg_c2f.resume import read_resume, resume_files
+from pyg_c2f.recipes import PaperRecipe, TrainingOptions, base, train
+from pyg_c2f.recipes.paper import C2FTrainer, batch_loss, share_columns
+from pyg_c2f.recipes.resume import read_resume, resume_files
 from pyg_c2f.shards import Group
-from pyg_c2f.train import (
-    SharedLoss,
-    batch_loss,
-    build_model,
-    make_optimizer,
-    phase_file,
-    start_coarse,
-    start_fine,
-    train,
-    train_step,
-)
 from pyg_c2f.typing import Assignment, InputError
 from tests.tiny import SETTINGS, write_text_data
 
 EACH_SIZE = pytest.mark.parametrize('size', [2, 3, 4])
 # An epoch has 1,600 triples: the last batches hold 1 and 2, fewer than processes.
-TINY = Recipe(
+TINY = PaperRecipe(
     **SETTINGS
     | {'batch_size_coarse': 533, 'batch_size_fine': 799}
     | {'max_epochs': 9, 'patience': 2}
@@ -46,8 +36,8 @@ TINY = Recipe(
 def work(pipe, rank, size, store):
     """Calls functions that come through a pipe, as one of several processes.
 
-    What all processes refuse alike leaves them together; after other errors a process
-    leaves, as a program would.
+    After an error that all processes raise they stay together; after another one the
+    process leaves, as a program would.
     """
     torch.set_num_threads(1)
     os.environ['GLOO_SOCKET_IFNAME'] = 'lo'
@@ -137,27 +127,27 @@ def trained(group, root, stop=None, **kwargs):
 
     With ``stop`` it is interrupted in that step, in all processes.
     """
-    lines, steps, step = [], count(), module.train_step
+    lines, steps, step = [], count(), C2FTrainer.step
 
     def counted(*args):
         if next(steps) == stop:
             raise KeyboardInterrupt
         return step(*args)
 
-    more = {} if group is None else {'group': group}
-    module.train_step = counted
-    try:
-        run = train(load(root), TINY, on_evaluation=lines.append, **more, **kwargs)
-    finally:
-        module.train_step = step
-    tables = {k: v.tolist() for k, v in run.model.named_parameters()}
+    options = TrainingOptions(on_evaluation=lines.append, group=group, **kwargs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(C2FTrainer, 'step', counted)
+        run = train(load(root), TINY, options)
+    tables = {k: v.tolist() for k, v in run.model.model.named_parameters()}
     return lines, run.phases, tables
 
 
 @pytest.fixture(scope='module')
 def alone(root):
-    """What one process gives that knows of no others."""
-    return trained(None, root)
+    """The training of a single process without a group."""
+    found = trained(None, root)
+    assert all(len(phases) == 2 for phases in found[1].values())
+    return found
 
 
 def check_same(answer, alone):
@@ -170,10 +160,6 @@ def check_same(answer, alone):
         if line['epoch'] > 0:
             assert line['loss'] == pytest.approx(other['loss'], rel=1e-5)
         assert line['val'] == pytest.approx(other['val'], abs=1e-4)
-    check_same_end(phases, tables, alone)
-
-
-def check_same_end(phases, tables, alone):
     for stage, of_stage in alone[1].items():
         assert phases[stage].keys() == of_stage.keys()
         for phase, result in of_stage.items():
@@ -184,12 +170,6 @@ def check_same_end(phases, tables, alone):
         torch.testing.assert_close(
             torch.tensor(tables[name]), torch.tensor(table), rtol=1e-3, atol=1e-3
         )
-
-
-def test_both_stages_have_both_phases(alone):
-    seen = {(line['stage'], line['phase']) for line in alone[0]}
-    assert len(seen) == 4
-    assert all(len(phases) == 2 for phases in alone[1].values())
 
 
 @EACH_SIZE
@@ -235,35 +215,16 @@ def resumed(group, root, stop, out):
     return trained(group, root, stop, out=out, resume=not is_first)
 
 
-def test_one_process_and_then_many(start, root, alone, tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        trained(None, root, stop=7, out=tmp_path)
-    answers = start(3)(resumed, root, None, tmp_path)
-    check_same(answers[0], alone)
-
-
-def test_a_refit(start, root, alone):
-    epochs = {'coarse': (1, 3), 'fine': (1, 2)}
-    expected = trained(None, root, fixed_epochs=epochs)
-    for answer in start(2)(refitted, root, epochs):
-        check_same_end({'coarse': {}, 'fine': {}}, answer[2], ([], {}, expected[2]))
-
-
-def refitted(group, root, epochs):
-    return trained(group, root, fixed_epochs=epochs)
-
-
 # One step -----------------------------------------------------------------------------
 
 
 def make_model(root, stage, width, num_layers=2):
     data = load(root)
     recipe = replace(TINY, embedding_dim=width, num_layers=num_layers)
-    generator = torch.Generator().manual_seed(0)
-    model = build_model(data, recipe)
-    start_coarse(model, recipe, generator)
+    options = TrainingOptions(seed=0)
+    model = recipe.start(data, 'coarse', None, options)
     if stage == 'fine':
-        start_fine(model, recipe, generator)
+        model = recipe.start(data, 'fine', model, options)
     return model, recipe
 
 
@@ -276,18 +237,19 @@ def draw_triples(model, num_triples):
 
 
 def one_step(group, root, stage, width, num_layers, num_triples):
-    """How far a shared batch is from a whole one."""
+    """The differences between a shared batch and a whole one."""
     model, _ = make_model(root, stage, width, num_layers)
     triples, criterion = draw_triples(model, num_triples), BPRLoss(0.1)
     expected, h = batch_loss(model, criterion, triples)
     expected.backward()
     whole = {k: p.grad for k, p in model.named_parameters() if p.requires_grad}
     model.zero_grad()
-    shared = SharedLoss(model, criterion, group)
-    loss, features = shared.backward(triples)
+    columns = share_columns(width, group)
+    loss, features = batch_loss(model, criterion, triples, columns)
+    loss.backward()
     found = {
         'loss': abs(float(loss / expected.detach()) - 1),
-        'features': float((shared.whole(features.detach()) - h).abs().max()),
+        'features': float((columns.gather(features.detach().T).T - h).abs().max()),
     }
     for name, parameter in model.named_parameters():
         grad = parameter.grad  # Each process has its part, others zeros or none.
@@ -311,11 +273,9 @@ def test_one_step(size, stage, start, root):
 
 def in_blocks(*args):
     """Propagation by blocks of columns, as of a table beyond the cache."""
-    size, fused.CACHE_BYTES = fused.CACHE_BYTES, 0
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused, 'CACHE_BYTES', 0)
         return one_step(*args)
-    finally:
-        fused.CACHE_BYTES = size
 
 
 @pytest.mark.parametrize('stage', ['coarse', 'fine'])
@@ -329,18 +289,16 @@ def test_one_step_in_blocks_of_columns(stage, start, root):
 
 
 def spoiled(group, root, out):
-    """A loss that is no number, in the last process only."""
+    """A loss that is NaN, in the last process only."""
     whole, calls = BPRLoss.penalty, count()
 
     def penalty(*args):
         wrong = next(calls) == 5 and group.rank == group.size - 1
         return whole(*args) * (float('nan') if wrong else 1)
 
-    BPRLoss.penalty = penalty
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BPRLoss, 'penalty', penalty)
         return trained(group, root, out=out)
-    finally:
-        BPRLoss.penalty = whole
 
 
 def test_all_refuse_what_one_has_found(start, root, tmp_path):
@@ -352,8 +310,8 @@ def test_all_refuse_what_one_has_found(start, root, tmp_path):
 
 
 def infinite(group, root, name, step):
-    """An infinite gradient of what one process alone learns, in one step."""
-    whole, calls = module.train_step, count()
+    """An infinite gradient of a tensor that one process updates, in one step."""
+    whole, calls = C2FTrainer.step, count()
     owner = 0 if name == 'bias' else group.size - 1
 
     def spoil(grad):
@@ -361,19 +319,17 @@ def infinite(group, root, name, step):
         grad.view(-1)[-1] = float('inf')
         return grad
 
-    def train_step(model, *args):
+    def spoiled_step(trainer, triples):
         if next(calls) != step or group.rank != owner:
-            return whole(model, *args)
-        hook = model.get_parameter(name).register_hook(spoil)
-        out = whole(model, *args)
+            return whole(trainer, triples)
+        hook = trainer.model.get_parameter(name).register_hook(spoil)
+        out = whole(trainer, triples)
         hook.remove()
         return out
 
-    module.train_step = train_step
-    try:
-        return train(load(root), TINY, group=group)
-    finally:
-        module.train_step = whole
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(C2FTrainer, 'step', spoiled_step)
+        return train(load(root), TINY, TrainingOptions(group=group))
 
 
 @pytest.mark.parametrize(
@@ -393,17 +349,18 @@ def test_all_refuse_what_one_has_learned(name, step, says, start, root):
 
 
 def too_narrow(group, root):
-    return train(load(root), replace(TINY, embedding_dim=2), group=group)
+    recipe = replace(TINY, embedding_dim=2)
+    return train(load(root), recipe, TrainingOptions(group=group))
 
 
 def test_more_processes_than_columns(start, root):
     for answer in start(3)(too_narrow, root):
         assert isinstance(answer, InputError)
-        assert str(answer).startswith('3 processes, but --set embedding_dim=2: ')
+        assert str(answer).startswith('3 processes, but embedding_dim=2: ')
 
 
 def elsewhere(group, root, out):
-    """Resumes from a directory that the first process alone has a state in."""
+    """Resumes from a directory in which only the first process has a state."""
     return trained(group, root, out=out / str(min(group.rank, 1)), resume=True)
 
 
@@ -419,24 +376,15 @@ def full_disk(group, root, out):
     def write(*_):
         raise OSError('no space left on device')
 
-    module.write_resume = write
+    base.write_resume = write
     return trained(group, root, out=out)
 
 
-def interrupted_first(group, root, out):
-    def interrupt(*_):
-        raise RuntimeError('stands for what only the first process is told')
-
-    return train(load(root), TINY, out=out, on_evaluation=interrupt, group=group)
-
-
-@pytest.mark.parametrize('function', [full_disk, interrupted_first])
-def test_nobody_waits_for_a_process_that_left(function, root, tmp_path):
+def test_nobody_waits_for_a_process_that_left(root, tmp_path):
     """The first one writes the files; without it, the others end too."""
     processes = Processes(3, tmp_path)
-    first, *others = processes(function, root, tmp_path / 'out')
-    says = {full_disk: 'no space left', interrupted_first: 'stands for'}
-    assert says[function] in str(first)
+    first, *others = processes(full_disk, root, tmp_path / 'out')
+    assert 'no space left' in str(first)
     assert all(isinstance(answer, RuntimeError) for answer in others)
     processes.end()
 
@@ -456,10 +404,9 @@ def drifted(group, root):
         model.set_assignment(coarse=other)
 
     model.update_assignment = other_update
-    shared = SharedLoss(model, BPRLoss(0.1), group)
     batches = [draw_triples(model, 9)] * 3
-    optimizer = make_optimizer(model, recipe)
-    loss = module.train_epoch(model, optimizer, shared, batches, 3.0, True)
+    trainer = recipe.trainer(model, load(root), TrainingOptions(group=group))
+    loss = trainer.train_epoch(2, lambda _: batches)
     tables = [x.tolist() for x in (model.coarse.codebook, *model.coarse.assignment)]
     return loss, tables
 
@@ -479,14 +426,10 @@ def test_steps_of_one_process_are_those_of_several(start, root):
 def stepped(group, root):
     """The codebook after some steps, and the moments of Adam."""
     model, recipe = make_model(root, 'coarse', 8)
-    criterion = BPRLoss(0.1)
-    if group is not None:
-        criterion = SharedLoss(model, criterion, group)
-    optimizer, triples = make_optimizer(model, recipe), draw_triples(model, 50)
-    for step in range(4):
-        train_step(model, optimizer, criterion, triples, 3.0)
-        if group is not None and step % 2 == 1:
-            criterion.gather(optimizer)
-    moments = optimizer.state[model.coarse.codebook]
+    trainer = recipe.trainer(model, load(root), TrainingOptions(group=group))
+    triples = draw_triples(model, 50)
+    for _ in range(2):
+        trainer.train_epoch(1, lambda _: [triples] * 2)
+    moments = trainer.optimizer.state[model.coarse.codebook]
     tables = model.coarse.codebook, moments['exp_avg'], moments['exp_avg_sq']
     return [table.tolist() for table in tables]

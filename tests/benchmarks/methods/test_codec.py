@@ -1,4 +1,4 @@
-"""Codecs of tables: what is kept, how large it is, and that it comes back."""
+"""Codecs against their formulas, and against faiss."""
 
 import math
 import sys
@@ -6,14 +6,7 @@ import sys
 import pytest
 import torch
 from methods import file_bytes
-from methods.codec import (
-    ColumnWise,
-    Half,
-    Plain,
-    ProductCodes,
-    Pruned,
-    RowWise,
-)
+from methods.codec import ColumnWise, Half, Plain, ProductCodes, Pruned, RowWise
 from safetensors.torch import load
 
 from pyg_c2f.packing import unpack_bits
@@ -22,10 +15,8 @@ from pyg_c2f.typing import InputError
 DIRECT = 'donot_use_mm_for_euclid_dist'
 PRODUCT = [
     ProductCodes(4, bits=8),
-    ProductCodes(4, bits=4),
     ProductCodes(3, bits=5),
     ProductCodes(12, bits=1),
-    ProductCodes(4, bits=4, optimised=True),
     ProductCodes(3, bits=5, optimised=True),
 ]
 OTHERS = [
@@ -34,10 +25,8 @@ OTHERS = [
     RowWise(8),
     RowWise(4),
     ColumnWise(8),
-    ColumnWise(4),
     ColumnWise(2),
     Pruned(0.2),
-    Pruned(1.0),
 ]
 
 
@@ -51,7 +40,7 @@ def rows(num=300, dim=12):
 
 
 def size(stored):
-    return sum(x.numel() * x.element_size() for x in stored.values())
+    return sum(x.nbytes for x in stored.values())
 
 
 def error(codec, x):
@@ -64,49 +53,19 @@ def faiss():
     return pytest.importorskip('faiss')
 
 
-def check_file(codec, x):
-    stored = codec.encode(x, generator())
-    decoded = codec.decode(load(file_bytes(stored)))
-    assert decoded.dtype == torch.float and decoded.shape == x.shape
-    assert decoded.equal(codec.decode(stored))
-    again = codec.encode(x.clone(), generator())
-    assert again.keys() == stored.keys()
-    assert all(again[name].equal(stored[name]) for name in stored)
-    # No setting is needed but what lies in the file.
-    assert type(codec)().decode(stored).equal(decoded)
-    assert not decoded.requires_grad
-
-
-@pytest.mark.parametrize('codec', OTHERS, ids=repr)
-@pytest.mark.parametrize('dim', [12, 7])
-def test_file(codec, dim):
-    check_file(codec, rows(dim=dim))
-
-
-@pytest.mark.parametrize('codec', PRODUCT, ids=repr)
-def test_file_of_product_codes(codec, faiss):
-    check_file(codec, rows())
-
-
-@pytest.mark.parametrize('codec', OTHERS, ids=repr)
-def test_one_entry(codec):
-    x = torch.tensor([[0.75]])
-    assert codec.decode(codec.encode(x)).allclose(x)
-
-
-@pytest.mark.parametrize('codec', OTHERS[1:], ids=repr)
-def test_tables_as_they_come_from_training(codec):
-    x = rows(12, 12)
-    odd = torch.nn.Parameter(x.T.double())
-    expected = codec.decode(codec.encode(x.T.contiguous()))
-    assert codec.decode(codec.encode(odd)).equal(expected)
-
-
-def test_half():
+@pytest.mark.parametrize('codec', [*OTHERS, *PRODUCT], ids=repr)
+def test_file(codec):
+    if isinstance(codec, ProductCodes):
+        pytest.importorskip('faiss')
     x = rows()
-    stored = Half().encode(x)
-    assert Half().decode(stored).allclose(x, rtol=1e-3)
-    assert size(stored) == 2 * x.numel()
+    stored = codec.encode(x, generator())
+    # No setting is needed but what lies in the file.
+    decoded = type(codec)().decode(load(file_bytes(stored)))
+    assert decoded.dtype == torch.float and decoded.shape == x.shape
+    assert decoded.equal(codec.decode(stored)) and not decoded.requires_grad
+    # One generator, one file; also of a parameter in double precision.
+    odd = torch.nn.Parameter(x.double().T.contiguous().T)
+    assert file_bytes(codec.encode(odd, generator())) == file_bytes(stored)
 
 
 @pytest.mark.parametrize('bits', [8, 4])
@@ -126,7 +85,7 @@ def test_row_wise(bits, dim):
 
 @pytest.mark.parametrize('bits', [8, 4, 2])
 @pytest.mark.parametrize('dim', [12, 7, 1])
-def test_column_wise(bits, dim):
+def test_column_wise(bits, dim, monkeypatch):
     x = rows(dim=dim)
     stored = ColumnWise(bits).encode(x)
     decoded = ColumnWise(bits).decode(stored)
@@ -144,26 +103,10 @@ def test_column_wise(bits, dim):
     assert bool((left <= right * (1 + 1e-3)).all())
     assert bits == 8 or float(left.sum()) < 0.95 * float(right.sum())
     assert size(stored) == math.ceil(x.numel() * bits / 8) + 8 * dim + 5
-
-
-@pytest.mark.parametrize('bits', [8, 4, 2])
-def test_column_wise_constants(bits):
-    x = torch.tensor([0.0, -3.3, 1e4]).expand(50, 3)
-    assert ColumnWise(bits).decode(ColumnWise(bits).encode(x)).allclose(x, rtol=1e-6)
-
-
-@pytest.mark.parametrize('bits', [8, 4, 2])
-def test_column_wise_packs_by_blocks(bits, monkeypatch):
-    whole = ColumnWise(bits).encode(rows(dim=7))
-    decoded = ColumnWise(bits).decode(whole)
+    # Packed by blocks, it is the same.
     monkeypatch.setattr('methods.codec.BLOCK', 64)
-    assert ColumnWise(bits).encode(rows(dim=7))['codes'].equal(whole['codes'])
-    assert ColumnWise(bits).decode(whole).equal(decoded)
-
-
-@pytest.mark.parametrize('kind', [RowWise, ColumnWise])
-def test_more_bits_less_error(kind):
-    assert error(kind(8), rows()) < error(kind(4), rows()) / 10
+    assert ColumnWise(bits).encode(x)['codes'].equal(stored['codes'])
+    assert ColumnWise(bits).decode(stored).equal(decoded)
 
 
 def library(codec, stored, faiss):
@@ -180,24 +123,23 @@ def library(codec, stored, faiss):
 
 
 @pytest.mark.parametrize('codec', PRODUCT, ids=repr)
-def test_product_codes(codec, faiss):
+def test_product_codes(codec, faiss, capfd):
     x = rows()
     stored = codec.encode(x, generator())
-    decoded = codec.decode(stored)
+    assert capfd.readouterr() == ('', '')
     pq, rotation = library(codec, stored, faiss)
-    theirs = rotation.reverse_transform(pq.decode(stored['codes'].numpy()))
-    assert decoded.allclose(torch.from_numpy(theirs), atol=1e-5)
+    kept = pq.decode(stored['codes'].numpy())
+    theirs = torch.from_numpy(rotation.reverse_transform(kept))
+    assert codec.decode(stored).allclose(theirs, atol=1e-5)
     # Each code is the nearest centroid, in the columns of the rotation.
-    turned = torch.from_numpy(rotation.apply(x.numpy()))
-    kept = torch.from_numpy(pq.decode(stored['codes'].numpy()))
-    parts = turned.view(len(x), codec.num_blocks, -1).transpose(0, 1)
-    nearest = torch.cdist(
-        parts.double(), stored['centroids'].double(), compute_mode=DIRECT
+    turned, kept = (torch.from_numpy(y) for y in (rotation.apply(x.numpy()), kept))
+    parts, kept = (
+        y.view(len(x), codec.num_blocks, -1).transpose(0, 1) for y in (turned, kept)
     )
-    distance = (kept.view(len(x), codec.num_blocks, -1).transpose(0, 1) - parts).norm(
-        dim=2
-    )
-    assert distance.double().allclose(nearest.min(dim=2).values, atol=1e-5)
+    centroids = stored['centroids'].double()
+    nearest = torch.cdist(parts.double(), centroids, compute_mode=DIRECT)
+    distance = (kept - parts).norm(dim=2).double()
+    assert distance.allclose(nearest.min(dim=2).values, atol=1e-5)
     assert codec.optimised == ('rotation' in stored)
     if codec.optimised:
         matrix = stored['rotation'].float()
@@ -207,22 +149,12 @@ def test_product_codes(codec, faiss):
     assert size(stored) == len(x) * per_row + 2 * floats
 
 
-def test_product_codes_of_as_many_rows_as_centroids(faiss):
-    x = rows(16)
-    assert error(ProductCodes(4, bits=4), x) < 1e-6
-
-
-def test_rotation_helps_and_seeds_tell(faiss):
+def test_a_rotation_helps(faiss):
     x = rows(1000) @ torch.randn(12, 12, generator=generator(5))
     plain, turned = ProductCodes(4, 4), ProductCodes(4, 4, optimised=True)
     assert error(turned, x) < error(plain, x)
-    a, b = (plain.encode(x, generator(seed))['centroids'] for seed in (0, 1))
-    assert not a.equal(b)
-
-
-def test_product_codes_say_nothing(faiss, capfd):
-    ProductCodes(3, bits=8, optimised=True).encode(rows())
-    assert capfd.readouterr() == ('', '')
+    # As many rows as centroids.
+    assert error(plain, rows(16)) < 1e-6
 
 
 def test_product_codes_decode_without_faiss(faiss, monkeypatch):
@@ -234,54 +166,35 @@ def test_product_codes_decode_without_faiss(faiss, monkeypatch):
         ProductCodes(4, 4).encode(rows())
 
 
-@pytest.mark.parametrize('keep', [0.001, 0.2, 0.5, 1.0])
+@pytest.mark.parametrize('keep', [1e-9, 0.2, 1.0])
 def test_pruned(keep):
     x = rows()
     stored = Pruned(keep).encode(x)
     decoded = Pruned(keep).decode(stored)
-    alive = decoded != 0
-    assert int(alive.sum()) == round(keep * x.numel())
-    assert decoded[alive].equal(x[alive].half().float())
+    mask, count = decoded != 0, max(round(keep * x.numel()), 1)
+    assert int(mask.sum()) == count
+    assert decoded[mask].equal(x[mask].half().float())
     if keep < 1:
-        assert float(x[alive].abs().min()) >= float(x[~alive].abs().max())
-    count = int(alive.sum())
+        assert float(x[mask].abs().min()) >= float(x[~mask].abs().max())
     place = stored['low'].numel() + stored['high'].numel()
     assert size(stored) == 2 * count + place + 1 + 8
     # Places take about their entropy.
-    assert 8 * place <= count * (2 + math.log2(1 / keep)) + count + 32
+    assert 8 * place <= count * (2 + math.log2(x.numel() / count)) + count + 32
     high = unpack_bits(stored['high'], 1, 8 * stored['high'].numel())
     assert int(high.sum()) == count
-
-
-def test_pruned_keeps_one_and_zeros():
-    assert int((Pruned(0.01).decode(Pruned(0.01).encode(rows(3, 3))) != 0).sum()) == 1
-    assert (
-        Pruned(0.5)
-        .decode(Pruned(0.5).encode(torch.zeros(3, 4)))
-        .equal(torch.zeros(3, 4))
-    )
 
 
 @pytest.mark.parametrize(
     'make, message',
     [
         (lambda: RowWise(2), r'RowWise: bits=2; choose from 8, 4$'),
-        (lambda: ColumnWise(3), r'ColumnWise: bits=3; choose from 8, 4, 2$'),
         (lambda: ProductCodes(bits=9), r'ProductCodes: bits=9; choose from 1, 2, .*8$'),
-        (lambda: ProductCodes(num_blocks=0), r'num_blocks=0; set at least 1'),
         (lambda: Pruned(0), r'Pruned: keep=0 .* set it above 0 and at most 1'),
-        (lambda: Pruned(1.5), r'Pruned: keep=1.5 '),
         (lambda: ProductCodes(5).encode(rows()), r'num_blocks=5 .* 12 columns'),
-        (
-            lambda: ProductCodes(4).encode(rows(255)),
-            r'bits=8 needs 256 rows.*has 255; set fewer bits',
-        ),
+        (lambda: ProductCodes(4).encode(rows(255)), r'bits=8 needs 256 .* fewer bits'),
         (lambda: Half().encode(torch.zeros(3)), r'Half: a table of shape \[3\]'),
-        (lambda: Pruned().encode(torch.zeros(0, 3)), r'at least one of each'),
         (lambda: RowWise().encode(rows() / 0), r'RowWise: .* not finite'),
         (lambda: Half().encode(rows() * 1e6), r'do not fit float16; .*below 65504'),
-        (lambda: RowWise(4).encode(rows() * 1e6), r'RowWise: .*float16'),
-        (lambda: Pruned().encode(rows() * 1e6), r'Pruned: .*float16'),
     ],
 )
 def test_messages(make, message):

@@ -1,0 +1,231 @@
+"""EASE, item neighbours and iALS against dense formulas and the library implicit."""
+
+import sys
+from math import log
+
+import pytest
+import torch
+from methods import EASE, IALS, Histories, ItemKNN, histories_of, items
+from methods.base import unpack_matrix
+from methods.filters import as_scipy
+from methods.items import ease_weights
+
+from pyg_c2f.typing import InputError
+from tests.hard import tables
+
+# Weights on a grid of 24 bits are as good as float32.
+EXACT = 24
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def dense(histories):
+    """All rows, float64."""
+    return histories.rows(torch.arange(histories.num_users)).double()
+
+
+def scores_of(method, stored, histories):
+    return method.scorer(stored, histories)(torch.arange(histories.num_users))
+
+
+def kept_of(stored, num_items):
+    """The matrix between items that is stored, float64, and which entries it has."""
+    matrix = unpack_matrix(stored, num_items, num_items)
+    size = (num_items, num_items)
+    return torch.sparse_csr_tensor(*matrix, size).to_dense().double(), matrix.col
+
+
+# EASE ---------------------------------------------------------------------------------
+
+
+def closed_form(rated, l2):
+    p = torch.linalg.inv(rated.T @ rated + l2 * torch.eye(rated.size(1)).double())
+    return torch.eye(len(p)).double() - p / p.diagonal()
+
+
+def hard_histories(name):
+    """Ratings whose Gram matrix has no full rank, and one value above all others."""
+    draw = torch.rand(60, 80, generator=generator())
+    share = {
+        'twins': draw.repeat(1, 2),
+        'popular items': draw * torch.linspace(1, 9, 80),
+    }
+    rated = share.get(name, draw) < (0.95 if name == 'nearly all' else 0.5)
+    return histories_of(rated.nonzero().T, *rated.shape)
+
+
+@pytest.mark.parametrize('l2', [1.0, 100.0])
+@pytest.mark.parametrize('name', ['few users', 'twins', 'popular items', 'nearly all'])
+@pytest.mark.parametrize('most', [8_000, 0], ids=['double', 'single'])
+def test_ease_is_the_closed_form(most, name, l2, monkeypatch):
+    monkeypatch.setattr(items, 'MAX_DOUBLE_ITEMS', most)
+    histories = hard_histories(name)
+    want = closed_form(dense(histories), l2)
+    error = (ease_weights(histories, l2) - want).abs().max() / want.abs().max()
+    # Single precision keeps what is stored, in float16.
+    assert error < (1e-6 if most else 5e-4)
+
+
+def test_scores_of_ease(small, others):
+    weight, stored = closed_form(dense(small), 2.0), EASE(2.0).fit(small)
+    got = scores_of(EASE(2.0), stored, others).double()
+    assert torch.allclose(got, dense(others) @ weight, atol=1e-2)
+    assert stored['weight'].dtype == torch.half
+
+
+@pytest.mark.parametrize(('each', 'num'), [(0.001, 1), (3, 60), (20, 380)])
+def test_pruned_scores_of_ease(each, num, small, others):
+    """The largest entries; all but the zeros of the diagonal."""
+    method = EASE(2.0, each, weight_bits=EXACT)
+    weight, stored = closed_form(dense(small), 2.0), method.fit(small)
+    least = weight.abs().flatten().topk(num).values[-1]
+    pruned = torch.where(weight.abs() >= least * (1 - 1e-6), weight, 0)
+    assert len(kept_of(stored, small.num_items)[1]) == num
+    got = scores_of(method, stored, others).double()
+    assert torch.allclose(got, dense(others) @ pruned, atol=1e-5)
+
+
+# Neighbours ---------------------------------------------------------------------------
+
+
+def similarity(rated, measure):
+    """Dense similarities of items, float64."""
+    _, num_items = rated.shape
+    item_degree, user_degree = rated.sum(0), rated.sum(1, keepdim=True)
+    # implicit's documents are the items, its terms the users.
+    idf = log(num_items) - (1 + user_degree).log()
+    if measure == 'cosine':
+        weighted = rated
+    elif measure == 'tfidf':
+        weighted = rated * idf
+    else:
+        norm = 0.25 + 0.75 * item_degree / item_degree.mean()
+        weighted = rated * 2.2 / (1.2 * norm + 1) * idf
+    if measure != 'bm25':
+        weighted = torch.nn.functional.normalize(weighted, dim=0)
+    return weighted.T @ weighted
+
+
+def test_users_of_all_items_but_one_weigh_nothing_by_tfidf():
+    # Item 3 has no other user; the idf of the first one is log(4) - log(1 + 3) = 0.
+    pytest.importorskip('implicit')
+    pairs = torch.tensor([[0, 0, 0, 1, 1, 2, 2], [0, 1, 3, 0, 1, 1, 2]])
+    train, method = histories_of(pairs, 3, 4), ItemKNN(2, 'tfidf', weight_bits=EXACT)
+    want = dense(train) @ similarity(dense(train), 'tfidf').fill_diagonal_(0)
+    got = scores_of(method, method.fit(train), train).double()
+    assert torch.allclose(got, want, atol=1e-6) and not got[:, 3].any()
+
+
+@pytest.mark.parametrize('measure', ['cosine', 'tfidf', 'bm25'])
+def test_neighbours_are_those_of_the_dense_formula(measure, small, others):
+    pytest.importorskip('implicit')
+    method = ItemKNN(4, measure, item_power=0.5, weight_bits=EXACT)
+    stored = method.fit(small)
+    full = similarity(dense(small), measure).fill_diagonal_(0)
+    kept, col = kept_of(stored, small.num_items)
+    scale = dense(small).sum(0).sqrt()
+    found = kept / scale
+    # Of equal similarities any may be kept.
+    best = full.topk(4, dim=1).values
+    assert torch.allclose(found.topk(4, dim=1).values, best, rtol=1e-5)
+    assert torch.allclose(found[kept != 0], full[kept != 0], rtol=1e-5)
+    assert len(col) == 4 * small.num_items
+    got = scores_of(method, stored, others).double()
+    assert torch.allclose(got, dense(others) @ kept, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings('ignore:Method expects CSR input')
+@pytest.mark.parametrize('measure', ['cosine', 'tfidf'])
+def test_lists_are_those_of_implicit(measure, small, others):
+    library = pytest.importorskip('implicit.nearest_neighbours')
+    method = ItemKNN(4, measure, weight_bits=EXACT)
+    got = scores_of(method, method.fit(small), others)
+    name = {'cosine': 'CosineRecommender', 'tfidf': 'TFIDFRecommender'}[measure]
+    model = getattr(library, name)(K=5)
+    model.fit(as_scipy(small.matrix(), small.num_items).tocsr(), show_progress=False)
+    rows = as_scipy(others.matrix(), others.num_items)
+    for user in range(others.num_users):
+        ids, values = model.recommend(user, rows[user], N=small.num_items)
+        alive = torch.from_numpy(ids[ids >= 0]).long()
+        want = torch.zeros(small.num_items)
+        want[alive] = torch.from_numpy(values[ids >= 0]).float()
+        seen = torch.from_numpy(rows[user].toarray()[0] != 0)
+        mine = got[user].masked_fill(seen, 0)
+        assert torch.allclose(mine, want, rtol=1e-5, atol=1e-6)
+
+
+# iALS ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('alpha', [1.0, 10.0])
+@pytest.mark.parametrize('lambda_reg', [0.1, 10.0])
+def test_ials_is_that_of_implicit(alpha, lambda_reg, small, others):
+    als = pytest.importorskip('implicit.cpu.als')
+    method = IALS(5, alpha, lambda_reg, epochs=4)
+    stored = method.fit(small, generator())
+    model = als.AlternatingLeastSquares(
+        method.embedding_dim,
+        regularization=lambda_reg,
+        alpha=alpha,
+        iterations=method.epochs,
+        num_threads=1,
+        random_state=int(torch.randint(2**31 - 1, (), generator=generator())),
+    )
+    model.fit(as_scipy(small.matrix(), small.num_items), show_progress=False)
+    assert stored['item.table'].equal(torch.from_numpy(model.item_factors))
+    for asks in (small, others):
+        users = torch.arange(asks.num_users).numpy()
+        rows = as_scipy(asks.matrix(), asks.num_items)
+        want = model.recalculate_user(users, rows) @ model.item_factors.T
+        got = scores_of(method, stored, asks)
+        torch.testing.assert_close(got, torch.from_numpy(want), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize('lambda_reg', [1e-3, 10.0])
+@pytest.mark.parametrize('name', tables(1, 1))
+def test_ials_of_hard_items(name, lambda_reg, small):
+    """The scores of all users by the formula, float64."""
+    y = tables(small.num_items, 8)[name]
+    method, item, want = IALS(8, lambda_reg=lambda_reg), y.double(), []
+    for rated in dense(small):
+        confidence = 1 + (method.alpha - 1) * rated
+        left = item.T @ (confidence[:, None] * item) + lambda_reg * torch.eye(8)
+        x = torch.linalg.solve(left, item.T @ (confidence * rated))
+        want.append(item @ x)
+    want, got = torch.stack(want), scores_of(method, {'item.table': y}, small)
+    size = want.abs().amax(dim=1, keepdim=True).clamp(min=1e-30)
+    assert float(((got - want) / size).abs().max()) < 1e-4
+
+
+# What is refused ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('make', 'says'),
+    [
+        (lambda: EASE(l2=0.0), 'l2'),
+        (lambda: EASE(num_neighbors=-1), 'num_neighbors'),
+        (lambda: EASE(num_neighbors=3, weight_bits=1), 'weight_bits'),
+        (lambda: ItemKNN(num_neighbors=0), 'num_neighbors'),
+        (lambda: ItemKNN(measure='jaccard'), "got 'jaccard'"),
+    ],
+)
+def test_wrong_settings(make, says):
+    with pytest.raises(InputError, match=says):
+        make()
+
+
+def test_many_items_are_refused():
+    many = Histories(torch.tensor([0, 1]), torch.tensor([0]), 30_000)
+    with pytest.raises(InputError, match='3.6 GB'):
+        EASE().fit(many)
+
+
+@pytest.mark.parametrize('method', [IALS(), ItemKNN()], ids=repr)
+def test_missing_library_names_the_extra(method, small, monkeypatch):
+    for name in ('implicit.nearest_neighbours', 'implicit.cpu.als'):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=r'pyg-c2f\[bench\]'):
+        method.fit(small)

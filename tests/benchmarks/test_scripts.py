@@ -1,0 +1,341 @@
+"""The scripts run on small data, go on where they stopped, and choose as they say."""
+
+import json
+import math
+import sys
+import time
+from types import SimpleNamespace
+
+import bundle
+import common
+import frontier
+import frontier_report
+import plan
+import pytest
+import scale
+import size_quality
+import time_to_quality
+import torch
+import tune
+from methods import EASE, GFCF, CompressedLightGCN, Half, LowPass, RowWise, file_bytes
+
+from pyg_c2f.datasets import SyntheticHierarchy
+from pyg_c2f.evaluate import evaluate_split, popularity_score
+from pyg_c2f.recipes import FastRecipe, fast
+from pyg_c2f.typing import ITEM, RATES, USER
+from tests.benchmarks.methods.conftest import draw_histories
+from tests.benchmarks.methods.test_methods import EMBEDDINGS
+
+SMALL = ['--dataset', 'small', '--set', 'embedding_dim=32', '--set', 'num_fine=64']
+
+
+def small_data(name='', root=None, protocol='standard'):
+    return SyntheticHierarchy(300, 400, 6000, 4, 8, protocol=protocol)[0]
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch, tmp_path):
+    """Small data, in a folder of its own."""
+    monkeypatch.setattr(common, 'get_dataset', small_data)
+    for script in (common, scale, frontier, time_to_quality):
+        monkeypatch.setattr(script, 'reuse_freed_memory', lambda: None)
+    monkeypatch.chdir(tmp_path)
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+# Recipe fast --------------------------------------------------------------------------
+
+
+def test_size_quality(tmp_path, monkeypatch):
+    call = [*SMALL, '--quick', '--sizes', '0.001', '0.0065', '0.007', '1', '2']
+    call += ['--out', str(tmp_path), '--set', 'fine_per_item=1']
+    size_quality.main(call)
+    path = tmp_path / 'size_quality-small-standard.json'
+    result = read(path)
+    # The smallest holds nothing, and the first large one all that there is to hold.
+    assert list(result['chosen']) == ['0.0065', '0.007', '1']
+    for size, entry in result['chosen'].items():
+        assert entry['summary']['stored'] <= float(size) * 1e6
+    assert result['chosen']['0.007']['summary']['stored'] > 0.96 * 7000
+    assert path.with_suffix('.png').stat().st_size > 1000
+    assert 'Left out: 0.001, 2 MB' in path.with_suffix('.md').read_text()
+
+    monkeypatch.setattr(size_quality, 'build', None)
+    monkeypatch.setattr(common, 'measure', None)
+    size_quality.main(call)
+    assert read(path)['chosen'] == result['chosen']
+
+
+def test_remembered_changes_nothing():
+    data, recipe = small_data(), FastRecipe(embedding_dim=16, num_fine=32)
+
+    def build():
+        return fast.build_fast(data, recipe, torch.Generator().manual_seed(3))
+
+    expected, function = build().state_dict(), fast.spectral_features
+    with common.remembered('spectral_features', common.spectrum_key):
+        build()
+        actual = build().state_dict()
+    assert fast.spectral_features is function
+    assert all(torch.equal(actual[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize('settings', [{'fine_per_item': 0}, {'fine_per_item': 1}])
+def test_estimated_bytes_are_near_the_stored_ones(settings):
+    recipe, data = FastRecipe(embedding_dim=64, num_fine=64, **settings), small_data()
+    stored = common.measure(data, recipe, 0)['bytes']['stored']
+    assert common.estimated_bytes(data, recipe) == pytest.approx(stored, rel=0.05)
+
+
+def test_tune_never_sees_test_items(tmp_path, monkeypatch):
+    pytest.importorskip('optuna')
+    splits, build_fast = [], fast.build_fast
+
+    def look(score, data, split, ks):
+        assert 'test_edge_label_index' not in data[RATES]
+        splits.append(split)
+        return evaluate_split(score, data, split, ks)
+
+    def build(data, *args):
+        assert 'test_edge_label_index' not in data[RATES]
+        return build_fast(data, *args)
+
+    assert 'test_edge_label_index' in small_data()[RATES]
+    monkeypatch.setattr(tune, 'WIDTHS', (16, 32))
+    monkeypatch.setattr(tune, 'PER_LEVEL', 32)
+    call = [*SMALL, '--megabytes', '0.02', '--out', str(tmp_path)]
+    with monkeypatch.context() as patch:
+        patch.setattr(tune, 'evaluate_split', look)
+        patch.setattr(fast, 'build_fast', build)
+        tune.main([*call, '--trials', '5'])
+        path = tmp_path / 'tune-small-standard-0.02MB.json'
+        assert read(path)['trials'] == 5
+        tune.main([*call, '--trials', '6'])  # goes on
+    assert set(splits) == {'val'}
+    result = read(path)
+    assert result['trials'] == 6 and result['complete'] > 0
+    assert all(x['stored'] <= 20_000 for x in result['best'])
+    values = [x['val']['ndcg@20'] for x in result['best']]
+    assert values == sorted(values, reverse=True)
+    # The line of the best trial repeats it.
+    best = result['best'][0]
+    line = common.as_settings(best['settings'])
+    assert line in path.with_suffix('.md').read_text()
+    args = common.data_arguments('').parse_args([*SMALL, *line.split()])
+    run = common.measure(small_data(), common.base_recipe(args), seed=0)
+    assert run['val'] == pytest.approx(best['val'])
+    assert run['bytes']['stored'] == best['stored']
+
+
+def test_tune_says_how_to_get_optuna(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'optuna', None)
+    with pytest.raises(SystemExit, match='pip install optuna'):
+        tune.main(['--trials', '1'])
+
+
+# Beyond one machine -------------------------------------------------------------------
+
+
+def test_scale(tmp_path, monkeypatch, capsys):
+    def in_this_process(call, **_):
+        scale.main(call[2:])
+        return SimpleNamespace(stdout=capsys.readouterr().out)
+
+    monkeypatch.setattr(scale.subprocess, 'run', in_this_process)
+    call = ['--interactions', '2e4', '6e4', '--out', str(tmp_path)]
+    scale.main(call)
+    result = read(tmp_path / 'scale.json')
+    for size, line in zip((20_000, 60_000), result['summary'], strict=True):
+        assert line['interactions'] == pytest.approx(size, rel=0.05)
+        assert 0 < line['spectrum'] < line['total'] and line['peak_bytes'] > 1e8
+    assert 'linear within 20%' in (tmp_path / 'scale.md').read_text()
+    assert (tmp_path / 'scale.png').stat().st_size > 1000
+    monkeypatch.setattr(scale.subprocess, 'run', None)
+    scale.main(call)
+    assert read(tmp_path / 'scale.json') == result
+
+
+def test_generated_pairs_are_distinct_and_skewed():
+    data = scale.generate(50_000)
+    edges = data[RATES].edge_index
+    assert edges.unique(dim=1).size(1) == edges.size(1)
+    assert int(edges[0].max()) < data[USER].num_nodes
+    count = edges[1].bincount(minlength=data[ITEM].num_nodes).sort().values
+    assert count[-len(count) // 10 :].sum() > 2 * count[: len(count) // 2].sum()
+
+
+def test_plan(tmp_path):
+    plan.main(['--dataset', 'small', '--out', str(tmp_path), '--rounds', '1'])
+    constants = plan.Constants(**read(tmp_path / 'plan.json')['constants'])
+    assert min(constants) > 0
+    assert (tmp_path / 'plan.md').read_text().count('| 512 |') >= 3
+    recipe = FastRecipe()
+    few, many = (plan.Size(1e7, 1e6, 1e9, 128, w) for w in (8, 64))
+    # Eight times the workers do it in an eighth of the time; what they send stays.
+    spent = [plan.seconds(x, recipe, constants, 100) for x in (few, many)]
+    for key, value in spent[0].items():
+        assert value == pytest.approx(8 * spent[1][key])
+    sent = [plan.sent(x, recipe, constants) for x in (few, many)]
+    assert sent[0] < sent[1] < 1.2 * sent[0]
+
+
+# Bundles ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('part', ['curve', 'bits', 'newcomers', 'index', 'onnx'])
+def test_bundle(part, tmp_path, monkeypatch):
+    for name, value in {
+        'SIZES': (0.003, 0.004),
+        'SHAPES': ((32, 0, 0.003), (32, 2, 0.02)),
+        'NUM_CHOOSERS': 100,
+        'NUM_NEWCOMERS': 50,
+        'NUM_LISTS': 20,
+        'BITS': (4, 8),
+    }.items():
+        monkeypatch.setattr(bundle, name, value)
+    needs = {'newcomers': 'implicit', 'index': 'faiss', 'onnx': 'onnxruntime'}
+    if part in needs:
+        pytest.importorskip(needs[part])
+    call = [part, *SMALL, '--out', str(tmp_path), '--files', str(tmp_path / 'files')]
+    bundle.main([*call, '--seeds', '2'])
+    path = tmp_path / f'bundle-{part}-small.json'
+    first, page = read(path), path.with_suffix('.md').read_text()
+    assert page.startswith(f'# Bundles: {part}')
+    if part == 'curve':
+        for run in first['runs'].values():
+            assert run['file'] <= run['size'] * 1e6
+            assert run['test']['recall@20'] > 0.9 * run['model']['recall@20']
+    if part == 'newcomers':
+        assert len(first['runs']) == 2
+        # The model alone has nothing for those it does not know.
+        assert page.count('|  |') == 1
+    if part in ('bits', 'onnx'):
+        kept = [x['kept'] for x in first['cells'].values() if 'kept' in x]
+        assert 0.9 < max(kept) <= 1
+    if part == 'index':
+        assert first['cells']['exact, all items']['kept'] == 1
+    # What is done is not done again.
+    if part not in ('index', 'onnx'):
+        bundle.main([*call, '--seeds', '2'])
+        assert read(path) == first
+
+
+# All methods --------------------------------------------------------------------------
+
+
+def test_frontier(tmp_path, monkeypatch, capsys):
+    pytest.importorskip('optuna')
+    names = ['popularity', 'ours', 'low-pass', 'low-pass rounded', 'LinkProp']
+    monkeypatch.setattr(frontier, 'get_dataset', small_data)
+    call = ['--dataset', 'small', '--quick', '--out', str(tmp_path), '--only']
+    frontier.main([*call, 'low-pass PQ'])
+    assert 'run that first' in ''.join(capsys.readouterr())
+    frontier.main([*call, *names])
+    path = tmp_path / 'frontier-quick.json'
+    result = read(path)['datasets']
+    methods = result['small']['methods']
+    assert set(methods) == set(names)
+    for name, entry in methods.items():
+        assert 1 <= len(entry['trials']) <= (1 if name == 'popularity' else 3)
+        sizes = [x['summary']['bytes'] for x in entry['finals']]
+        assert sizes == sorted(set(sizes)) and sizes
+        qualities = [x['val']['ndcg@20'] for x in entry['finals']]
+        assert qualities == sorted(qualities)
+        for final in entry['finals']:
+            assert final['serves_anyone']
+            for protocol in ('standard', 'c2f'):
+                for mean, deviation in final['summary'][protocol].values():
+                    assert 0 < mean < 1 and deviation == 0
+    # What is rounded starts from the tables that were chosen, and is smaller.
+    plain = [x['params'] for x in methods['low-pass']['trials']]
+    for trial in methods['low-pass rounded']['trials']:
+        assert json.loads(trial['params']['source']) in plain
+    text = (tmp_path / 'frontier-quick.md').read_text()
+    assert all(name in text for name in names)
+    picture = tmp_path / 'frontier-quick-small.png'
+    assert picture.read_bytes().startswith(b'\x89PNG')
+    # What is done is not done again.
+    frontier.main([*call, *names])
+    assert read(path)['datasets'] == result
+
+
+def test_choices_of_the_frontier():
+    def trial(size, quality):
+        return {'bytes': size, 'val': {'ndcg@20': quality}}
+
+    small, worse, large = trial(90, 0.1), trial(95, 0.05), trial(900, 0.2)
+    trials = [worse, large, small, {'params': {}, 'refused': 'too large'}]
+    assert frontier.choose(trials, [50, 100, 200, 1000]) == [small, large]
+    assert frontier.choose(trials, [905]) == [small]  # no room for a few more bytes
+
+    def point(name, size, quality):
+        value = {'ndcg@20': [quality, 0.0], 'recall@20': [quality, 0.0]}
+        summary = {'bytes': size, 'standard': value, 'c2f': value}
+        return frontier_report.Point(name, {'summary': summary})
+
+    found = [point('a', 10, 0.1), point('b', 20, 0.05), point('c', 30, 0.3)]
+    assert [x.method for x in frontier_report.front(found)] == ['a', 'c']
+    assert frontier_report.best(found, 25, 'standard').method == 'a'
+    assert frontier_report.best(found, 5, 'standard') is None
+
+
+@pytest.mark.parametrize(
+    'method',
+    [
+        LowPass(4, codec=RowWise(4)),
+        GFCF(4, codec=Half()),
+        EASE(10.0, 3),
+        CompressedLightGCN(embedding_dim=4, epochs=2, embedding=EMBEDDINGS['hash']),
+    ],
+    ids=lambda method: type(method).__name__,
+)
+def test_the_store_holds_what_a_method_fits(method, tmp_path):
+    train, store = draw_histories(0), frontier.Store(tmp_path)
+    want = method.fit(train, torch.Generator().manual_seed(3))
+    for _ in range(2):  # fitted, and read again
+        stored, seconds, _ = store.fit(method, train, 3)
+        assert len(file_bytes(stored)) == len(file_bytes(want)) and seconds > 0
+    users = torch.arange(30)
+    got, expected = (method.scorer(x, train)(users) for x in (stored, want))
+    # EASE is whole in the store, as float16.
+    torch.testing.assert_close(got, expected, rtol=1e-2, atol=1e-3)
+
+
+# Time to quality ----------------------------------------------------------------------
+
+
+def test_time_to_quality(tmp_path):
+    call = ['--dataset', 'synthetic', '--seconds', '1', '--threads', '1']
+    time_to_quality.main([*call, '--out', str(tmp_path)])
+    path = tmp_path / 'time_to_quality-synthetic.json'
+    methods = read(path)['methods']
+    assert list(methods) == ['fast', 'gfcf', 'paper', 'lightgcn']
+    for method in methods.values():
+        seconds = [point['seconds'] for point in method['points']]
+        assert seconds == sorted(seconds) and method['other_seconds'] > 0
+    assert len(methods['gfcf']['points']) == 1 < len(methods['paper']['points'])
+    assert methods['lightgcn']['ended'] == 'by the limit'
+    assert 'GF-CF' in path.with_suffix('.md').read_text()
+    assert path.with_suffix('.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_seconds_of_evaluations_are_apart(monkeypatch):
+    """LightGCN learns more than popularity; its evaluations take their time."""
+    data = SyntheticHierarchy(protocol='c2f')[0]
+
+    def evaluate(*args):
+        time.sleep(0.05)
+        return evaluate_split(*args)
+
+    monkeypatch.setattr(time_to_quality, 'EPOCHS', 8)
+    monkeypatch.setattr(time_to_quality, 'evaluate_split', evaluate)
+    curve = time_to_quality.Curve(limit=math.inf)
+    time_to_quality.run_lightgcn(data, 0, curve)
+    score = popularity_score(data[RATES].edge_index, data[ITEM].num_nodes)
+    popular = evaluate_split(score, data, 'val')['recall@20']
+    assert max(point['recall@20'] for point in curve.points) > 2 * popular
+    assert len(curve.points) > 1
+    assert curve.other_seconds >= 0.05 * len(curve.points)
