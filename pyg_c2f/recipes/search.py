@@ -1,5 +1,7 @@
 r"""Settings of recipe ``fast`` chosen on validation items, for the data at hand."""
 
+import logging
+import re
 import time
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -17,9 +19,12 @@ from pyg_c2f.evaluate import exclude_edges
 from pyg_c2f.graph import power
 from pyg_c2f.nn import LinearC2F
 from pyg_c2f.packing import WEIGHT_BITS, num_bits
+from pyg_c2f.recipes.base import Recipe
 from pyg_c2f.recipes.fast import FastRecipe, build_fast, share_pairs
 from pyg_c2f.sparse import degree, rowptr_of, take_rows, top_items, unique_pairs
 from pyg_c2f.typing import ITEM, RATES, USER, InputError
+
+logger = logging.getLogger(__name__)
 
 K = 20  # settings are chosen by NDCG@20
 WIDTHS = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
@@ -102,9 +107,9 @@ class Sample:
 
 def search(
     data: HeteroData,
-    recipe: FastRecipe,
+    recipe: Recipe,
     fixed: Collection[str] = (),
-    size: int | None = None,
+    size: int | str | None = None,
     seconds: float | None = None,
     num_trials: int | None = None,
     seed: int = 2024,
@@ -130,7 +135,8 @@ def search(
         data (HeteroData): The data set; its test items are not looked at.
         recipe (FastRecipe): The settings to start from.
         fixed (Collection, optional): The names of settings to leave as they are.
-        size (int, optional): The most bytes of codebooks, assignments and scalars.
+        size (int or str, optional): The most bytes of codebooks, assignments and
+            scalars, also as text: ``'250kB'``, ``'0.5MB'``.
         seconds (float, optional): The seconds to search. (default: until no neighbour
             is better)
         num_trials (int, optional): The number of trials, each a pair of norms or a
@@ -138,8 +144,11 @@ def search(
         seed (int, optional): Draws the sample of users. (default: ``2024``)
 
     Raises:
-        InputError: If no model fits the size.
+        InputError: If no model fits the size, or the recipe is another one.
     """
+    if not isinstance(recipe, FastRecipe):
+        raise InputError('size and seconds choose settings of recipe=fast only')
+    size = parse_size(size)
     state = _Search(data, recipe, frozenset(fixed), size, seed)
     if len(state.sample.users) < FEW_USERS:
         return state.defaults(
@@ -155,7 +164,23 @@ def search(
                 break
             if num_trials is not None and len(state.found.trials) >= part * num_trials:
                 break
-    return state.result()
+    found = state.result()
+    logger.info('%s', found.why)
+    return found
+
+
+def parse_size(size: int | str | None) -> int | None:
+    """The bytes of a size such as ``'0.5MB'`` (a million bytes) or ``'25kB'``.
+
+    Raises:
+        InputError: If it is not a size.
+    """
+    if size is None or isinstance(size, int):
+        return size
+    match = re.fullmatch(r'\s*(\d+\.?\d*|\.\d+)\s*([kKmMgG]?)[bB]?\s*', size)
+    if match is None or float(match[1]) == 0:
+        raise InputError(f'size={size}: expected bytes, as 500000, 250kB or 0.5MB')
+    return round(float(match[1]) * 1000 ** ' kmg'.index(match[2].lower() or ' '))
 
 
 class _Search:
@@ -211,10 +236,9 @@ class _Search:
                 step /= 2
 
     def spectrum(self, user_norm: float, item_norm: float) -> Spectrum:
-        """The singular vectors of a pair of norms, of twice the width of the best."""
-        norms = user_norm, item_norm
-        width = 2 * self.found.recipe.embedding_dim
-        width = min([x for x in self.widths if x >= width] or [self.widths[-1]])
+        """The singular vectors of a pair of norms, some more than the best width."""
+        norms, wanted = (user_norm, item_norm), self.found.recipe.embedding_dim
+        width = next((x for x in self.widths if x > wanted), self.widths[-1])
         if 'embedding_dim' in self.fixed:
             width = min(self.start.embedding_dim, self.widths[-1])
         known = self.spectra.get(norms)
@@ -345,7 +369,8 @@ class _Search:
         most = min(float(recipe.embedding_dim), 255.0)
         empty = stored_bytes(self.make(replace(recipe, coarse_per_item=1.0)))
         bits = num_bits(recipe.embedding_dim) + WEIGHT_BITS
-        links = 1 + 8 * (self.size - empty) / (bits * num_items)
+        # Two tensors are packed, each to a whole number of bytes.
+        links = 1 + 8 * (self.size - 2 - empty) / (bits * num_items)
         links = floor(100 * min(links, most)) / 100
         if links < 1:
             return None
