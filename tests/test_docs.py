@@ -258,7 +258,7 @@ def table_below(heading):
 
 def test_tables_of_keys(given):
     metrics = json.loads((given.out / 'metrics.json').read_text())
-    assert table_below('metrics.json') == {*metrics, *metrics['bytes']}
+    assert table_below('metrics.json') == {*metrics, *metrics['bytes'], 'search'}
     config = json.loads((given.out / 'config.json').read_text())
     assert table_below('config.json') == {*config}
 
