@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any
@@ -25,6 +25,7 @@ from pyg_c2f.files import whole_file, write_json, write_text
 from pyg_c2f.nn.recommender import Recommender
 from pyg_c2f.recipes import RECIPES, Recipe, TrainingOptions, check_run, train
 from pyg_c2f.recipes.resume import RESUME_FILES, delete_resume, resume_files
+from pyg_c2f.recipes.search import search
 from pyg_c2f.report import write_report
 from pyg_c2f.shards import Group
 from pyg_c2f.typing import ITEM, RATES, SELECTION, USER, InputError, Stage
@@ -45,6 +46,8 @@ KEPT: dict[str, type | UnionType] = {
     'protocol': str,
     'split_seed': int,
     'recipe': str,
+    'size': str | None,
+    'seconds': float | None,
     'seed': int,
     'stage': str,
     'init': str | None,
@@ -53,7 +56,13 @@ KEPT: dict[str, type | UnionType] = {
     'device': str,
 }
 # What it holds beside.
-FOUND = {'settings': dict, 'versions': dict, 'call': str, 'data_sha256': str}
+FOUND = {
+    'settings': dict,
+    'fixed': list,
+    'versions': dict,
+    'call': str,
+    'data_sha256': str,
+}
 # What a run leaves, beside the best models of its phases.
 OUTPUTS = (
     'config.json',
@@ -133,6 +142,8 @@ class Experiment:
         users = self.group.rows(data[USER].num_nodes)
         keys = ('dataset', 'protocol', 'recipe', 'seed', 'split_seed', 'eval_users')
         metrics = {key: config[key] for key in keys}
+        if 'search' in config:
+            metrics['search'] = config['search']
         num_items = data[ITEM].num_nodes
         score = popularity_score(data[RATES].edge_index, num_items)
         metrics |= {
@@ -215,6 +226,18 @@ def begin(
         group=group,
     )
     check_run(data, recipe, options)
+    wanted = {key: config[key] for key in ('size', 'seconds')}
+    if any(wanted.values()) and not resume:
+        if group.size > 1:
+            raise InputError(
+                'size and seconds: settings are chosen by one process; run one, and '
+                'give the settings that it has found to several'
+            )
+        start = time.perf_counter()
+        found = search(data, recipe, config['fixed'], seed=config['seed'], **wanted)
+        recipe, seconds['search'] = found.recipe, time.perf_counter() - start
+        config['settings'] = asdict(recipe)
+        config['search'] = {'why': found.why, 'trials': found.trials}
     group.wait()  # All processes have looked for an earlier run.
     if not resume and group.is_main:
         clear(out)

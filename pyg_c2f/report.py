@@ -378,6 +378,7 @@ def _how(metrics: dict[str, Any]) -> str:
     """The call, seconds and versions."""
     seconds = (f'{key} {value:,.1f} s' for key, value in metrics['seconds'].items())
     versions = (f'{key} {value}' for key, value in metrics['versions'].items())
+    why = metrics.get('search', {}).get('why', '')
     return f"""<h2>How it was made</h2>
 <pre class="call">{escape(metrics['command'])}</pre>
-<p>{' · '.join(seconds)}</p><p>{escape(' · '.join(versions))}</p>"""
+<p>{escape(why)}</p><p>{' · '.join(seconds)}</p><p>{escape(' · '.join(versions))}</p>"""

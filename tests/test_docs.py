@@ -252,7 +252,7 @@ def table_below(heading):
 
 def test_tables_of_keys_and_files(given):
     metrics = json.loads((given.out / 'metrics.json').read_text())
-    assert table_below('metrics.json') == {*metrics, *metrics['bytes']}
+    assert table_below('metrics.json') == {*metrics, *metrics['bytes'], 'search'}
     config = json.loads((given.out / 'config.json').read_text())
     assert table_below('config.json') == {*config}
     # And what else a run of recipe fast leaves.

@@ -18,6 +18,7 @@ from torch_geometric.data import HeteroData
 from pyg_c2f.anchors.codes import kmeans, residual_codes, threshold_assignment
 from pyg_c2f.anchors.spectral import (
     SharedInteractions,
+    Spectrum,
     right_vectors,
     shared_interactions,
     varimax,
@@ -154,6 +155,7 @@ def build_fast(
     recipe: FastRecipe,
     generator: torch.Generator,
     group: Group | None = None,
+    spectrum: Spectrum | None = None,
 ) -> LinearC2F:
     """The model of a recipe on the train edges of a data set.
 
@@ -165,6 +167,8 @@ def build_fast(
         group (Group, optional): The processes that share the work, with one block for
             each of ``recipe.num_shards``. The first one's model is whole; the others'
             lack the train pairs. (default: this process alone)
+        spectrum (Spectrum, optional): The singular vectors, at least as many as the
+            recipe needs. (default: computed)
 
     Raises:
         InputError: If there are no train pairs, or several processes cannot share them.
@@ -177,7 +181,7 @@ def build_fast(
     deg = group.all_reduce(degree(own[1], num_items))
     norms = recipe.user_norm, recipe.item_norm
     interactions = shared_interactions(own, users, items, *norms, deg)
-    x, basis = spectral_features(interactions, deg, recipe, generator)
+    x, basis = spectral_features(interactions, deg, recipe, generator, spectrum)
     importance = power(items.local(deg), recipe.importance_power)
     codebook = torch.eye(x.size(1), dtype=x.dtype, device=x.device)
     coarse = threshold_assignment(x, recipe.coarse_per_item, importance, rows=items)
@@ -267,6 +271,7 @@ def spectral_features(
     item_degree: Tensor,
     recipe: FastRecipe,
     generator: torch.Generator,
+    spectrum: Spectrum | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     r"""The dense features that anchors stand in for, of the own items.
 
@@ -282,8 +287,10 @@ def spectral_features(
     """
     users, items = interactions.users, interactions.items
     rank = min(recipe.embedding_dim, users.num_rows, items.num_rows)
-    value, right, residual, rounds = right_vectors(interactions, rank, generator)
-    x = right * value**recipe.spectral_power
+    if spectrum is None:
+        spectrum = right_vectors(interactions, rank, generator)
+    value, right, residual, rounds = spectrum
+    x = right[:, :rank] * value[:rank] ** recipe.spectral_power
     weight = power(items.local(item_degree), recipe.importance_power).sqrt()
     x = items.matmul(x, varimax(x, weight, generator, items=items))
     return x, {'residual': residual, 'rounds': rounds}
