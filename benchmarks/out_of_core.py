@@ -34,8 +34,8 @@ from common import (
     stamp,
     write_result,
 )
+from large_data import write_synthetic
 
-from pyg_c2f.datasets import write_synthetic
 from pyg_c2f.files import write_json
 
 USERS, ITEMS = 20, 100  # interactions for each

@@ -9,10 +9,10 @@ import tempfile
 from pathlib import Path
 
 import pyg_c2f  # 1
-from pyg_c2f.datasets import InteractionDataset  # 3
+from pyg_c2f.datasets import InteractionDataset  # 2
 from pyg_c2f.datasets.synthetic import SyntheticHierarchy
-from pyg_c2f.evaluate import evaluate_split  # 4
-from pyg_c2f.recipes import FastRecipe
+from pyg_c2f.evaluate import evaluate_split  # 3
+from pyg_c2f.recipes import FastRecipe  # 4
 
 folder = tempfile.TemporaryDirectory()
 root = folder.name

@@ -163,19 +163,16 @@ def model_bytes(model: Recommender | NamedModel) -> dict[str, int]:
         kind: sum(tensors[k].nbytes for k in keys if k in tensors)
         for kind, keys in KINDS.items()
     }
-    histories = 0
+    sizes['histories'] = 0
     if not model.needs_graph():
-        histories, sizes['inference_extra'] = sizes['inference_extra'], 0
+        sizes['histories'], sizes['inference_extra'] = sizes['inference_extra'], 0
     num_anchors = model.num_coarse + (model.num_fine if model.stage == 'fine' else 0)
     num_entities = model.num_users + model.num_items
     table = 4 * num_entities * model.embedding_dim
     return {
-        'codebooks': sizes['codebooks'],
+        'codebooks': sizes.pop('codebooks'),
         'codebooks_dense': 4 * num_anchors * model.embedding_dim,
-        'assignments': sizes['assignments'],
-        'scalars': sizes['scalars'],
-        'inference_extra': sizes['inference_extra'],
-        'histories': histories,
+        **sizes,
         'propagated_table': table,
         'full_table': table,
     }

@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any
@@ -25,6 +25,7 @@ from pyg_c2f.files import whole_file, write_json, write_text
 from pyg_c2f.nn.recommender import Recommender
 from pyg_c2f.recipes import RECIPES, Recipe, TrainingOptions, check_run, train
 from pyg_c2f.recipes.resume import RESUME_FILES, delete_resume, resume_files
+from pyg_c2f.recipes.search import search
 from pyg_c2f.report import write_report
 from pyg_c2f.shards import Group
 from pyg_c2f.typing import ITEM, RATES, SELECTION, USER, InputError, Stage
@@ -45,6 +46,8 @@ KEPT: dict[str, type | UnionType] = {
     'protocol': str,
     'split_seed': int,
     'recipe': str,
+    'size': str | None,
+    'seconds': float | None,
     'seed': int,
     'stage': str,
     'init': str | None,
@@ -53,7 +56,13 @@ KEPT: dict[str, type | UnionType] = {
     'device': str,
 }
 # What it holds beside.
-FOUND = {'settings': dict, 'versions': dict, 'call': str, 'data_sha256': str}
+FOUND = {
+    'settings': dict,
+    'fixed': list,
+    'versions': dict,
+    'call': str,
+    'data_sha256': str,
+}
 # What a run leaves, beside the best models of its phases.
 OUTPUTS = (
     'config.json',
@@ -67,27 +76,17 @@ OUTPUTS = (
 
 @dataclass
 class Experiment:
-    """A run that is ready to train; :func:`begin` makes one.
-
-    Args:
-        out (Path): The run's folder.
-        config (Dict): The content of its ``config.json``.
-        data (HeteroData): The data set, with the users to rank for.
-        recipe (Recipe): The settings.
-        options (TrainingOptions): What else training gets.
-        log (TrainingLog): The evaluations so far.
-        seconds (Dict): The seconds so far, by step.
-        started (float): When the run started, by :func:`time.perf_counter`.
-    """
+    """A run that is ready to train; :func:`begin` makes one."""
 
     out: Path
-    config: dict[str, Any]
-    data: HeteroData
+    config: dict[str, Any]  # the content of config.json
+    data: HeteroData  # with the users to rank for
+    group: Group  # the processes that share the run
     recipe: Recipe
     options: TrainingOptions
     log: 'TrainingLog'
-    seconds: dict[str, float]
-    started: float
+    seconds: dict[str, float]  # so far, by step
+    started: float  # by time.perf_counter
 
     def run(self, progress: bool = False) -> dict[str, Any]:
         """Trains, evaluates and leaves all files; returns the metrics.
@@ -135,11 +134,6 @@ class Experiment:
         delete_resume(out)
         return metrics
 
-    @property
-    def group(self) -> Group:
-        """The processes that share the run."""
-        return self.options.group or Group()
-
     def describe(
         self, stages: dict[Stage, dict[int, dict[str, Any]]]
     ) -> dict[str, Any]:
@@ -148,6 +142,8 @@ class Experiment:
         users = self.group.rows(data[USER].num_nodes)
         keys = ('dataset', 'protocol', 'recipe', 'seed', 'split_seed', 'eval_users')
         metrics = {key: config[key] for key in keys}
+        if 'search' in config:
+            metrics['search'] = config['search']
         num_items = data[ITEM].num_nodes
         score = popularity_score(data[RATES].edge_index, num_items)
         metrics |= {
@@ -193,42 +189,31 @@ class Experiment:
 def begin(
     out: Path,
     config: dict[str, Any],
-    resume: bool = False,
-    is_distributed: bool = False,
-    started: float | None = None,
+    resume: bool,
+    is_distributed: bool,
+    started: float,
 ) -> Experiment:
     """Loads what a run needs and makes its folder ready.
 
-    Args:
-        out (Path): The run's folder; what another run has left there is deleted.
-        config (Dict): What decides the result; gets the checksum of the data.
-        resume (bool, optional): Whether to go on with the run in the folder, whose
-            configuration is given. (default: ``False``)
-        is_distributed (bool, optional): Whether the processes of the default group of
-            :mod:`torch.distributed` share the run. (default: ``False``)
-        started (float, optional): When the run started, by :func:`time.perf_counter`.
-            (default: now)
-
-    Raises:
-        InputError: If the data have changed since the run began, or do not fit the
-            recipe or the first stage, or the folder cannot be made.
+    The configuration gets the checksum of the data. To resume goes on with the run in
+    the folder, whose configuration is given; otherwise what another run has left there
+    is deleted. The processes of the default group of :mod:`torch.distributed` may share
+    the run.
     """
-    started = time.perf_counter() if started is None else started
     recipe = read_recipe(config)
     group = recipe.make_group(is_distributed)
     init = None if config['init'] is None else load_init(config)
     device = pick_device(config['device'])
 
     start = time.perf_counter()
-    data = load_data(config).to(device)
-    digest = digest_of(config, data)
+    data, digest = load_data(config)
+    data = data.to(device)
     if resume:
         check_data_of(out, config, digest)
     config['data_sha256'] = digest
     if config['init'] is not None:
         folder = Path(config['init'])
         check_data_of(folder, read_config(folder), digest)
-    data = sampled(data, config)
     seconds = {'load': time.perf_counter() - start}
     log = TrainingLog(out)
     options = TrainingOptions(
@@ -241,6 +226,18 @@ def begin(
         group=group,
     )
     check_run(data, recipe, options)
+    wanted = {key: config[key] for key in ('size', 'seconds')}
+    if any(wanted.values()) and not resume:
+        if group.size > 1:
+            raise InputError(
+                'size and seconds: settings are chosen by one process; run one, and '
+                'give the settings that it has found to several'
+            )
+        start = time.perf_counter()
+        found = search(data, recipe, config['fixed'], seed=config['seed'], **wanted)
+        recipe, seconds['search'] = found.recipe, time.perf_counter() - start
+        config['settings'] = asdict(recipe)
+        config['search'] = {'why': found.why, 'trials': found.trials}
     group.wait()  # All processes have looked for an earlier run.
     if not resume and group.is_main:
         clear(out)
@@ -253,7 +250,7 @@ def begin(
         )
     seed_everything(config['seed'])
     log.open(writes=group.is_main)
-    return Experiment(out, config, data, recipe, options, log, seconds, started)
+    return Experiment(out, config, data, group, recipe, options, log, seconds, started)
 
 
 def data_spec(config: dict[str, Any]) -> DataSpec:
@@ -267,35 +264,30 @@ def data_spec(config: dict[str, Any]) -> DataSpec:
     return DataSpec(*(config[key] for key in keys), *columns)
 
 
-def load_data(config: dict[str, Any]) -> HeteroData:
-    """The data set that a configuration names."""
-    data = get_dataset(data_spec(config))
+def load_data(config: dict[str, Any]) -> tuple[HeteroData, str]:
+    """The data set that a configuration names, with the users to rank for.
+
+    Also its :func:`data_digest`, which a built form knows.
+    """
+    spec = data_spec(config)
+    data = get_dataset(spec)
     if not data[RATES].val_edge_label_index.size(1):
         raise InputError(
             f'{config["dataset"]}: protocol {config["protocol"]} leaves no validation '
             'items to select the model on; give users more items, or a valid.txt'
         )
-    return data
-
-
-def sampled(data: HeteroData, config: dict[str, Any]) -> HeteroData:
-    """The data set with the users to rank for."""
-    if config['eval_users'] is None:
-        return data
-    return with_sampled_users(data, config['eval_users'], config['split_seed'])
+    digest = built_digest(spec) or data_digest(data)
+    if config['eval_users'] is not None:
+        data = with_sampled_users(data, config['eval_users'], spec.split_seed)
+    return data, digest
 
 
 def data_digest(data: HeteroData) -> str:
     """The SHA-256 of the pairs of a data set and its split."""
     digest = hashlib.sha256()
     for key in ('edge_index', 'val_edge_label_index', 'test_edge_label_index'):
-        digest.update(data[RATES][key].cpu().contiguous().numpy().data)
+        digest.update(data[RATES][key].contiguous().numpy().data)
     return digest.hexdigest()
-
-
-def digest_of(config: dict[str, Any], data: HeteroData) -> str:
-    """The :func:`data_digest` of a data set, which a built form knows."""
-    return built_digest(data_spec(config)) or data_digest(data)
 
 
 def check_data_of(folder: Path, config: dict[str, Any], digest: str) -> None:

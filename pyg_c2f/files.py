@@ -13,11 +13,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     """Gives a path to write to that becomes ``path`` in one step, or nothing.
 
     What is written is on the disk before it takes the name, and an older file stays
-    until then; a failure leaves no trace.
-
-    Raises:
-        OSError: If the folder does not exist, the path is a folder, or it cannot be
-            written, as on a full disk.
+    until then; a failure leaves no trace, and is an OSError.
     """
     if not path.parent.is_dir():
         raise FileNotFoundError(f'{path}: there is no folder {path.parent}; make it')

@@ -14,13 +14,7 @@ def check_finite(tensors: Iterable[tuple[str, Tensor]]) -> None:
     """Checks that tensors hold finite numbers only.
 
     It checks their sums first, which takes one pass over each tensor and one
-    synchronization with the device.
-
-    Args:
-        tensors (Iterable): Names and tensors, on one device.
-
-    Raises:
-        NotFiniteError: If a tensor holds NaN or infinity; names the first one.
+    synchronization with the device. The error names the first that is not.
     """
     named = [(name, x.detach()) for name, x in tensors]
     if torch.stack([x.sum() for _, x in named]).isfinite().all():
@@ -32,11 +26,7 @@ def check_finite(tensors: Iterable[tuple[str, Tensor]]) -> None:
 
 
 def check_step(loss: Tensor, model: torch.nn.Module) -> None:
-    """Checks the loss of a step and its gradients.
-
-    Raises:
-        NotFiniteError: If one holds NaN or infinity.
-    """
+    """Checks the loss of a step and its gradients, as :func:`check_finite` does."""
     gradients = (
         (f'the gradient of {name}', parameter.grad)
         for name, parameter in model.named_parameters()

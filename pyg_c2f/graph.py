@@ -17,17 +17,11 @@ from torch_geometric.utils import cumsum, is_sparse
 from pyg_c2f.sparse import CSR, degree
 from pyg_c2f.typing import (
     COARSE,
-    COARSE_FINE,
-    COARSE_ITEM,
-    COARSE_USER,
     FINE,
-    FINE_COARSE,
     ITEM,
-    ITEM_COARSE,
     RATED_BY,
     RATES,
     USER,
-    USER_COARSE,
     Assignment,
     EdgeType,
 )
@@ -124,14 +118,20 @@ def build_hetero_data(
     data[COARSE].num_nodes = num_coarse
     weight = interaction_weight(edge_index, num_users, num_items)
     add_relation(data, RATES, RATED_BY, (edge_index, weight.to(coarse.weight)))
-    users = Assignment(coarse.index[:num_users], coarse.weight[:num_users])
-    items = Assignment(coarse.index[num_users:], coarse.weight[num_users:])
-    add_relation(data, USER_COARSE, COARSE_USER, assignment_to_edges(users))
-    add_relation(data, ITEM_COARSE, COARSE_ITEM, assignment_to_edges(items))
+    add_assignment(data, USER, COARSE, Assignment(*(x[:num_users] for x in coarse)))
+    add_assignment(data, ITEM, COARSE, Assignment(*(x[num_users:] for x in coarse)))
     if fine is not None:
         data[FINE].num_nodes = num_fine
-        add_relation(data, COARSE_FINE, FINE_COARSE, assignment_to_edges(fine))
+        add_assignment(data, COARSE, FINE, fine)
     return data
+
+
+def add_assignment(
+    data: HeteroData, nodes: str, anchors: str, assignment: Assignment
+) -> None:
+    """Puts the links of an assignment into a graph, in both directions."""
+    there, back = (nodes, 'assigned_to', anchors), (anchors, 'anchors', nodes)
+    add_relation(data, there, back, assignment_to_edges(assignment))
 
 
 def add_relation(
@@ -207,49 +207,19 @@ def build_block_graph(
     rows of :math:`\mathbf{A}` are copied as they lie and only the links are sorted,
     so that a re-assignment costs no sort of the interactions.
     """
-    num_entities, t = coarse.index.shape
-    device, dtype = coarse.weight.device, coarse.weight.dtype
-    links, link_weight = coarse.index + num_entities, coarse.weight
+    num_entities, dtype = len(coarse.index), coarse.weight.dtype
     coarse_t = assignment_csr(coarse).transpose(num_coarse)
-
-    # Entity rows: the neighbours of A, then the t anchors.
-    size = entities.col.numel() + links.numel()
-    at = torch.arange(entities.col.numel(), device=device) + t * entities.row
-    link_at = entities.rowptr[1:, None] + t * torch.arange(
-        num_entities, device=device
-    ).unsqueeze(1)
-    link_at = link_at + torch.arange(t, device=device)
-    col = torch.empty(size, dtype=torch.long, device=device)
-    weight = torch.empty(size, dtype=dtype, device=device)
-    col[at], weight[at] = entities.col.long(), entities.weight.to(dtype)
-    col[link_at], weight[link_at] = links, link_weight
-    rowptr = entities.rowptr + t * torch.arange(num_entities + 1, device=device)
-
-    # Coarse rows: the entities assigned to the anchor, then its f fine anchors.
-    cols, weights, counts = [col], [weight], [rowptr.diff()]
-    fine_t = None if fine is None else assignment_csr(fine).transpose(num_fine)
-    first_fine = num_entities + num_coarse
-    if fine is None or fine_t is None:
-        cols.append(coarse_t.col)
-        weights.append(coarse_t.weight)
-        counts += [coarse_t.rowptr.diff(), counts[0].new_zeros(num_fine)]
-    else:
-        f = fine.index.size(1)
-        count = coarse_t.rowptr.diff() + f
-        end = count.cumsum(0)
-        fine_at = end.unsqueeze(1) - f + torch.arange(f, device=device)
-        size = coarse_t.col.numel() + fine.index.numel()
-        is_entity = torch.ones(size, dtype=torch.bool, device=device)
-        is_entity[fine_at] = False
-        col = torch.empty(size, dtype=torch.long, device=device)
-        weight = torch.empty(size, dtype=dtype, device=device)
-        col[is_entity], weight[is_entity] = coarse_t.col, coarse_t.weight
-        col[fine_at], weight[fine_at] = fine.index + first_fine, fine.weight
-        cols += [col, fine_t.col + num_entities]
-        weights += [weight, fine_t.weight]
-        counts += [count, fine_t.rowptr.diff()]
-
-    col, weight, count = torch.cat(cols), torch.cat(weights), torch.cat(counts)
+    # The rows of entities, coarse anchors and fine anchors, these empty at first.
+    rowptr, col, weight = coarse_t
+    empty = CSR(rowptr.new_zeros(num_fine + 1), col[:0], weight[:0])
+    parts, fine_t = [_beside(entities, coarse, num_entities), coarse_t, empty], None
+    if fine is not None:
+        fine_t = assignment_csr(fine).transpose(num_fine)
+        parts[1] = _beside(coarse_t, fine, num_entities + num_coarse)
+        parts[2] = fine_t._replace(col=fine_t.col + num_entities)
+    col = torch.cat([part.col for part in parts])
+    weight = torch.cat([part.weight for part in parts])
+    count = torch.cat([part.rowptr.diff() for part in parts])
     rowptr = cumsum(count)
     row = torch.repeat_interleave(count)
     # Sums in float64: a float32 sum over a row of thousands loses digits that
@@ -260,6 +230,20 @@ def build_block_graph(
     return BlockGraph(
         CSR(rowptr.int(), col.int(), weight), scale, coarse, coarse_t, fine, fine_t
     )
+
+
+def _beside(left: CSR, links: Assignment, first: int) -> CSR:
+    """The rows of a matrix, each followed by its links to nodes from ``first`` on."""
+    num_rows, t = links.index.shape
+    step = torch.arange(num_rows + 1, device=left.col.device) * t
+    rowptr = left.rowptr + step
+    at = torch.arange(left.col.numel(), device=left.col.device) + t * left.row
+    link_at = rowptr[1:, None] - t + torch.arange(t, device=left.col.device)
+    col = at.new_empty(at.numel() + link_at.numel())
+    weight = links.weight.new_empty(col.shape)
+    col[at], weight[at] = left.col.long(), left.weight.to(weight.dtype)
+    col[link_at], weight[link_at] = links.index + first, links.weight
+    return CSR(rowptr, col, weight)
 
 
 def adj_to_edges(adj: Adj, edge_weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -74,12 +74,8 @@ class ItemIndex(KNNIndex):
     def _create_index(self, channels: int) -> Any:
         import faiss
 
-        index = faiss.IndexIVFFlat(
-            faiss.IndexFlatIP(channels),
-            channels,
-            self.num_cells,
-            faiss.METRIC_INNER_PRODUCT,
-        )
+        cells, sizes = faiss.IndexFlatIP(channels), (channels, self.num_cells)
+        index = faiss.IndexIVFFlat(cells, *sizes, faiss.METRIC_INNER_PRODUCT)
         index.cp.min_points_per_centroid = 1  # No warning for small catalogues.
         index.nprobe = self.num_cells_to_visit
         return index
@@ -130,12 +126,8 @@ class ItemIndex(KNNIndex):
                 seen = torch.repeat_interleave(row, start.diff())
                 key = pair_keys((row.unsqueeze(1), ids), num_items)
                 lost |= torch.isin(key, pair_keys((seen, col[at]), num_items))
-            ids, scores = (
-                ids.masked_fill(lost, -1),
-                scores.masked_fill(lost, -torch.inf),
-            )
-            ids, order = ids.sort(dim=1)
-            place, top = top_items(scores.gather(1, order), k)
+            ids, order = ids.masked_fill(lost, -1).sort(dim=1)
+            scores = scores.masked_fill(lost, -torch.inf).gather(1, order)
+            place, top = top_items(scores, k)
             out.append((ids.gather(1, place), top))
-        ids, scores = stacked(out)
-        return (ids[0], scores[0]) if people.is_single else (ids, scores)
+        return stacked(out, people.is_single)

@@ -73,21 +73,10 @@ def write_report(
 ) -> Path:
     """Write ``report.html``: what a person wants to know of a run within two minutes.
 
-    The metrics beside those of popularity; recall by users' activity and by items'
-    popularity; coverage; three lists; where the bytes of the file go; and the curves
-    of what was trained. The page is one file that loads nothing else. Lists are those
-    of at most 5,000 users, drawn at random.
-
-    Args:
-        out: The folder of the run, which holds its ``model.safetensors``.
-        metrics: The run's metrics, as ``metrics.json`` holds them, and its
-            ``'command'``.
-        history: One entry for each evaluation, as ``history.jsonl`` holds them.
-        model: The model of the run.
-        data: The data set, with held-out pairs.
-
-    Returns:
-        The path of the page.
+    The page is one file that loads nothing else. Lists are those of at most
+    ``MOST_USERS`` users, drawn at random. The metrics are those of ``metrics.json`` and
+    the run's ``'command'``, the history is that of ``history.jsonl``; the folder holds
+    the ``model.safetensors``.
     """
     found, file_size = _find(model, data), model_file(out).stat().st_size
     about = [
@@ -389,6 +378,7 @@ def _how(metrics: dict[str, Any]) -> str:
     """The call, seconds and versions."""
     seconds = (f'{key} {value:,.1f} s' for key, value in metrics['seconds'].items())
     versions = (f'{key} {value}' for key, value in metrics['versions'].items())
+    why = metrics.get('search', {}).get('why', '')
     return f"""<h2>How it was made</h2>
 <pre class="call">{escape(metrics['command'])}</pre>
-<p>{' · '.join(seconds)}</p><p>{escape(' · '.join(versions))}</p>"""
+<p>{escape(why)}</p><p>{' · '.join(seconds)}</p><p>{escape(' · '.join(versions))}</p>"""

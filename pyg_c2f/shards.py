@@ -198,10 +198,6 @@ class Rows:
             work.wait()
         return out
 
-    def _counts(self) -> list[int]:
-        """How many rows each process holds."""
-        return [end - start for start, end in pairwise(self.cuts)]
-
     def reduce_scatter(self, table: Tensor) -> Tensor:
         """This process's rows of the sum of one whole table of each process.
 
@@ -211,7 +207,7 @@ class Rows:
         if size == 1:
             return table
         width = table[0].numel()
-        counts = [count * width for count in self._counts()]
+        counts = [(stop - start) * width for start, stop in pairwise(self.cuts)]
         mine = counts[self.group.rank]
         received = table.new_empty(size * mine)
         dist.all_to_all_single(received, table.flatten(), [mine] * size, counts)

@@ -10,14 +10,9 @@ USER, ITEM, COARSE, FINE = 'user', 'item', 'coarse', 'fine'
 
 RATES = (USER, 'rates', ITEM)
 RATED_BY = (ITEM, 'rated_by', USER)
-USER_COARSE = (USER, 'assigned_to', COARSE)
-ITEM_COARSE = (ITEM, 'assigned_to', COARSE)
 COARSE_USER = (COARSE, 'anchors', USER)
 COARSE_ITEM = (COARSE, 'anchors', ITEM)
-COARSE_FINE = (COARSE, 'assigned_to', FINE)
 FINE_COARSE = (FINE, 'anchors', COARSE)
-ITEM_FINE = (ITEM, 'assigned_to', FINE)
-FINE_ITEM = (FINE, 'anchors', ITEM)
 
 EdgeType = tuple[str, str, str]
 Protocol = Literal['c2f', 'standard']

@@ -11,8 +11,6 @@ from pyg_c2f.index import ItemIndex
 from pyg_c2f.nn.recommender import Recommender, flatten, is_list
 from pyg_c2f.typing import ITEM, USER, InputError
 
-Names = Sequence[str]
-
 
 class Vocabulary:
     """What users and items are called: original ids, and the titles of items.
@@ -68,7 +66,7 @@ class Vocabulary:
             items.get('title'),
         )
 
-    def encode(self, names: Names, kind: str) -> list[int]:
+    def encode(self, names: Sequence[str], kind: str) -> list[int]:
         """The numbers of users or items (``kind``) by their original ids.
 
         Raises:
@@ -302,11 +300,7 @@ def _number_of_each(ids: list[str] | None, kind: str) -> dict[str, int] | None:
 
 
 def _are_names(ids: Any) -> bool:
-    """Whether a list holds original ids.
-
-    Raises:
-        ValueError: If it holds numbers too.
-    """
+    """Whether a list holds original ids; a ValueError if it holds numbers too."""
     if isinstance(ids, str | Tensor) or not is_list(ids):
         return False
     names = [isinstance(x, str) for x in ids]

@@ -151,7 +151,9 @@ def test_calls_parse(call):
     assert callable(command.run)
 
 
-def test_what_is_not_run_is_there():
+def test_there_is_something_to_test():
+    with_code = {name_of(page) for page in PAGES if blocks(page, 'python')}
+    assert {'README.md', 'docs/layers.md', 'docs/loaders.md', *GIVEN} <= with_code
     lines = [' '.join(call) for _, call in CALLS]
     for pattern in NOT_RUN:
         assert any(re.search(pattern, line) for line in lines), pattern
@@ -164,17 +166,9 @@ def test_json_parses(page):
         json.loads(text)
 
 
-def test_there_is_something_to_test():
-    with_code = {name_of(page) for page in PAGES if blocks(page, 'python')}
-    assert {'README.md', 'docs/layers.md', 'docs/loaders.md', *GIVEN} <= with_code
-
-
-def test_the_citation_is_of_this_version():
+def test_the_citation_is_of_this_version_and_the_readme_short():
     text = (ROOT / 'CITATION.cff').read_text()
     assert re.search(r'^version: (\S+)$', text, re.M)[1] == pyg_c2f.__version__
-
-
-def test_the_readme_is_short():
     assert len((ROOT / 'README.md').read_text().splitlines()) <= 130
 
 
@@ -256,11 +250,14 @@ def table_below(heading):
     return {name for cell in cells for name in re.findall(r'`([^`]+)`', cell)}
 
 
-def test_tables_of_keys(given):
+def test_tables_of_keys_and_files(given):
     metrics = json.loads((given.out / 'metrics.json').read_text())
-    assert table_below('metrics.json') == {*metrics, *metrics['bytes']}
+    assert table_below('metrics.json') == {*metrics, *metrics['bytes'], 'search'}
     config = json.loads((given.out / 'config.json').read_text())
     assert table_below('config.json') == {*config}
+    # And what else a run of recipe fast leaves.
+    left = {path.name for path in given.out.iterdir()} - {'tensorboard'}
+    assert left <= table_below('What `--out` receives')
 
 
 def test_tables_of_tensors(given, tmp_path):
@@ -274,9 +271,3 @@ def test_tables_of_tensors(given, tmp_path):
     assert table_below('model.safetensors') == known
     assert known - {'format', 'sha256'} <= {*model_meta(given.model)}
     assert model_meta(paper)['model'] == '"C2F"'
-
-
-def test_tables_of_files(given):
-    """What a run of recipe fast leaves is on the page."""
-    left = {path.name for path in given.out.iterdir()} - {'tensorboard'}
-    assert left <= table_below('What `--out` receives')

@@ -108,9 +108,8 @@ def kmeans(
 ) -> tuple[Tensor, Tensor]:
     r"""Weighted k-means from rows drawn by importance.
 
-    A centroid without rows takes the row that is
-    farthest away, so that no centroid is empty
-    in the end (unless there are fewer distinct rows).
+    A centroid without rows takes the row that is farthest away, so that no centroid is
+    empty in the end (unless there are fewer distinct rows).
 
     Args:
         x (Tensor): The rows, ``[num_rows, d]``.

@@ -96,14 +96,12 @@ def random_assignment(
     num_nodes: int,
     num_anchors: int,
     anchors_per_node: int,
-    own_weight: float = 0.5,
     generator: torch.Generator | None = None,
 ) -> Assignment:
     """The start without a partition: a random own anchor, and random other ones."""
     labels = torch.randint(num_anchors, (num_nodes,), generator=generator)
-    return partition_assignment(
-        labels, num_anchors, anchors_per_node, own_weight, generator
-    )
+    sizes = num_anchors, anchors_per_node
+    return partition_assignment(labels, *sizes, generator=generator)
 
 
 def _distinct(
@@ -231,14 +229,13 @@ def softmax_assignment(scores: Tensor, num_links: int) -> Assignment:
 
 
 def sparse_pca_codes(
-    rows: Tensor, num_components: int, alpha: float = 1.0, random_state: int = 0
+    rows: Tensor, num_components: int, random_state: int = 0
 ) -> Tensor:
     """The codes of rows in sparse principal components, through scikit-learn.
 
     Args:
         rows (Tensor): The rows to encode, ``[num_rows, channels]``.
         num_components (int): The number of components.
-        alpha (float, optional): The sparsity of the components. (default: ``1.0``)
         random_state (int, optional): The seed of the solver, which the published
             program leaves to the global state. (default: ``0``)
 
@@ -249,7 +246,7 @@ def sparse_pca_codes(
     from sklearn.decomposition import SparsePCA
     from sklearn.exceptions import ConvergenceWarning
 
-    pca = SparsePCA(num_components, alpha=alpha, random_state=random_state)
+    pca = SparsePCA(num_components, random_state=random_state)
     with warnings.catch_warnings():
         # Of steps inside the solver; a start needs no converged ones.
         warnings.simplefilter('ignore', ConvergenceWarning)

@@ -184,7 +184,9 @@ def right_vectors(
     x /= _norms(x, items).clamp(min=1e-30).to(x)
     square, _ = _orthonormal(x, items)
     if square[-1] > MAX_CONDITION * square[0]:
-        interactions, x = _in_double(interactions), x.double()
+        by_user, by_item, *rows = interactions
+        double = by_user.to(torch.double), by_item.to(torch.double)
+        interactions, x = SharedInteractions(*double, *rows), x.double()
     done = x[:, :0]
     done_value, done_error = torch.zeros(2, 0, dtype=torch.double, device=x.device)
     for num_rounds in range(1, max_rounds + 1):
@@ -228,11 +230,6 @@ def right_vectors(
     return Spectrum(value, right, residual, num_rounds)
 
 
-def _in_double(interactions: SharedInteractions) -> SharedInteractions:
-    by_user, by_item, *rows = interactions
-    return SharedInteractions(by_user.to(torch.double), by_item.to(torch.double), *rows)
-
-
 def _norms(x: Tensor, items: Rows) -> Tensor:
     """The lengths of the columns, in double precision."""
     double = torch.double
@@ -254,9 +251,8 @@ def _eigh(matrix: Tensor, items: Rows) -> tuple[Tensor, Tensor]:
 def _orthonormal(x: Tensor, items: Rows) -> tuple[Tensor, Tensor]:
     """The matrix B of an orthonormal basis XB, in double precision.
 
-    Returns:
-        Tuple: The eigenvalues of the Gram matrix of the columns, scaled to length one,
-        rising, and B, which leaves out what is zero but for rounding.
+    Before it the rising eigenvalues of the Gram matrix of the columns, scaled to length
+    one; B leaves out what is zero but for rounding.
     """
     gram = _gram(x, x, items)
     scale = gram.diagonal().clamp(min=1e-300).rsqrt()
@@ -269,13 +265,7 @@ def _orthonormal(x: Tensor, items: Rows) -> tuple[Tensor, Tensor]:
 def _ritz(x: Tensor, product: Tensor, items: Rows) -> tuple[Tensor, Tensor, Tensor]:
     """Approximate eigenvalues of R'R (falling), their vectors, and R'R times these.
 
-    Args:
-        x (Tensor): This process's rows of a basis, not orthonormal.
-        product (Tensor): This process's rows of R'R times it.
-        items (Rows): The items.
-
-    Returns:
-        Tuple: As many as the basis is wide, or fewer, if it has a lower rank.
+    ``x`` is a basis, not orthonormal, and ``product`` is R'R times it.
     """
     _, basis = _orthonormal(x, items)
     value, vector = _eigh(basis.T @ _gram(x, product, items) @ basis, items)
@@ -288,9 +278,8 @@ def _filter_degree(
 ) -> tuple[int, Tensor]:
     """The degree of a filter that maps [0, bound] into [-1, 1].
 
-    Returns:
-        Tuple: The highest degree that leaves no column more than ``MAX_GROWTH`` of any
-        other vector, and to what it multiplies what others hold of each vector.
+    It is the highest that leaves no column more than ``MAX_GROWTH`` of any other
+    vector. Behind it, to what it multiplies what others hold of each vector.
     """
     rest = (error / value.clamp(min=bound)).clamp(min=eps)
     angle = (2 * value / bound - 1).clamp(min=1).acosh()
@@ -376,10 +365,7 @@ def _chebyshev(
     x: Tensor,
     product: Tensor,
 ) -> Tensor:
-    """The Chebyshev polynomial of R'R that maps [0, bound] into [-1, 1], times X.
-
-    ``product`` is R'R times X.
-    """
+    """The Chebyshev polynomial of R'R that maps [0, bound] into [-1, 1], times X."""
     scale = 2 / bound
     last, this = x, product * scale - x
     for _ in range(degree - 1):

@@ -15,7 +15,10 @@ def run(args: argparse.Namespace) -> int:
     """Prints the metrics of a checkpoint."""
     group, folder = one_block_each(torchrun.join_quietly()), Path(args.checkpoint)
     config = experiment.read_config(folder)
-    model, data = load(folder), experiment.load_data(config)
+    if args.eval_users is not None:
+        config['eval_users'] = args.eval_users or None
+    model = load(folder)
+    data, digest = experiment.load_data(config)
     names = model.vocabulary
     for size, ids, store in (
         (model.num_users, names.user_ids, data[USER]),
@@ -27,10 +30,7 @@ def run(args: argparse.Namespace) -> int:
                 f'{folder}: the model knows other users or items than the data set '
                 f'{config["dataset"]} has; restore the data that it was trained on'
             )
-    experiment.check_data_of(folder, config, experiment.digest_of(config, data))
-    if args.eval_users is not None:
-        config['eval_users'] = args.eval_users or None
-    data = experiment.sampled(data, config)
+    experiment.check_data_of(folder, config, digest)
     users = group.rows(model.num_users)
     metrics = evaluate_split(model.scorer(), data, args.split, users=users)
     if group.rank > 0:

@@ -34,10 +34,7 @@ class HeldLog(logging.handlers.MemoryHandler):
 def main(argv: list[str] | None = None, program: tuple[str, ...] = ('pyg-c2f',)) -> int:
     """Runs one call and returns its exit status; without a command it trains.
 
-    Args:
-        argv (List, optional): The words of the call. (default: none)
-        program (Tuple, optional): The words before them, as help and messages show
-            them. (default: ``('pyg-c2f',)``)
+    ``program`` is the words before the call, as help and messages show them.
     """
     argv = argv or []
     if not argv or (argv[0].startswith('-') and argv[0] not in OF_PROGRAM):

@@ -216,6 +216,10 @@ def add_train_options(call: Parser) -> None:
     add('--init', metavar='DIR', help='for --stage fine: a run with the coarse stage')
     text = 'the seed of the training'
     add('--seed', type=SEED, default=2024, metavar='N', help=text)
+    text = 'choose settings on validation items so that the model takes no more: 0.5MB'
+    add('--size', metavar='BYTES', help=text)
+    text = 'choose settings on validation items for so long'
+    add('--seconds', type=float, metavar='N', help=text)
     more: dict[str, Any] = dict(nargs='+', action='extend', default=[])
     text = 'settings of the recipe, listed below'
     add('--set', metavar='NAME=VALUE', help=text, **more)

@@ -6,7 +6,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import torch
 from tqdm import tqdm
@@ -24,6 +24,9 @@ LIST_USERS = 256
 # Most lines of standard input that are answered at once.
 BLOCK_LINES = 256
 BLOCK_BYTES = 1 << 16
+# Whether a request is for a new person, leaves out seen items, and its candidates: one
+# call of the model answers all that are alike.
+Kind = tuple[bool, bool, tuple[int, ...] | None]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,7 +39,8 @@ def run(args: argparse.Namespace) -> int:
         raise InputError('--all and --out FILE go together')
     options: dict[str, Any] = {'exclude_seen': not args.include_seen}
     if args.candidates is not None:
-        options['candidates'] = read_items(model, args.candidates, '--candidates')
+        items = read_items(model, args.candidates, '--candidates')
+        options['candidates'] = tuple(items.tolist())
     if args.all:
         return write_lists(model, args, options)
     # The terminal may not be able to show every title.
@@ -58,7 +62,7 @@ def print_lists(
         if args.include_seen or args.candidates is not None:
             raise InputError('--similar takes no --include-seen or --candidates')
         items = read_items(model, args.similar, '--similar')
-        who = [item_id(model, x) for x in items.tolist()]
+        who = [model.vocabulary.name(x, ITEM) for x in items.tolist()]
         lists = model.similar_items(items, args.k)
     elif args.history is not None:
         history = read_items(model, args.history, '--history')
@@ -67,11 +71,12 @@ def print_lists(
     else:
         who = args.user
         lists = model.recommend(model.numbers(who, USER), args.k, **options)
-    for name, ids, scores in zip(who, *lists, strict=True):
-        print(f'for {name}:')
+    names = model.vocabulary
+    for asked, ids, scores in zip(who, *lists, strict=True):
+        print(f'for {asked}:')
         for rank, (item, score) in enumerate(zip(*filled(ids, scores), strict=True), 1):
-            title = model.vocabulary.title(item)
-            text = f'{rank:4}  {item_id(model, item):>10}  {score:8.4f}  {title}'
+            name, title = names.name(item, ITEM), names.title(item)
+            text = f'{rank:4}  {name:>10}  {score:8.4f}  {title}'
             print(text.rstrip())
     return 0
 
@@ -131,40 +136,36 @@ def filled(ids: torch.Tensor, scores: torch.Tensor) -> tuple[list[int], list[flo
     return ids[ids >= 0].tolist(), scores[ids >= 0].tolist()
 
 
-def item_id(model: NamedModel, item: int) -> str:
-    """The original id of an item, or its number."""
-    return model.vocabulary.name(item, ITEM)
-
-
-class Request(NamedTuple):
-    """The request of a line, with numbers in place of ids."""
-
-    who: int | list[int]
-    k: int
-    exclude_seen: bool
-    candidates: tuple[int, ...] | None
-
-
 def answer_lines(
     model: NamedModel, args: argparse.Namespace, options: dict[str, Any]
 ) -> int:
     """Answers standard input line by line, in blocks."""
     given = {'k': args.k} | options
-    if 'candidates' in given:
-        items = given['candidates'].tolist()
-        given['candidates'] = [item_id(model, item) for item in items]
     num_lines = num_wrong = 0
     for lines in blocks_of_lines(sys.stdin.buffer):
-        requests: list[Request | str] = []
+        answers: dict[int, dict[str, Any]] = {}
+        alike: dict[Kind, list[tuple[int, Any, int]]] = {}
         for number, line in enumerate(lines, num_lines + 1):
             try:
-                requests.append(read_request(model, line, given))
+                kind, who, k = read_request(model, line, given)
+                alike.setdefault(kind, []).append((number, who, k))
             except InputError as error:
-                requests.append(f'line {number}: {error}')
+                answers[number] = {'error': f'line {number}: {error}'}
         num_lines += len(lines)
-        num_wrong += sum(isinstance(x, str) for x in requests)
-        for answer in answer_block(model, requests):
-            print(json.dumps(answer))
+        num_wrong += len(answers)
+        for (is_new, exclude_seen, candidates), group in alike.items():
+            _, whom, lengths = zip(*group, strict=True)
+            lists = model.recommend(
+                None if is_new else list(whom),
+                max(lengths),  # A shorter list is the beginning of the longest one.
+                history=list(whom) if is_new else None,
+                exclude_seen=exclude_seen,
+                candidates=candidates,
+            )
+            for (number, _, k), ids, scores in zip(group, *lists, strict=True):
+                answers[number] = as_answer(model, *filled(ids[:k], scores[:k]))
+        for number in sorted(answers):
+            print(json.dumps(answers[number]))
         sys.stdout.flush()
     if num_wrong:
         return fail(f'{num_wrong} of {num_lines} lines were answered by an error')
@@ -182,8 +183,13 @@ def blocks_of_lines(stream: BinaryIO) -> Iterator[list[bytes]]:
         yield [rest]
 
 
-def read_request(model: NamedModel, line: bytes, given: dict[str, Any]) -> Request:
-    """The request of a line; the options of the call are its defaults."""
+def read_request(
+    model: NamedModel, line: bytes, given: dict[str, Any]
+) -> tuple[Kind, int | list[int], int]:
+    """The kind of a request, for whom it is, and the length of the list.
+
+    The options of the call are the defaults.
+    """
     try:
         asked = json.loads(line.decode('utf-8-sig'))
     except (ValueError, RecursionError) as error:
@@ -193,23 +199,22 @@ def read_request(model: NamedModel, line: bytes, given: dict[str, Any]) -> Reque
     unknown = set(asked) - {'user', 'history', 'k', 'candidates', 'exclude_seen'}
     if unknown:
         raise InputError(f'unknown key {min(unknown)!r}')
-    asked = given | asked
-    if type(asked['k']) is not int:
-        raise InputError(f'"k" is a whole number, not {asked["k"]!r}')
-    check_length(asked['k'], '"k"', model)
-    if type(asked['exclude_seen']) is not bool:
-        raise InputError(
-            f'"exclude_seen" is true or false, not {asked["exclude_seen"]!r}'
-        )
+    k, exclude_seen = (asked.get(x, given[x]) for x in ('k', 'exclude_seen'))
+    if type(k) is not int:
+        raise InputError(f'"k" is a whole number, not {k!r}')
+    check_length(k, '"k"', model)
+    if type(exclude_seen) is not bool:
+        raise InputError(f'"exclude_seen" is true or false, not {exclude_seen!r}')
+    is_new = 'history' in asked
     who: int | list[int]
-    if 'user' in asked:
-        (who,) = read_ids(model, [asked['user']], 'user')
-    else:
+    if is_new:
         who = read_ids(model, asked['history'], 'history')
-    candidates = None
+    else:
+        (who,) = read_ids(model, [asked['user']], 'user')
+    candidates = given.get('candidates')
     if 'candidates' in asked:
         candidates = tuple(read_ids(model, asked['candidates'], 'candidates'))
-    return Request(who, asked['k'], asked['exclude_seen'], candidates)
+    return (is_new, exclude_seen, candidates), who, k
 
 
 def read_ids(model: NamedModel, values: Any, key: str) -> list[int]:
@@ -223,35 +228,10 @@ def read_ids(model: NamedModel, values: Any, key: str) -> list[int]:
     return model.numbers([str(value) for value in values], kind).tolist()
 
 
-def answer_block(
-    model: NamedModel, requests: list[Request | str]
-) -> list[dict[str, Any]]:
-    """The answers to requests; one call of the model answers all of one kind."""
-    answers = [{'error': x} if isinstance(x, str) else {} for x in requests]
-    groups: dict[tuple[Any, ...], list[tuple[int, Request]]] = {}
-    for place, ask in enumerate(requests):
-        if not isinstance(ask, str):
-            kind = (isinstance(ask.who, list), ask.exclude_seen, ask.candidates)
-            groups.setdefault(kind, []).append((place, ask))
-    for (is_new, exclude_seen, candidates), group in groups.items():
-        who: list[Any] = [ask.who for _, ask in group]
-        lists = model.recommend(
-            None if is_new else who,
-            # A shorter list is the beginning of the longest one.
-            max(ask.k for _, ask in group),
-            history=who if is_new else None,
-            exclude_seen=exclude_seen,
-            candidates=candidates,
-        )
-        for (place, ask), ids, scores in zip(group, *lists, strict=True):
-            answers[place] = as_answer(model, *filled(ids[: ask.k], scores[: ask.k]))
-    return answers
-
-
 def as_answer(model: NamedModel, ids: list[int], scores: list[float]) -> dict[str, Any]:
     """A list as an answer; scores have the digits of single precision."""
     answer: dict[str, Any] = {
-        'items': [item_id(model, item) for item in ids],
+        'items': [model.vocabulary.name(item, ITEM) for item in ids],
         'scores': [float(f'{score:.7g}') for score in scores],
     }
     if model.vocabulary.item_titles is not None:

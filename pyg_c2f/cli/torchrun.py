@@ -52,9 +52,6 @@ def agree(store: dist.Store, rank: int, size: int) -> str:
     The number of starts does not serve: nodes count their own failures only. Each
     process but the first asks under a name that it makes up and gets its answer under
     this name, so requests and answers of earlier starts in the store do no harm.
-
-    Raises:
-        RuntimeError: If a process does not arrive in time.
     """
     mine = uuid4().hex
     if rank > 0:

@@ -115,6 +115,7 @@ def make_config(args: argparse.Namespace) -> dict[str, Any]:
         'call': call_of(args),
         **kept_values(args),
         'settings': settings_of(args, args.recipe, args.dataset),
+        'fixed': [text.partition('=')[0] for text in args.set],
         'versions': {
             'python': platform.python_version(),
             'pyg_c2f': pyg_c2f.__version__,

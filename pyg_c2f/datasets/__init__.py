@@ -8,7 +8,7 @@ from pyg_c2f.datasets.interactions import (
 from pyg_c2f.datasets.published import AmazonBook, Gowalla, Yelp2018, Yelp2020
 from pyg_c2f.datasets.registry import build_dataset, describe, get_dataset
 from pyg_c2f.datasets.spec import DEFAULT_ROOT, DataSpec
-from pyg_c2f.datasets.synthetic import SyntheticHierarchy, write_synthetic
+from pyg_c2f.datasets.synthetic import SyntheticHierarchy
 
 __all__ = [
     'DataSpec',
@@ -18,7 +18,6 @@ __all__ = [
     'Yelp2020',
     'AmazonBook',
     'SyntheticHierarchy',
-    'write_synthetic',
     'Labels',
     'DEFAULT_ROOT',
     'get_dataset',

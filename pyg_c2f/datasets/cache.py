@@ -19,6 +19,7 @@ The result is a folder ``built-PROTOCOL-SEED`` beside the files:
 import hashlib
 import json
 import logging
+import math
 import os
 import secrets
 import shutil
@@ -75,16 +76,6 @@ class Meta(NamedTuple):
     data_sha256: str
 
 
-class Cache(NamedTuple):
-    r"""The built form of a data set, mapped into memory."""
-
-    meta: Meta
-    edges: Tensor  # [3, num_train]: users, items, users
-    val: Tensor  # [2, num_val]
-    test: Tensor  # [2, num_test]
-    texts: dict[str, tuple[np.ndarray, np.ndarray]]  # bytes and offsets
-
-
 def cache_folder(spec: DataSpec) -> Path:
     r"""Returns the folder of a data set's built form, which may not exist."""
     return spec.folder / f'built-{spec.protocol}-{spec.split_seed}'
@@ -101,9 +92,7 @@ def is_built(spec: DataSpec) -> bool:
 def find_cache(spec: DataSpec) -> Path | None:
     r"""Returns the folder of the built form of a data set, if there is one.
 
-    Raises:
-        InputError: If it is damaged, was made from other columns, or from files that
-            have changed since. Deleted files are not missed.
+    It must fit the columns asked for and the files; deleted files are not missed.
     """
     if not is_built(spec):
         return None
@@ -178,40 +167,45 @@ def _check_meta(meta: Meta) -> None:
             raise ValueError(f'{key} is wrong')
 
 
-def _counts(meta: Meta) -> dict[str, int]:
-    r"""The interactions in each file of pairs."""
+def _shapes(meta: Meta) -> dict[str, tuple[int, int]]:
+    r"""The rows of each file of pairs, and the interactions in it."""
     counts = meta.num_train, meta.num_val, meta.num_test
-    return dict(zip(SIDES, counts, strict=True))
+    both = zip(SIDES.items(), counts, strict=True)
+    return {key: (len(sides), num) for (key, sides), num in both}
 
 
 def _sizes(meta: Meta) -> dict[str, int]:
     r"""The bytes of each file."""
-    sizes = {
-        f'{key}.i64': 8 * len(SIDES[key]) * num for key, num in _counts(meta).items()
-    }
+    sizes = {f'{key}.i64': 8 * rows * num for key, (rows, num) in _shapes(meta).items()}
     for key, size in meta.text_bytes.items():
         num = meta.num_users if key == 'users' else meta.num_items
         sizes |= {f'{key}.bin': size, f'{key}.offsets.i64': 8 * (num + 1)}
     return sizes
 
 
-def read_cache(folder: Path) -> Cache:
-    r"""Maps a built form into memory, after a check of its sizes."""
+def read_cache(
+    folder: Path,
+) -> tuple[Meta, list[Tensor], dict[str, tuple[np.ndarray, np.ndarray]]]:
+    r"""Maps a built form into memory, after a check of its sizes.
+
+    Returns its interactions in the files of ``SIDES``, and the bytes and offsets of
+    texts.
+    """
     meta = read_meta(folder)
     try:
         pairs = [
             torch.from_file(
                 str(folder / f'{key}.i64'),
                 shared=False,
-                size=len(SIDES[key]) * num,
+                size=math.prod(shape),
                 dtype=torch.int64,
-            ).view(len(SIDES[key]), num)
-            for key, num in _counts(meta).items()
+            ).view(shape)
+            for key, shape in _shapes(meta).items()
         ]
         texts = {key: _map_texts(folder, key) for key in meta.text_bytes}
     except (OSError, RuntimeError) as error:
         raise _damaged(folder, ascii(str(error)[:200])) from error
-    return Cache(meta, pairs[0], pairs[1], pairs[2], texts)
+    return meta, pairs, texts
 
 
 def _map_texts(folder: Path, key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -240,22 +234,25 @@ def build_cache(spec: DataSpec, progress: bool = False) -> Path:
     sources = fingerprint(spec)
     with _whole_folder(target) as part:
         if plain_name(files[0]).endswith('.parquet'):
-            sizes = _TableBuild(part, spec, progress).run()
+            built = _TableBuild(part, spec, progress).run()
         else:
-            sizes = _build_in_memory(part, spec)
+            built = _build_in_memory(part, spec)
         if fingerprint(spec) != sources:
             raise InputError(
                 f'{spec.folder}: its files are changing; build when they are complete'
             )
-        content = {
-            'format': FORMAT,
-            'protocol': spec.protocol,
-            'split_seed': spec.split_seed,
-            'columns': [*spec.columns] if spec.is_table else None,
-            **sizes,
-            'sources': sources,
-            'data_sha256': _digest(part, sizes['num_train']),
-        }
+        num_nodes, counts, text_bytes = built
+        meta = Meta(
+            spec.protocol,
+            spec.split_seed,
+            [*spec.columns] if spec.is_table else None,
+            *num_nodes,
+            *counts,
+            text_bytes,
+            sources,
+            _digest(part, counts[0]),
+        )
+        content = {'format': FORMAT} | meta._asdict()
         with _new_file(part / META) as file:
             file.write(json.dumps(content, indent=1).encode() + b'\n')
         read_meta(part)
@@ -376,19 +373,16 @@ def _blocks_of(texts: list[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         yield encode_texts(texts[start : start + _LABELS])
 
 
-def _sizes_of(
-    num_nodes: tuple[int, int], counts: Iterable[int], text_bytes: dict[str, int]
-) -> dict[str, Any]:
-    keys = ('num_users', 'num_items', 'num_train', 'num_val', 'num_test')
-    sizes = dict(zip(keys, (*num_nodes, *counts), strict=True))
-    return {**sizes, 'text_bytes': text_bytes}
+# The numbers of users and items, and of train, validation and test interactions, and
+# the bytes of the texts.
+_Sizes = tuple[tuple[int, int], tuple[int, int, int], dict[str, int]]
 
 
-def _build_in_memory(part: Path, spec: DataSpec) -> dict[str, Any]:
+def _build_in_memory(part: Path, spec: DataSpec) -> _Sizes:
     r"""Writes the built form of files that fit in memory."""
     source = read_source(spec)
     splits = split(source.parts, source.num_items, spec)
-    counts = [len(keys) for keys in splits]
+    counts = len(splits.train), len(splits.val), len(splits.test)
     with _pair_files(part, counts) as files:
         for keys, file in zip(splits, files, strict=True):
             for start in range(0, len(keys), BUCKET):
@@ -397,7 +391,7 @@ def _build_in_memory(part: Path, spec: DataSpec) -> dict[str, Any]:
         key: _write_texts(part, key, _blocks_of(texts))
         for key, texts in source.texts.items()
     }
-    return _sizes_of((source.num_users, source.num_items), counts, text_bytes)
+    return (source.num_users, source.num_items), counts, text_bytes
 
 
 class _TableBuild:
@@ -411,8 +405,7 @@ class _TableBuild:
             raise no_rows(self.path)
         self.bar = partial(tqdm, unit_scale=True, leave=False, disable=not progress)
 
-    def run(self) -> dict[str, Any]:
-        r"""Returns the sizes of what is written."""
+    def run(self) -> _Sizes:
         part, spec = self.part, self.spec
         users, items = self.table.number_ids()
         num_nodes = len(users.keys), len(items.keys)
@@ -432,8 +425,7 @@ class _TableBuild:
             logger.warning(
                 '%s: %d duplicate interactions merged', self.path, num_merged
             )
-        counts = self.write_splits(per_user, num_nodes[1])
-        return _sizes_of(num_nodes, counts, text_bytes)
+        return num_nodes, self.write_splits(per_user, num_nodes[1]), text_bytes
 
     def write_keys(self, users: NumberedIds, items: NumberedIds) -> None:
         r"""Writes the keys of all rows to the file ``keys``."""
@@ -444,8 +436,7 @@ class _TableBuild:
     def sort_keys(self, num_users: int, num_items: int) -> np.ndarray:
         r"""Sorts the keys and moves the unique ones to the front of their file.
 
-        Returns:
-            np.ndarray: The number of interactions of each user.
+        Returns the number of interactions of each user.
         """
         keys = np.memmap(self.part / 'keys', np.int64, 'r+')
         # In place, by passes from both ends: most of a large file may be on the disk.

@@ -150,7 +150,7 @@ def to_edges(splits: Splits, num_items: int) -> list[Tensor]:
 def _load(spec: DataSpec) -> HeteroData:
     r"""Returns the graph of a data set, mapped if it has a built form."""
     if folder := find_cache(spec):
-        meta, rows, val, test, buffers = read_cache(folder)
+        meta, (rows, val, test), buffers = read_cache(folder)
         texts = {key: Labels.from_buffers(*x) for key, x in buffers.items()}
         edges = [rows[:2], val, test, rows[1:]]
         return make_graph(edges, (meta.num_users, meta.num_items), spec, texts)
@@ -198,28 +198,9 @@ class InteractionDataset(InMemoryDataset):
 
     Figures of the two protocols must not be compared.
 
-    Nothing is cached on disk: ``root`` may be read-only, and another seed never meets
-    an old split. Data that do not fit in memory are prepared by
-    :func:`~pyg_c2f.datasets.build_dataset`, once for a protocol and a seed; its result
-    is mapped into memory, and refused if the files have changed since.
-
-    Accepted, and logged with their number: duplicate interactions, users on several
-    lines, users without items, held-out interactions that are also in train (they
-    are dropped). Byte order marks, blank lines and the line endings of any system are
-    skipped.
-
-    Refused, with file, line and reason:
-
-    * in text, anything but natural numbers, and ids above :math:`10^6` plus ten times
-      the number of interactions, or :math:`2^{31} - 1`: ids must be contiguous;
-    * in tables, rows with fewer cells than the header, or more that are not empty, rows
-      without user or item, ids with a NUL character, two columns of the same name,
-      open quotes in csv, cells of more than 131,072 characters, and text that is not
-      UTF-8. White space around ids is removed, except in Parquet, where ids are text
-      or whole numbers exactly as they are;
-    * archives, and Parquet tables, that unpack to more than 32 MiB and more than twenty
-      times their size, and Parquet tables of more than a million rows with over ten
-      for each byte.
+    Nothing is cached on disk. Data that do not fit in memory are prepared by
+    :func:`~pyg_c2f.datasets.build_dataset`, whose result is mapped into memory. What is
+    tolerated in files, and what is refused, is in ``docs/loaders.md``.
 
     Args:
         root (str or Path): The folder that holds one folder per data set.

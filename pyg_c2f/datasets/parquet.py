@@ -3,6 +3,7 @@ r"""Reading the ids of a Parquet table, a file or a folder of files; needs pyarr
 import itertools
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,17 +44,7 @@ Column = np.ndarray | Texts  # [num_rows] int64, the ids themselves
 class ParquetTable:
     r"""The ids in two columns of a Parquet table: whole numbers or text, as they are.
 
-    Args:
-        path (Path): A file, gzipped or not, or a folder of part files ``*.parquet``,
-            read in the order of their names. Names that begin with ``_`` or ``.`` are
-            ignored.
-        columns (tuple): The names of the columns.
-        progress (bool, optional): Whether to show progress bars.
-
-    Raises:
-        InputError: If a file is damaged or claims to hold far more than interactions
-            of its size would, or a column is missing or of another type.
-        ImportError: If pyarrow is not installed.
+    The table is a file, gzipped or not, or a folder of :func:`part_files`.
     """
 
     def __init__(
@@ -64,14 +55,10 @@ class ParquetTable:
         self.is_int = [True, True]
         self._parts = {}  # path -> types of the columns
         for part in part_files(path) if path.is_dir() else [path]:
-            try:
+            with _reading(part):
                 file, size = _open(part, [])
                 kinds = [_kind(file.schema_arrow, name, part) for name in columns]
                 _check_size(file.metadata, size, part)
-            except (InputError, ImportError):
-                raise
-            except Exception as error:  # pyarrow's errors have no common base
-                raise _damaged(part) from error
             self.num_rows += file.metadata.num_rows
             self._parts[part] = kinds
             for side, kind in enumerate(kinds):
@@ -81,9 +68,6 @@ class ParquetTable:
         r"""Yields the users and items of the rows, batch by batch.
 
         A column is integers in all batches, or text in all.
-
-        Raises:
-            InputError: If a file is damaged, or an id is missing or not text.
         """
         with tqdm(
             desc=what,
@@ -93,14 +77,10 @@ class ParquetTable:
             disable=not self.progress,
         ) as bar:
             for part, kinds in self._parts.items():
-                try:
+                with _reading(part):
                     for batch in self._part_batches(part, kinds):
                         yield batch
                         bar.update(_num_rows(batch[0]))
-                except InputError:
-                    raise
-                except Exception as error:
-                    raise _damaged(part) from error
 
     def _part_batches(
         self, part: Path, kinds: list[str]
@@ -146,10 +126,9 @@ class ParquetTable:
 
 
 def part_files(folder: Path) -> list[Path]:
-    r"""Returns the part files of a table that is a folder.
+    r"""Returns the part files ``*.parquet`` of a folder in the order of their names.
 
-    Raises:
-        InputError: If there are none, the folder cannot be read or has subfolders.
+    Names that begin with ``_`` or ``.`` are ignored.
     """
     try:
         entries = [x for x in sorted(folder.iterdir()) if x.name[0] not in '_.']
@@ -193,8 +172,17 @@ def _open(part: Path, dictionaries: list[str]) -> tuple[Any, int]:
     return file, size
 
 
-def _damaged(part: Path) -> InputError:
-    return InputError(f'{part} is not a readable Parquet table; write it again')
+@contextmanager
+def _reading(part: Path) -> Iterator[None]:
+    r"""Turns pyarrow's errors, which have no common base, into one of ours."""
+    try:
+        yield
+    except (InputError, ImportError):
+        raise
+    except Exception as error:
+        raise InputError(
+            f'{part} is not a readable Parquet table; write it again'
+        ) from error
 
 
 def _kind(schema: Any, column: str, path: Path) -> str:

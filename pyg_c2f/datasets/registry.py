@@ -110,7 +110,6 @@ def describe(spec: DataSpec | str, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """
     spec = _to_spec(spec, args, kwargs)
     out: dict[str, Any] = {'dataset': spec.name, 'folder': None, 'files': []}
-    built = None
     if spec.name == SYNTHETIC:
         out |= {'source': 'generated', 'license': 'that of this package'}
     else:
@@ -118,21 +117,25 @@ def describe(spec: DataSpec | str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         out['folder'] = str(spec.folder)
         out['source'] = published.base_url if published else 'local'
         out['license'] = published.license_note if published else 'unknown'
-        out['files'] = _describe_files(spec.files, published)
-        built = find_cache(spec)
+        references = published.references() if published else {}
+        for path in spec.files:
+            parts = part_files(path) if path.is_dir() else [path]
+            size = sum(part.stat().st_size for part in parts)
+            state = file_state(path, references.pop(plain_name(path), {}))
+            out['files'].append({'file': path.name, 'bytes': size, 'state': state})
+        out['files'] += [
+            {'file': file_name, 'bytes': None, 'state': 'missing'}
+            for file_name in sorted(references)
+        ]
     out |= {'protocol': spec.protocol, 'split_seed': spec.split_seed}
-    if built:
-        meta = read_meta(built)
-        num_edges = [meta.num_train, meta.num_val, meta.num_test]
-        sizes = [meta.num_users, meta.num_items, *num_edges]
-    elif any(file['state'] == 'missing' for file in out['files']):
+    is_missing = any(file['state'] == 'missing' for file in out['files'])
+    if is_missing and not is_built(spec):
         return out | dict.fromkeys(_COUNTS)
-    else:
-        data = get_dataset(spec)
-        edges = data[RATES]
-        held_out = edges.val_edge_label_index, edges.test_edge_label_index
-        num_edges = [index.size(1) for index in (edges.edge_index, *held_out)]
-        sizes = [data[USER].num_nodes, data[ITEM].num_nodes, *num_edges]
+    data = get_dataset(spec)
+    edges = data[RATES]
+    held_out = edges.val_edge_label_index, edges.test_edge_label_index
+    num_edges = [index.size(1) for index in (edges.edge_index, *held_out)]
+    sizes = [data[USER].num_nodes, data[ITEM].num_nodes, *num_edges]
     density = sum(num_edges) / (sizes[0] * sizes[1])
     return out | dict(zip(_COUNTS, (*sizes, sum(num_edges), density), strict=True))
 
@@ -154,22 +157,6 @@ def built_digest(spec: DataSpec) -> str | None:
     return read_meta(built).data_sha256 if built else None
 
 
-def _describe_files(
-    found: list[Path], published: type[PublishedDataset] | None
-) -> list[dict[str, Any]]:
-    references = published.references() if published else {}
-    files: list[dict[str, Any]] = []
-    for path in found:
-        parts = part_files(path) if path.is_dir() else [path]
-        size = sum(part.stat().st_size for part in parts)
-        state = file_state(path, references.pop(plain_name(path), {}))
-        files.append({'file': path.name, 'bytes': size, 'state': state})
-    return files + [
-        {'file': file_name, 'bytes': None, 'state': 'missing'}
-        for file_name in sorted(references)
-    ]
-
-
 def _to_spec(
     spec: DataSpec | str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> DataSpec:
@@ -177,11 +164,7 @@ def _to_spec(
 
 
 def _published(spec: DataSpec) -> type[PublishedDataset] | None:
-    r"""The class of a published data set; None for files of the user's own.
-
-    Raises:
-        InputError: If there is no data set of that name.
-    """
+    r"""The class of a published data set; None for files of the user's own."""
     if spec.name in PUBLISHED and not spec.is_table:
         return PUBLISHED[spec.name]
     if not spec.folder.is_dir():

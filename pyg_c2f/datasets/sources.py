@@ -27,11 +27,7 @@ class Source(NamedTuple):
 
 
 def read_source(spec: DataSpec) -> Source:
-    r"""Reads the files of a data set.
-
-    Raises:
-        InputError: If there is no such data set, or a file of it is wrong.
-    """
+    r"""Reads the files of a data set."""
     folder, paths = spec.folder, spec.files
     shape = (
         'the folder must hold train.txt and test.txt [and valid.txt] with lines `user '

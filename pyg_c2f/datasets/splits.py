@@ -72,11 +72,7 @@ def third(count: np.ndarray) -> np.ndarray:
 def hold_out(
     keys: np.ndarray, num_items: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    r"""Divides one set of interactions into a train and a test part.
-
-    Of a user's :math:`n` interactions :math:`\lfloor n / 5 + 1/2 \rfloor`, a fifth
-    rounded to the nearest integer, are test.
-    """
+    r"""Divides one set of interactions into a train and a test part."""
     mask = draw_per_user(keys // num_items, fifth, rng)
     return keys[~mask], keys[mask]
 
@@ -122,14 +118,8 @@ def split(parts: Mapping[str, np.ndarray], num_items: int, spec: DataSpec) -> Sp
 
     A single set of interactions is divided by :func:`hold_out` first. Otherwise
     interactions that are also in train are dropped from validation and test, and those
-    that are also in test from the validation file; both are logged.
-
-    * ``c2f``: validation is :math:`\lceil n / 3 \rceil` of each user's :math:`n` test
-      items, the rest remains test. A validation file is not used.
-    * ``standard``: test remains as it is. Validation is the validation file or, if
-      there is none, :math:`\lfloor n / 10 + 1/2 \rfloor` of each user's :math:`n` train
-      items, which leave train: a tenth rounded to the nearest integer, none of users
-      with fewer than five.
+    that are also in test from the validation file; both are logged. Validation is the
+    validation file, by ``standard`` alone, or what :func:`draw_validation` draws.
 
     The parts are the keys of ``train.txt``, ``test.txt`` and perhaps ``valid.txt``, or
     of a single file of any other name.

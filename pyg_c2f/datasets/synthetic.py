@@ -1,10 +1,6 @@
 r"""Interactions with a planted two-level structure."""
 
-import itertools
-import os
-import shutil
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -17,19 +13,12 @@ from pyg_c2f.sparse import pair_keys
 from pyg_c2f.typing import ITEM, USER, InputError, Protocol
 
 _MIN_ACTIVITY = 5  # interactions of a user
-_POPULARITY_EXPONENT = 0.8
+POPULARITY_EXPONENT = 0.8
 _ACTIVITY_EXPONENT = 0.6
 _GROUP_AFFINITY = 50.0  # items of the user's own group, relative to all others
 _SUBGROUP_AFFINITY = 200.0  # items of the user's favourite sub-groups
 _NUM_FAVOURITES = 2
 _BLOCK = 2**22  # scores held at a time
-# For data written to files, where items have no scores.
-_NUM_DRAWS = 2**20  # held at a time and written to a file, of more than one user
-_COMMUNITY = 1000  # items
-_COMMUNITIES = 10  # of a group
-_LOYAL, _IN_GROUP = 0.7, 0.15  # draws that stay in the community, and in the group
-_SURPLUS = 1.25  # draws for each that counts, some come twice
-_ROUNDS = 4  # of draws by popularity; then all items are drawn alike
 
 
 class SyntheticHierarchy(InMemoryDataset):
@@ -94,7 +83,7 @@ class SyntheticHierarchy(InMemoryDataset):
     ) -> None:
         self.name = 'synthetic'
         spec = DataSpec(self.name, protocol=protocol, split_seed=split_seed)
-        _check_sizes(num_users, num_items, num_interactions, num_groups, num_subgroups)
+        check_sizes(num_users, num_items, num_interactions, num_groups, num_subgroups)
         super().__init__(None, transform)
         rng = np.random.default_rng(seed)
 
@@ -112,8 +101,8 @@ class SyntheticHierarchy(InMemoryDataset):
         keys = _draw(
             np.log(affinity),
             item_subgroup,
-            np.log(_power_law(num_items, _POPULARITY_EXPONENT, rng)),
-            _activity(num_users, num_items, num_interactions, rng),
+            np.log(_power_law(num_items, POPULARITY_EXPONENT, rng)),
+            draw_activity(num_users, num_items, num_interactions, rng),
             rng,
         )
         splits = split({self.name: keys}, num_items, spec)
@@ -125,13 +114,14 @@ class SyntheticHierarchy(InMemoryDataset):
         self._data[ITEM].subgroup = torch.from_numpy(item_subgroup)
 
 
-def _check_sizes(
+def check_sizes(
     num_users: int,
     num_items: int,
     num_interactions: int,
     num_groups: int,
     num_subgroups: int,
 ) -> None:
+    r"""Refuses numbers that do not go together."""
     if num_users < 1 or num_items < 2 * _MIN_ACTIVITY:
         raise InputError(
             f'at least 1 user and {2 * _MIN_ACTIVITY} items are needed (got '
@@ -156,9 +146,10 @@ def _power_law(size: int, exponent: float, rng: np.random.Generator) -> np.ndarr
     return (1.0 + rng.permutation(size)) ** -exponent
 
 
-def _activity(
+def draw_activity(
     num_users: int, num_items: int, num_interactions: int, rng: np.random.Generator
 ) -> np.ndarray:
+    r"""Draws the number of interactions of each user, ``[num_users]``."""
     share = _power_law(num_users, _ACTIVITY_EXPONENT, rng)
     surplus = num_interactions - _MIN_ACTIVITY * num_users
     # Rounding the running total instead of the shares preserves the sum.
@@ -187,146 +178,3 @@ def _draw(
         drawn = np.arange(k) < activity[user, None]
         keys.append(pair_keys((user[:, None], items), num_items)[drawn])
     return np.sort(np.concatenate(keys))
-
-
-# Data that do not fit in memory -------------------------------------------------------
-
-
-def write_synthetic(
-    folder: str | Path,
-    num_users: int,
-    num_items: int,
-    num_interactions: int,
-    seed: int = 0,
-) -> None:
-    r"""Writes interactions with a planted two-level structure, of any size.
-
-    Items are divided into communities of a thousand, and these into groups of ten. A
-    user draws until there are enough different items: 70 % of the draws are from the
-    user's community, 15 % from any in its group and the others from anywhere, each by
-    popularity, of exponent 0.8 in the rank within the community. The number of items is
-    5 plus a power law of exponent 0.6 in the rank of the user, at most half of all
-    items. Memory grows with the number of users, not of interactions.
-
-    The folder is a Parquet table of part files with the columns ``user_id`` and
-    ``item_id``, numbers counted from 0: as ``ROOT/NAME/NAME.parquet`` it is a data set
-    for :class:`InteractionDataset`, or for :func:`build_dataset` first.
-
-    Args:
-        folder (str or Path): The folder to make; it must not exist.
-        num_users (int): The number of users.
-        num_items (int): The number of items; some may be in no interaction.
-        num_interactions (int): The number of interactions; slightly fewer where users
-            reach the limit.
-        seed (int, optional): The seed of the interactions. (default: :obj:`0`)
-
-    Raises:
-        InputError: If the numbers do not go together, or the folder exists.
-        ImportError: If pyarrow is not installed.
-        OSError: If the folder cannot be written.
-    """
-    _check_sizes(num_users, num_items, num_interactions, 1, 1)
-    folder = Path(folder).expanduser()
-    if folder.exists():
-        raise InputError(f'{folder} exists already; delete it or name another')
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise ImportError(
-            f'writing {folder} needs pyarrow; pip install pyg-c2f[tables]'
-        ) from error
-    # The folder gets its name only when it is complete.
-    part = folder.with_name(f'{folder.name}-part')
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    rng = np.random.default_rng(seed)
-    blocks = _draw_blocks(num_users, num_items, num_interactions, rng)
-    try:
-        for number, (users, items) in enumerate(blocks):
-            table = pa.table({'user_id': users, 'item_id': items})
-            path = part / f'part-{number:05}.parquet'
-            pq.write_table(table, path, row_group_size=2**20)
-        os.replace(part, folder)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-
-
-_Pairs = tuple[np.ndarray, np.ndarray]
-
-
-def _draw_blocks(
-    num_users: int, num_items: int, num_interactions: int, rng: np.random.Generator
-) -> Iterator[_Pairs]:
-    r"""Yields the users and items of the interactions, range by range of users."""
-    activity = _activity(num_users, num_items, num_interactions, rng)
-    items = _Items(num_items, rng)
-    total = np.cumsum(activity)
-    first = 0
-    while first < num_users:
-        before = total[first - 1] if first else 0
-        end = int(total.searchsorted(before + _NUM_DRAWS, side='right'))
-        end = max(end, first + 1)
-        users, drawn = _draw_distinct(activity[first:end], items, rng)
-        yield users + first, drawn
-        first = end
-
-
-class _Items:
-    r"""Items in communities, to be drawn from."""
-
-    def __init__(self, num_items: int, rng: np.random.Generator) -> None:
-        self.num_items = num_items
-        self.num_communities = max(num_items // _COMMUNITY, 1)
-        num_ranks = -(-num_items // self.num_communities)
-        share = (1.0 + np.arange(num_ranks)) ** -_POPULARITY_EXPONENT
-        self._below = np.cumsum(share / share.sum())[:-1]
-        self._place = rng.permutation(num_items)
-
-    def draw(self, community: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        r"""Draws an item for each user, whose community is given."""
-        size = len(community)
-        goes = rng.random(size)
-        first = community // _COMMUNITIES * _COMMUNITIES
-        group_size = np.minimum(self.num_communities - first, _COMMUNITIES)
-        in_group = first + (rng.random(size) * group_size).astype(np.int64)
-        anywhere = rng.integers(self.num_communities, size=size)
-        chosen = np.where(goes < _LOYAL + _IN_GROUP, in_group, anywhere)
-        chosen = np.where(goes < _LOYAL, community, chosen)
-        rank = self._below.searchsorted(rng.random(size), side='right')
-        at = rank * self.num_communities + chosen
-        at[at >= self.num_items] -= self.num_communities  # the last rank may lack some
-        return self._place[at]
-
-
-def _draw_distinct(
-    activity: np.ndarray, items: _Items, rng: np.random.Generator
-) -> _Pairs:
-    r"""Draws the first different items, as many as each user is to have."""
-    num_users = len(activity)
-    community = rng.integers(items.num_communities, size=num_users)
-    keys = np.empty(0, np.int64)  # distinct, of each user in the order of the draws
-    missing = activity
-    for turn in itertools.count():
-        user = np.arange(num_users).repeat(
-            np.ceil(_SURPLUS * missing).astype(np.int64) + (missing > 0)
-        )
-        if turn < _ROUNDS:
-            drawn = items.draw(community[user], rng)
-        else:
-            drawn = rng.integers(items.num_items, size=len(user))
-        keys = np.concatenate([keys, pair_keys((user, drawn), items.num_items)])
-        _, first = np.unique(keys, return_index=True)
-        first.sort()
-        keys = keys[first]
-        user = keys // items.num_items
-        order = np.argsort(user, kind='stable')
-        keys, user = keys[order], user[order]
-        count = np.bincount(user, minlength=num_users)
-        rank = np.arange(len(user)) - (np.cumsum(count) - count)[user]
-        keys = keys[rank < activity[user]]
-        missing = np.maximum(activity - count, 0)
-        if not missing.any():
-            break
-    return np.divmod(keys, items.num_items)

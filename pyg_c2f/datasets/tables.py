@@ -100,10 +100,8 @@ def _read_at_once(
 ) -> list[Ids] | None:
     r"""Reads the ids of all rows after the first line by pyarrow.
 
-    Returns:
-        list: The ids; None without pyarrow, and for tables with quotes, NUL
-        characters, rows with another number of cells, long lines or missing ids: these
-        must be read, or refused, row by row.
+    None without pyarrow, and for tables with quotes, NUL characters, rows with another
+    number of cells, long lines or missing ids: these are read, or refused, row by row.
     """
     try:
         import pyarrow as pa

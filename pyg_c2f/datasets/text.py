@@ -19,12 +19,7 @@ _UNPACKED_BYTES, _UNPACKED_TIMES = 2**25, 20
 
 
 def read_bytes(path: Path) -> bytes:
-    r"""Returns the content of a file, decompressed if its name ends in ``.gz``.
-
-    Raises:
-        InputError: If the file cannot be read, or the archive is damaged or unpacks to
-            far more than interactions would.
-    """
+    r"""Returns the content of a file, decompressed if its name ends in ``.gz``."""
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -79,9 +74,6 @@ def parse_text(raw: bytes, path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarr
     Returns:
         tuple: The users that have a line ``[num_lines]``, and the user ``[n]`` and
         the item ``[n]`` of each interaction in the order of the file, all int64.
-
-    Raises:
-        InputError: If a token is not an id, or the file holds no interaction.
     """
     raw = plain_lines(raw)
     byte = np.frombuffer(raw, np.uint8)

@@ -93,11 +93,7 @@ def write_bundle(
 
 
 def check_needs_no_graph(model: Any, form: str) -> LinearC2F:
-    """Refuses a model that cannot be a ``form``, which has items and a history only.
-
-    That is one that needs the train graph, or in which an item does not have one fine
-    anchor of each level.
-    """
+    """Refuses a model that cannot be a ``form``, which has items and a history only."""
     if not hasattr(model, 'needs_graph'):
         raise InputError(
             f'expected a model (got {type(model).__name__}); pyg_c2f.load reads one'
@@ -147,18 +143,7 @@ def fit_table(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     numbers in the same cell of a logarithmic grid share their mean; the grid is the
     finest whose occupied cells fit in the table. Its even *relative* errors give better
     lists than the least squared error of a k-means: small weights are those of rare
-    items.
-
-    Args:
-        values (Tensor): The numbers, ``[num_values]``.
-        bits (int): The bits of a code.
-
-    Returns:
-        Tuple: The codes, int64, and the table of at most ``2**bits`` ascending
-        numbers, float32.
-
-    Raises:
-        InputError: If one is not finite.
+    items. The numbers of the table are ascending.
     """
     known, code, count = values.float().unique(return_inverse=True, return_counts=True)
     if not known.isfinite().all():

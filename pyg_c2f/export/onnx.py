@@ -137,13 +137,15 @@ class _Builder:
 
 def _add_nodes(b: _Builder, model: LinearC2F) -> None:
     """The formula of ``docs/bundle.md``, in float32."""
-    num_items = model.num_items
-    num_anchors = model.codebook().size(0)
+    num_items, num_anchors = model.num_items, len(model.codebook())
     row, col, weight = _links(b, model)
     deg_name = b.numbers(model.item_degree().cpu())
     item_weight = b.op('Pow', deg_name, b.const(-model.item_norm, np.float32))
     item_scale = b.op('Pow', deg_name, b.const(model.score_power, np.float32))
-    codebook = _codebook(b, model)
+    codebook = b.codebook(model.coarse.codebook.detach().cpu())
+    if model.stage == 'fine':  # behind the coarse anchors
+        fine = model.soft_threshold(model.fine.codebook.detach().cpu())
+        codebook = b.op('Concat', codebook, b.codebook(fine), axis=0)
 
     is_seen, num_seen = _seen(b, num_items)
     norm = b.op('Pow', num_seen, b.const(-model.user_norm, np.float32))
@@ -191,15 +193,6 @@ def _links(b: _Builder, model: LinearC2F) -> tuple[str, str, str]:
     return row, col, name
 
 
-def _codebook(b: _Builder, model: LinearC2F) -> str:
-    """The features of all anchors, coarse ones before fine ones."""
-    coarse = b.codebook(model.coarse.codebook.detach().cpu())
-    if model.stage == 'coarse':
-        return coarse
-    fine = model.soft_threshold(model.fine.codebook.detach().cpu())
-    return b.op('Concat', coarse, b.codebook(fine), axis=0)
-
-
 def _seen(b: _Builder, num_items: int) -> tuple[str, str]:
     """Ones at the items of the history, ``[num_items]``, and their number, ``[1]``."""
     # An empty history has no first item, which is an error instead of NaN scores.
@@ -221,16 +214,12 @@ def _whole(b: _Builder, num_items: int) -> Any:
     def value(name: str, dtype: int, size: str | int, text: str) -> Any:
         return helper.make_tensor_value_info(name, dtype, [size], text)
 
+    text = f'items of one person, from 0 below {num_items}, in any order'
     graph = helper.make_graph(
         b.nodes,
         'history_to_list',
         [
-            value(
-                'history',
-                types.INT64,
-                'num_history',
-                f'items of one person, from 0 below {num_items}, in any order',
-            ),
+            value('history', types.INT64, 'num_history', text),
             value('k', types.INT64, 1, 'the most items of the list'),
         ],
         [

@@ -16,11 +16,11 @@ from pyg_c2f.graph import (
 from pyg_c2f.nn.conv import C2FConv
 from pyg_c2f.nn.embedding import MetaEmbedding, SoftThreshold
 from pyg_c2f.nn.fused import fused_ego, fused_propagation, weighted_sum
-from pyg_c2f.nn.recommender import InnerProducts, Recommender, check_edges
+from pyg_c2f.nn.recommender import InnerProducts, Recommender
 from pyg_c2f.nn.stored import (
     check_settings,
     check_sizes,
-    dense_codebook,
+    fill_codebook,
     graph_tensors,
     sparse_codebook,
     stored_edges,
@@ -94,21 +94,15 @@ class C2F(Recommender):
         gate: float = 0.2,
         threshold: float = 1.0,
     ) -> None:
-        super().__init__()
-        check_edges('C2F', edge_index, num_users, num_items)
+        super().__init__(
+            edge_index, num_users, num_items, num_coarse, num_fine, embedding_dim
+        )
         if num_layers < 0:
             raise ValueError(f"'C2F' expected layers (got num_layers={num_layers})")
-        # Plain numbers, whatever kind was given: a checkpoint writes them down.
-        self.num_users = int(num_users)
-        self.num_items = int(num_items)
-        self.num_coarse = int(num_coarse)
-        self.num_fine = int(num_fine)
-        self.embedding_dim = int(embedding_dim)
         self.num_layers = int(num_layers)
         self.anchors_per_entity = int(anchors_per_entity)
         self.fine_per_coarse = int(fine_per_coarse)
-        self.gate = float(gate)
-        self.threshold = float(threshold)
+        self.gate, self.threshold = float(gate), float(threshold)
 
         num_entities = num_users + num_items
         self.coarse = MetaEmbedding(
@@ -119,8 +113,6 @@ class C2F(Recommender):
         self.bias = torch.nn.Parameter(torch.empty(num_entities))
         self.global_bias = torch.nn.Parameter(torch.empty(1))
         self.convs = torch.nn.ModuleList(C2FConv(gate) for _ in range(num_layers))
-        # A copy: loading a state writes into it.
-        self.register_buffer('edge_index', edge_index.clone())
         self._entities: CSR | None = None
         self._graph: BlockGraph | None = None
         self.reset_parameters()
@@ -136,11 +128,7 @@ class C2F(Recommender):
         self.set_stage('coarse')
 
     def set_stage(self, stage: Stage) -> None:
-        """Enters a stage: freezes the codebook that the stage does not train.
-
-        Raises:
-            ValueError: If the stage is unknown.
-        """
+        """Enters a stage: freezes the codebook that the stage does not train."""
         super().set_stage(stage)
         self.coarse.codebook.requires_grad_(stage == 'coarse')
         self.fine.codebook.requires_grad_(stage == 'fine')
@@ -165,11 +153,10 @@ class C2F(Recommender):
             Dict: ``changed``, the share of links that are new, and ``anchors_in_use``.
         """
         h_n, h_c, h_f = self.split(h.detach())
+        table = self.stage_table
         if self.stage == 'coarse':
-            table = self.coarse
             new = pinv_assignment(h_n, h_c, self.anchors_per_entity)
         else:
-            table = self.fine
             scores = bridge_scores(h_n, h_c, h_f)
             new = softmax_assignment(scores, self.fine_per_coarse)
         old = table.index.masked_fill(table.assignment_weight == 0, -1)
@@ -183,10 +170,7 @@ class C2F(Recommender):
         }
 
     def anchors_in_use(self) -> int:
-        """The number of this stage's anchors that have nodes assigned to them."""
-        index, weight = (
-            self.coarse if self.stage == 'coarse' else self.fine
-        ).assignment
+        index, weight = self.stage_table.assignment
         return index[weight != 0].unique().numel()
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -225,30 +209,21 @@ class C2F(Recommender):
     def block_graph(self) -> BlockGraph:
         """The fused graph of the current stage and assignments (built once)."""
         if self._graph is None:
-            fine = self.fine.assignment if self.stage == 'fine' else None
-            self._graph = build_block_graph(
-                self._train_csr(),
-                self.coarse.assignment,
-                self.num_coarse,
-                fine,
-                self.num_fine,
-            )
+            self._graph = build_block_graph(self._train_csr(), *self._assignments())
         return self._graph
+
+    def _assignments(self) -> tuple[Assignment, int, Assignment | None, int]:
+        """Those of the stage, with the numbers of anchors, as graphs are made of."""
+        fine = self.fine.assignment if self.stage == 'fine' else None
+        return self.coarse.assignment, self.num_coarse, fine, self.num_fine
 
     def to_hetero_data(self) -> HeteroData:
         """The model's graph, the anchors' learned features as their ``x``."""
-        fine = self.stage == 'fine'
         data = build_hetero_data(
-            self.edge_index,
-            self.num_users,
-            self.num_items,
-            self.coarse.assignment,
-            self.num_coarse,
-            self.fine.assignment if fine else None,
-            self.num_fine,
+            self.edge_index, self.num_users, self.num_items, *self._assignments()
         )
         data[COARSE].x = self.coarse.codebook.detach()
-        if fine:
+        if self.stage == 'fine':
             data[FINE].x = self.soft_threshold(self.fine.codebook).detach()
         return data
 
@@ -338,11 +313,7 @@ class C2F(Recommender):
 
     @torch.no_grad()
     def scorer(self) -> Score:
-        """Propagates once and returns the scores of all items as a function of users.
-
-        Returns:
-            Callable: Maps user ids ``[batch_size]`` to ``[batch_size, num_items]``.
-        """
+        """The scores of all items, by one propagation, as a function of users."""
         h_user, h_item = self._entity_features()
         b_user = self.bias.detach()[: self.num_users]
         return self._scorer(h_item, lambda users: h_user[users], b_user)
@@ -360,13 +331,6 @@ class C2F(Recommender):
 
         and without a scalar :math:`b_u`, while the items keep the features that they
         have without this person.
-
-        Args:
-            rowptr (Tensor): The starts of the histories, ``[num_histories + 1]``.
-            col (Tensor): Their items, each once in a history; no history is empty.
-
-        Returns:
-            Callable: Maps row numbers ``[B]`` to ``[B, num_items]``.
         """
         _, h_item = self._entity_features()
         features = self._new_features()
@@ -394,14 +358,15 @@ class C2F(Recommender):
     def _new_features(self) -> Callable[[Tensor, Tensor], Tensor]:
         """A function from histories, as CSR, to features of people."""
         num_layers, graph = self.num_layers, self.block_graph()
-        scale = graph.scale[self.num_users : self.num_users + self.num_items]
+        items = slice(self.num_users, self.num_users + self.num_items)
+        scale = graph.scale[items]
         deg = self.item_degree()
         x0 = torch.cat(self.layer0())
         below = torch.zeros_like(x0)
         if num_layers > 0:
             below = fused_propagation(x0, graph, num_layers - 1, self.gate)
             below = below * (num_layers / (num_layers + 1))
-        below = below[self.num_users : self.num_users + self.num_items].contiguous()
+        below = below[items].contiguous()
 
         def features(rowptr: Tensor, col: Tensor) -> Tensor:
             count = rowptr.diff()
@@ -475,17 +440,10 @@ class C2F(Recommender):
     ) -> Self:
         sizes = check_settings(settings, cls.setting_kinds())
         num_entities = sizes['num_users'] + sizes['num_items']
-        anchors = max(sizes['num_coarse'], sizes['num_fine'])
-        check_sizes(
-            tensors,
-            sizes['num_users'],
-            (num_entities, len(tensors['bias'])),
-            [
-                num_entities * sizes['anchors_per_entity'],
-                sizes['num_coarse'] * sizes['fine_per_coarse'],
-                anchors * sizes['embedding_dim'],
-            ],
-        )
+        coarse_links = num_entities * sizes['anchors_per_entity']
+        fine_links = sizes['num_coarse'] * sizes['fine_per_coarse']
+        entities = num_entities, len(tensors['bias'])
+        check_sizes(tensors, sizes, entities, max(coarse_links, fine_links))
         if sizes['num_layers'] > MAX_LAYERS:
             raise ValueError(f'there are more than {MAX_LAYERS} layers')
         model = cls(stored_edges(tensors), **sizes)
@@ -497,11 +455,9 @@ class C2F(Recommender):
                 getattr(model, name).copy_(tensors[name])
             model.coarse.codebook.copy_(tensors['coarse.codebook'])
             if stage == 'fine':
-                size = sizes['num_fine'], sizes['embedding_dim']
-                model.fine.codebook.copy_(dense_codebook(tensors, *size))
-        if stage == 'fine':
-            fine = tensors['fine.index'].long(), tensors['fine.weight']
-            model.set_assignment(fine=Assignment(*fine))
+                fill_codebook(model.fine.codebook, tensors)
+                fine = tensors['fine.index'].long(), tensors['fine.weight']
+                model.set_assignment(fine=Assignment(*fine))
         return model
 
     def extra_repr(self) -> str:

@@ -113,11 +113,8 @@ class MetaEmbedding(torch.nn.Module):
     def reset_parameters(self) -> None:
         r"""Draws the codebook from :math:`\mathcal{N}(0, 1)`, the anchors at random."""
         torch.nn.init.normal_(self.codebook)
-        self.set_assignment(
-            random_assignment(
-                self.num_embeddings, self.num_anchors, self.anchors_per_entity
-            )
-        )
+        sizes = self.num_embeddings, self.num_anchors, self.anchors_per_entity
+        self.set_assignment(random_assignment(*sizes))
 
     @property
     def assignment(self) -> Assignment:
@@ -138,20 +135,17 @@ class MetaEmbedding(torch.nn.Module):
                 f'{tuple(weight.shape)})'
             )
         if not index.is_meta:  # On the meta device there are no values.
-            self._check_anchors(index)
+            low, high = index.min().item(), index.max().item()
+            if index.is_floating_point() or low < 0 or high >= self.num_anchors:
+                raise ValueError(
+                    f"'MetaEmbedding' expected anchors in [0, {self.num_anchors}) (got "
+                    f'{low} to {high}, {index.dtype})'
+                )
         # New tensors, not copies into the old ones: a graph of the old assignment
         # may still be waiting for its backward pass. Nor the given ones, which
         # loading a state would write into.
         self.index = index.to(self.codebook.device, torch.long, copy=True)
         self.assignment_weight = weight.to(self.codebook, copy=True)
-
-    def _check_anchors(self, index: Tensor) -> None:
-        low, high = index.min().item(), index.max().item()
-        if index.is_floating_point() or low < 0 or high >= self.num_anchors:
-            raise ValueError(
-                f"'MetaEmbedding' expected anchors in [0, {self.num_anchors}) (got "
-                f'{low} to {high}, {index.dtype})'
-            )
 
     @property
     def weight(self) -> Tensor:

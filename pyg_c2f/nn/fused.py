@@ -16,12 +16,7 @@ CACHE_BYTES = 3 << 20
 
 
 def weighted_sum(assignment: Assignment, codebook: Tensor) -> Tensor:
-    r"""Each node's weighted sum of its anchors, :math:`\mathbf{S} \mathbf{E}`.
-
-    Args:
-        assignment (Assignment): ``index`` and ``weight`` of shape ``[num_nodes, t]``.
-        codebook (Tensor): The anchors' features, shape ``[num_anchors, channels]``.
-    """
+    r"""Each node's weighted sum of its anchors, :math:`\mathbf{S} \mathbf{E}`."""
     return F.embedding_bag(
         assignment.index, codebook, per_sample_weights=assignment.weight, mode='sum'
     )
@@ -54,12 +49,7 @@ def fused_ego(codebook: Tensor, assignment: Assignment, transposed: CSR) -> Tens
 
     The hyperbolic tangent is computed as :math:`2 \sigma(2x) - 1`, which is five times
     faster here and off by rounding only (1e-7); the backward pass is one sparse product
-    with :math:`\mathbf{S}^{\top}` instead of a sort of all links.
-
-    Args:
-        codebook (Tensor): The anchors' features, shape ``[num_anchors, channels]``.
-        assignment (Assignment): Entities to anchors.
-        transposed (CSR): The transposed assignment.
+    with :math:`\mathbf{S}^{\top}` (``transposed``) instead of a sort of all links.
     """
     return _Ego.apply(codebook, assignment, transposed)
 
@@ -154,12 +144,7 @@ def fused_propagation(
         \mathbf{H} = \frac{1}{L + 1} \sum_{l=0}^{L}
         (\mathbf{C} \hat{\mathbf{X}})^l \mathbf{H}^{(0)}
 
-    It keeps no activation: the backward pass needs the graph alone.
-
-    Args:
-        x (Tensor): The features of all nodes in block order, ``[num_nodes, channels]``.
-        graph (BlockGraph): The fused graph.
-        num_layers (int): The number of layers :math:`L`.
-        gate (float): The gate :math:`g` of the fine stage.
+    It keeps no activation: the backward pass needs the graph alone. The features ``x``
+    are those of all nodes in block order.
     """
     return _Propagation.apply(x, graph, num_layers, gate)

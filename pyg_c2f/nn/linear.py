@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -6,6 +7,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from pyg_c2f.graph import (
+    add_assignment,
     add_relation,
     assignment_to_edges,
     interaction_weight,
@@ -14,11 +16,11 @@ from pyg_c2f.graph import (
 )
 from pyg_c2f.nn.embedding import MetaEmbedding, SoftThreshold
 from pyg_c2f.nn.fused import weighted_sum
-from pyg_c2f.nn.recommender import InnerProducts, Recommender, check_edges
+from pyg_c2f.nn.recommender import InnerProducts, Recommender
 from pyg_c2f.nn.stored import (
     check_settings,
     check_sizes,
-    dense_codebook,
+    fill_codebook,
     graph_tensors,
     sparse_codebook,
     stored_edges,
@@ -35,12 +37,8 @@ from pyg_c2f.packing import (
 from pyg_c2f.sparse import CSR, csr_matmul, degree
 from pyg_c2f.typing import (
     COARSE,
-    COARSE_ITEM,
     FINE,
-    FINE_ITEM,
     ITEM,
-    ITEM_COARSE,
-    ITEM_FINE,
     RATED_BY,
     RATES,
     USER,
@@ -132,11 +130,9 @@ class LinearC2F(Recommender):
         dtype: Stored = 'float32',
         item_degree: Tensor | None = None,
     ) -> None:
-        super().__init__()
-        check_edges('LinearC2F', edge_index, num_users, num_items)
-        self.num_users, self.num_items = int(num_users), int(num_items)
-        self.num_coarse, self.num_fine = int(num_coarse), int(num_fine)
-        self.embedding_dim = int(embedding_dim)
+        super().__init__(
+            edge_index, num_users, num_items, num_coarse, num_fine, embedding_dim
+        )
         self.max_coarse_per_item = int(max_coarse_per_item)
         self.fine_per_item = int(fine_per_item)
         self.threshold = float(threshold)
@@ -150,7 +146,6 @@ class LinearC2F(Recommender):
         self.fine = MetaEmbedding(num_items, num_fine, embedding_dim, fine_per_item)
         self.soft_threshold = SoftThreshold(threshold)
         self.bias = torch.nn.Parameter(torch.zeros(num_items))
-        self.register_buffer('edge_index', edge_index.clone())
         self._item_degree = item_degree
         self._by_user: CSR | None = None
         self._by_item: CSR | None = None
@@ -164,7 +159,7 @@ class LinearC2F(Recommender):
         """
         with torch.device('meta'):
             model = cls(edge_index[:, :0], *args, **kwargs)
-        check_edges('LinearC2F', edge_index, model.num_users, model.num_items)
+        model._check_edges(edge_index)
         model.to_empty(device=edge_index.device)
         for x in (*model.parameters(), *model.buffers()):
             x.detach().zero_()
@@ -217,13 +212,7 @@ class LinearC2F(Recommender):
         """
         self.check_pairs()
         if self._by_user is None:
-            rows = normalized_interactions(
-                self.edge_index,
-                self.num_users,
-                self.num_items,
-                self.user_norm,
-                self.item_norm,
-            )
+            rows = normalized_interactions(self.edge_index, *self._sizes_and_norms())
             self._by_user = rows.to(self.bias.dtype)
         return self._by_user
 
@@ -232,6 +221,9 @@ class LinearC2F(Recommender):
         if self._by_item is None:
             self._by_item = self.by_user().transpose(self.num_items)
         return self._by_item
+
+    def _sizes_and_norms(self) -> tuple[int, int, float, float]:
+        return self.num_users, self.num_items, self.user_norm, self.item_norm
 
     def codebook(self) -> Tensor:
         """The features of all anchors: coarse, then fine ones in the fine stage."""
@@ -294,13 +286,6 @@ class LinearC2F(Recommender):
 
         with :math:`n` items in the history. A user with these train items has the same
         numbers.
-
-        Args:
-            rowptr (Tensor): The starts of the histories, ``[num_histories + 1]``.
-            col (Tensor): Their items, each once in a history; no history is empty.
-
-        Returns:
-            Callable: Maps row numbers ``[B]`` to ``[B, num_items]``.
         """
         rows = self._history_rows(rowptr, col)
         return self._scorer(rows, self._new_features(rows))
@@ -312,7 +297,8 @@ class LinearC2F(Recommender):
     def _scorer(self, rows: CSR, features: Callable[[Tensor], Tensor]) -> Score:
         """Scores from people's features and, for the diffusion, their interactions."""
         scale, bias = self.item_scale().unsqueeze(1), self.bias.detach().unsqueeze(1)
-        mix = _links(self.assignment(), self.num_items)
+        (row, col), weight = assignment_to_edges(self.assignment())
+        mix = CSR.from_sorted(row, col, weight, self.num_items)
         codebook = self.codebook().detach() / 2
 
         def score(people: Tensor) -> Tensor:
@@ -339,12 +325,7 @@ class LinearC2F(Recommender):
     def _new_features(
         self, rows: CSR, sent: Callable[[Tensor], Tensor] | None = None
     ) -> Callable[[Tensor], Tensor]:
-        """From row numbers to the features of people with these interactions.
-
-        Args:
-            rows (CSR): The normalised interactions of all of them.
-            sent (Callable, optional): The output of :meth:`_sent`. (default: computed)
-        """
+        """From row numbers to the features of people with these interactions."""
         # Only the items that any of them has: few, where few people ask.
         col = rows.col.long()
         is_there = torch.zeros(self.num_items, dtype=torch.bool, device=col.device)
@@ -373,17 +354,11 @@ class LinearC2F(Recommender):
 
     @torch.no_grad()
     def inner_products(self) -> InnerProducts:
-        """The scores as inner products, the scale in the items' vectors.
-
-        Raises:
-            ValueError: If the model has a diffusion channel, whose scores are not inner
-                products.
-        """
+        """The scores as inner products, the scale in the items' vectors."""
         if self.diffusion:
             raise ValueError(
-                f"'LinearC2F' expected diffusion=0 for an index (got "
-                f'{self.diffusion}): '
-                'with a diffusion channel scores are not inner products'
+                f"'LinearC2F' expected diffusion=0 for an index (got {self.diffusion}):"
+                ' with a diffusion channel scores are not inner products'
             )
         by_user, sent = self.by_user(), self._sent()
         items = self.item_features() * self.item_scale().unsqueeze(1)
@@ -404,7 +379,6 @@ class LinearC2F(Recommender):
         return csr_matmul(self.by_item(), csr_matmul(self.by_user(), rows))
 
     def anchors_in_use(self) -> int:
-        """The number of anchors that any item is assigned to."""
         index, weight = self.assignment()
         return index[weight != 0].unique().numel()
 
@@ -412,21 +386,13 @@ class LinearC2F(Recommender):
         """The model's graph, the anchors' features as their ``x``."""
         data = HeteroData()
         data[USER].num_nodes, data[ITEM].num_nodes = self.num_users, self.num_items
-        weight = interaction_weight(
-            self.edge_index,
-            self.num_users,
-            self.num_items,
-            self.user_norm,
-            self.item_norm,
-        )
+        weight = interaction_weight(self.edge_index, *self._sizes_and_norms())
         add_relation(data, RATES, RATED_BY, (self.edge_index, weight))
         data[COARSE].x = self.coarse.codebook.detach()
-        edges = assignment_to_edges(self.coarse.assignment)
-        add_relation(data, ITEM_COARSE, COARSE_ITEM, edges)
+        add_assignment(data, ITEM, COARSE, self.coarse.assignment)
         if self.stage == 'fine':
             data[FINE].x = self.soft_threshold(self.fine.codebook).detach()
-            edges = assignment_to_edges(self.fine.assignment)
-            add_relation(data, ITEM_FINE, FINE_ITEM, edges)
+            add_assignment(data, ITEM, FINE, self.fine.assignment)
         return data
 
     def _forget(self) -> None:
@@ -456,17 +422,13 @@ class LinearC2F(Recommender):
         wide = torch.float16 if is_packed else torch.float32
         weight = self.coarse.assignment_weight.cpu()
         is_link = weight != 0
-        index = self.coarse.index.cpu()[is_link]
-        codes, _ = round_weights(weight, WEIGHT_BITS)
+        index, count = self.coarse.index.cpu()[is_link], is_link.sum(dim=1)
+        packed = pack_bits(round_weights(weight, WEIGHT_BITS)[0], WEIGHT_BITS)
         deg = degree(self.edge_index[1].cpu(), self.num_items)
         tensors = graph_tensors(self.edge_index, self.num_users, self.num_items) | {
             'coarse.index': self._pack(index, self.num_coarse),
-            'coarse.count': small_int_below(
-                is_link.sum(dim=1), self.max_coarse_per_item + 1
-            ),
-            'coarse.weight': (
-                pack_bits(codes, WEIGHT_BITS) if is_packed else weight[is_link]
-            ),
+            'coarse.count': small_int_below(count, self.max_coarse_per_item + 1),
+            'coarse.weight': packed if is_packed else weight[is_link],
             'degree': small_int_below(deg, int(deg.max()) + 1),
         }
         if not is_axes(self.coarse.codebook.detach()):
@@ -493,16 +455,9 @@ class LinearC2F(Recommender):
     ) -> Self:
         sizes = check_settings(settings, cls.setting_kinds())
         num_items = sizes['num_items']
-        anchors = max(sizes['num_coarse'], sizes['num_fine'])
-        check_sizes(
-            tensors,
-            sizes['num_users'],
-            (num_items, len(tensors['degree'])),
-            [
-                num_items * max(sizes['max_coarse_per_item'], sizes['fine_per_item']),
-                anchors * sizes['embedding_dim'],
-            ],
-        )
+        per_item = max(sizes['max_coarse_per_item'], sizes['fine_per_item'])
+        items = num_items, len(tensors['degree'])
+        check_sizes(tensors, sizes, items, num_items * per_item)
         model = cls.blank(stored_edges(tensors), **sizes)
         model.set_stage(stage)
         count, weight = tensors['coarse.count'].long(), tensors['coarse.weight']
@@ -512,22 +467,18 @@ class LinearC2F(Recommender):
             codes = unpack_bits(weight, WEIGHT_BITS, num_links)
             weight = weights_of(codes, WEIGHT_BITS, (low, high))
         place = torch.arange(model.max_coarse_per_item) < count.unsqueeze(1)
-        links = Assignment(
-            torch.zeros(place.shape, dtype=torch.long), torch.zeros(place.shape)
-        )
-        links.index[place] = model._unpack(
-            tensors['coarse.index'], model.num_coarse, num_links
-        )
-        links.weight[place] = weight.float()
-        model.set_assignment(links)
+        coarse = torch.zeros(place.shape).long(), torch.zeros(place.shape)
+        packed = tensors['coarse.index']
+        coarse[0][place] = model._unpack(packed, model.num_coarse, num_links)
+        coarse[1][place] = weight.float()
+        model.set_assignment(Assignment(*coarse))
         with torch.no_grad():
             axes = torch.eye(model.num_coarse, model.embedding_dim)
             model.coarse.codebook.copy_(tensors.get('coarse.codebook', axes))
             if 'bias' in tensors:
                 model.bias.copy_(tensors['bias'])
             if stage == 'fine':
-                size = model.num_fine, model.embedding_dim
-                model.fine.codebook.copy_(dense_codebook(tensors, *size))
+                fill_codebook(model.fine.codebook, tensors)
                 model.set_assignment(fine=model._levels(tensors['fine.index']))
         return model
 
@@ -543,11 +494,11 @@ class LinearC2F(Recommender):
 
     def _levels(self, local: Tensor) -> Assignment:
         """The assignment of codes, one anchor of each level with weight one."""
-        num_levels = self.fine_per_item
-        per_level, rows = self.num_fine // num_levels, self.num_items
-        index = self._unpack(local, per_level, rows * num_levels).view(rows, num_levels)
-        index = index + per_level * torch.arange(num_levels)
-        return Assignment(index, torch.ones(index.shape))
+        size = self.num_items, self.fine_per_item
+        per_level = self.num_fine // self.fine_per_item
+        index = self._unpack(local, per_level, math.prod(size)).view(size)
+        index = index + per_level * torch.arange(self.fine_per_item)
+        return Assignment(index, torch.ones(size))
 
     def extra_repr(self) -> str:
         return f'{self.num_users}, {self.num_items}'
@@ -588,9 +539,3 @@ def _columns(csr: CSR, num_cols: int) -> Tensor:
     out = csr.weight.new_zeros(num_cols, csr.num_rows)
     out[csr.col.long(), csr.row] = csr.weight
     return out
-
-
-def _links(assignment: Assignment, num_items: int) -> CSR:
-    """The items' links as CSR, those of weight zero left out."""
-    (row, col), weight = assignment_to_edges(assignment)
-    return CSR.from_sorted(row, col, weight, num_items)

@@ -19,30 +19,6 @@ WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 Numbers = Sequence[int] | Tensor
 
 
-def check_edges(name: str, edge_index: Tensor, num_users: int, num_items: int) -> None:
-    """Checks a model's graph.
-
-    Raises:
-        ValueError: If a size is not positive, or an edge does not fit.
-    """
-    if edge_index.dim() != 2 or edge_index.size(0) != 2:
-        raise ValueError(
-            f"'{name}' expected an edge_index of shape [2, num_edges] (got "
-            f'{list(edge_index.shape)})'
-        )
-    if num_users < 1 or num_items < 1:
-        raise ValueError(
-            f"'{name}' expected users and items (got num_users={num_users}, "
-            f'num_items={num_items})'
-        )
-    high = torch.tensor([[num_users], [num_items]], device=edge_index.device)
-    if bool(((edge_index < 0) | (edge_index >= high)).any()):
-        raise ValueError(
-            f"'{name}' expected users below {num_users} and items below {num_items} "
-            f'in edge_index (got up to {edge_index.max(dim=1).values.tolist()})'
-        )
-
-
 class InnerProducts(NamedTuple):
     r"""Scores as inner products, :math:`\mathbf{q}^{\top} \mathbf{v}_i + b_u`.
 
@@ -105,11 +81,6 @@ class Recommender(torch.nn.Module):
     kinds: ClassVar[dict[str, type['Recommender']]] = {}
     kind: ClassVar[str]
 
-    num_users: int
-    num_items: int
-    num_coarse: int
-    num_fine: int
-    embedding_dim: int
     coarse: MetaEmbedding
     fine: MetaEmbedding
     edge_index: Tensor
@@ -121,11 +92,46 @@ class Recommender(torch.nn.Module):
         cls.kind = cls.__name__
         Recommender.kinds[cls.kind] = cls
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        edge_index: Tensor,
+        num_users: int,
+        num_items: int,
+        num_coarse: int,
+        num_fine: int,
+        embedding_dim: int,
+    ) -> None:
         super().__init__()
+        # Plain numbers, whatever kind was given: a checkpoint writes them down.
+        self.num_users, self.num_items = int(num_users), int(num_items)
+        self.num_coarse, self.num_fine = int(num_coarse), int(num_fine)
+        self.embedding_dim = int(embedding_dim)
+        self._check_edges(edge_index)
         self.diagnostics: dict[str, Any] = {}
         self.register_buffer('is_fine', torch.tensor(False))
+        # A copy: loading a state writes into it.
+        self.register_buffer('edge_index', edge_index.clone())
         self.register_load_state_dict_post_hook(Recommender._after_load)
+
+    def _check_edges(self, edge_index: Tensor) -> None:
+        if edge_index.dim() != 2 or edge_index.size(0) != 2:
+            raise ValueError(
+                f"'{self.kind}' expected an edge_index of shape [2, num_edges] (got "
+                f'{list(edge_index.shape)})'
+            )
+        sizes = self.num_users, self.num_items
+        if min(sizes) < 1:
+            raise ValueError(
+                f"'{self.kind}' expected users and items (got num_users={sizes[0]}, "
+                f'num_items={sizes[1]})'
+            )
+        high = torch.tensor(sizes, device=edge_index.device).unsqueeze(1)
+        if bool(((edge_index < 0) | (edge_index >= high)).any()):
+            raise ValueError(
+                f"'{self.kind}' expected users below {sizes[0]} and items below "
+                f'{sizes[1]} in edge_index (got up to '
+                f'{edge_index.max(dim=1).values.tolist()})'
+            )
 
     # Stages ---------------------------------------------------------------------------
 
@@ -154,6 +160,11 @@ class Recommender(torch.nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         self._forget()
         return super()._apply(fn, recurse)
+
+    @property
+    def stage_table(self) -> MetaEmbedding:
+        """The table of the stage's anchors."""
+        return self.coarse if self.stage == 'coarse' else self.fine
 
     # What a subclass supplies ---------------------------------------------------------
 
@@ -337,11 +348,8 @@ class Recommender(torch.nn.Module):
         """
         people = self.requests(users, history)
         check_length('recommend', k)
-        choice = None
-        if candidates is not None:
-            choice = self._candidates(candidates)
-        ids, scores = self._rank(people, k, exclude_seen, choice)
-        return (ids[0], scores[0]) if people.is_single else (ids, scores)
+        choice = None if candidates is None else self._candidates(candidates)
+        return self._rank(people, k, exclude_seen, choice)
 
     def requests(self, users: Any = None, history: Any = None) -> Requests:
         """The people of a call of :meth:`recommend`, checked.
@@ -382,7 +390,7 @@ class Recommender(torch.nn.Module):
     def _rank(
         self, people: Requests, k: int, exclude_seen: bool, choice: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        rowptr, col, users, *_ = people
+        rowptr, col, users, is_single = people
         if users is None:
             score = self.history_scorer(rowptr, col)
         else:
@@ -402,7 +410,7 @@ class Recommender(torch.nn.Module):
                 )
             ids = ids if choice is None else choice[ids]
             out.append((ids.masked_fill(top == -torch.inf, -1), top))
-        return stacked(out)
+        return stacked(out, is_single)
 
     @torch.no_grad()
     def similar_items(self, items: int | Numbers, k: int = 20) -> tuple[Tensor, Tensor]:
@@ -440,8 +448,7 @@ class Recommender(torch.nn.Module):
             cosine[torch.arange(len(block)), block] = -torch.inf
             ids, top = top_items(cosine, k)
             out.append((ids, top.masked_fill(top == -2, 0)))
-        ids, top = stacked(out)
-        return (ids[0], top[0]) if asked.dim() == 0 else (ids, top)
+        return stacked(out, asked.dim() == 0)
 
 
 def check_length(name: str, k: Any) -> None:
@@ -456,9 +463,12 @@ def blocks_of(num_rows: int, width: int, device: torch.device) -> Sequence[Tenso
     return rows.split(max(BLOCK_SCORES // width, 1))
 
 
-def stacked(blocks: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """The lists of all blocks, one below the other."""
-    return torch.cat([ids for ids, _ in blocks]), torch.cat([s for _, s in blocks])
+def stacked(
+    blocks: list[tuple[Tensor, Tensor]], is_single: bool
+) -> tuple[Tensor, Tensor]:
+    """The lists of all blocks, one below the other, or the only one."""
+    ids, scores = (torch.cat(part) for part in zip(*blocks, strict=True))
+    return (ids[0], scores[0]) if is_single else (ids, scores)
 
 
 def is_list(x: Any) -> bool:

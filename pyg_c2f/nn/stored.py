@@ -24,11 +24,7 @@ def graph_tensors(edge_index: Tensor, num_users: int, num_items: int) -> dict[st
 
 
 def stored_edges(tensors: dict[str, Tensor]) -> Tensor:
-    """The edges of :func:`graph_tensors`.
-
-    Raises:
-        ValueError: If they are not in order.
-    """
+    """The edges of :func:`graph_tensors`, or a ValueError."""
     rowptr, col = tensors['graph.rowptr'], tensors['graph.col']
     return torch.stack([_row(rowptr, col), col.long()])
 
@@ -44,18 +40,13 @@ def sparse_codebook(codebook: Tensor, threshold: float) -> dict[str, Tensor]:
     }
 
 
-def dense_codebook(tensors: dict[str, Tensor], num_fine: int, width: int) -> Tensor:
-    """The codebook of :func:`sparse_codebook`.
-
-    Raises:
-        IndexError or ValueError: If the entries do not fit the sizes.
-    """
-    fine = torch.zeros(num_fine, width)
+def fill_codebook(codebook: Tensor, tensors: dict[str, Tensor]) -> None:
+    """Takes :func:`sparse_codebook`'s entries, or an IndexError or ValueError."""
     col = tensors['fine.col'].long()
     if (col < 0).any():  # It would count from the end.
         raise ValueError('a column of the fine codebook is below zero')
-    fine[_row(tensors['fine.rowptr'], col), col] = tensors['fine.value'].float()
-    return fine
+    row = _row(tensors['fine.rowptr'], col)
+    codebook.zero_()[row, col] = tensors['fine.value'].to(codebook)
 
 
 def _row(rowptr: Tensor, col: Tensor) -> Tensor:
@@ -67,11 +58,7 @@ def _row(rowptr: Tensor, col: Tensor) -> Tensor:
 
 
 def check_settings(settings: dict[str, Any], kinds: dict[str, Any]) -> dict[str, Any]:
-    """The settings of these names and types; whole numbers are from 0 on.
-
-    Raises:
-        KeyError or ValueError: If one is missing, or of another type.
-    """
+    """The settings of these names and types, or a KeyError or ValueError."""
     out = {name: settings[name] for name in kinds}
     for name, value in out.items():
         if kinds[name] is float:
@@ -87,24 +74,19 @@ def check_settings(settings: dict[str, Any], kinds: dict[str, Any]) -> dict[str,
 
 def check_sizes(
     tensors: dict[str, Tensor],
-    num_users: int,
+    sizes: dict[str, Any],
     num_entities: tuple[int, int],
-    tables: list[int],
+    num_links: int,
 ) -> None:
     """Checks the sizes of a model against its tensors, before tables are made.
 
-    Args:
-        tensors (Dict): The tensors of the file.
-        num_users (int): The number of users, which the graph has rows for.
-        num_entities (Tuple): What has a scalar each: as it should be, and in the file.
-        tables (List): The entries of each table to make.
-
-    Raises:
-        KeyError or ValueError: If they do not fit, or a table is too large for the
-            file.
+    ``num_entities`` is how many have a scalar each, as it should be and in the file;
+    ``num_links`` is the number of entries of the larger assignment.
     """
-    if num_users + 1 != len(tensors['graph.rowptr']) or len({*num_entities}) > 1:
+    num_rows = len(tensors['graph.rowptr'])
+    if sizes['num_users'] + 1 != num_rows or len({*num_entities}) > 1:
         raise ValueError('the tensors are of other numbers of users or items')
     limit = max(MAX_ENTRIES, MAX_TIMES * sum(x.numel() for x in tensors.values()))
-    if max(tables) > limit:
+    num_anchors = max(sizes['num_coarse'], sizes['num_fine'])
+    if max(num_links, num_anchors * sizes['embedding_dim']) > limit:
         raise ValueError(f'a table has more than {limit:,} entries')

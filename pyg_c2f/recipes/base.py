@@ -212,11 +212,7 @@ def _check(name: str, value: Any, kind: Any, ranges: dict[str, Any]) -> None:
 
 
 def parse_setting(name: str, text: str, kind: Any) -> Any:
-    """The value of a setting that is given as text.
-
-    Raises:
-        InputError: If it is not of the setting's kind.
-    """
+    """The value of a setting that is given as text."""
     if get_origin(kind) is Literal:
         return text
     try:
@@ -239,13 +235,8 @@ class Run:
 
 
 def check_data(data: HeteroData) -> None:
-    """Checks what every recipe needs of a data set.
-
-    Raises:
-        InputError: If the data have no numbers of users and items, or no int64 pairs.
-    """
-    num_users, num_items = data[USER].num_nodes, data[ITEM].num_nodes
-    if num_users is None or num_items is None:
+    """Refuses data without numbers of users and items, or without int64 pairs."""
+    if data[USER].num_nodes is None or data[ITEM].num_nodes is None:
         raise InputError(
             'the data do not say how many users and items there are: set '
             "data['user'].num_nodes and data['item'].num_nodes"
@@ -315,8 +306,7 @@ class StageRun:
             Dict: For each phase ``best_epoch``, ``last_epoch``, ``val`` of the best.
         """
         state, schedule = self.state, self.schedule
-        fixed = self.options.fixed_epochs
-        second, last = (None, schedule.max_epochs)
+        fixed, second, last = self.options.fixed_epochs, None, schedule.max_epochs
         if fixed is not None:
             second, last = fixed[state.stage]
         while True:
@@ -332,10 +322,13 @@ class StageRun:
             try:
                 self.loss = self.trainer.train_epoch(state.phase, self._bar())
             except NotFiniteError as error:
+                last_good, out = 'none', self.options.out
+                if out is not None and self.best_models:
+                    last_good = str(phase_file(out, state.stage, max(self.best_models)))
                 raise InputError(
                     f'{error} of epoch {state.epoch} of the {state.stage} stage: '
                     f'{self.trainer.remedy} and start again in another directory; the '
-                    f'last good checkpoint is {self._last_good()}'
+                    f'last good checkpoint is {last_good}'
                 ) from None
             state.seconds += time.perf_counter() - start
             state.epoch += 1
@@ -425,13 +418,6 @@ class StageRun:
         }
         write_resume(options.out, tensors, content)
 
-    def _last_good(self) -> str:
-        """The best model so far, for a message."""
-        if self.options.out is None or not self.best_models:
-            return 'none'
-        phase = max(self.best_models)
-        return str(phase_file(self.options.out, self.state.stage, phase))
-
     def load_state(self, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
         """Goes back to where an interrupted run of this stage stood."""
         self.state = Progress(**content['progress'])
@@ -517,14 +503,9 @@ def train(
         else:
             model = recipe.start(data, stage, model, options)
         seconds['anchors'] += time.perf_counter() - start
-        stage_run = StageRun(
-            model,
-            data,
-            recipe.trainer(model, data, options),
-            options,
-            {'phases': dict(phases), 'seconds': dict(seconds)},
-            vocabulary,
-        )
+        trainer = recipe.trainer(model, data, options)
+        context = {'phases': dict(phases), 'seconds': dict(seconds)}
+        stage_run = StageRun(model, data, trainer, options, context, vocabulary)
         if state is not None:
             try:
                 stage_run.load_state(*state)
@@ -542,12 +523,7 @@ def train(
 
 
 def _interrupted(options: TrainingOptions, group: Group) -> State | None:
-    """The state to go on from, the same in all processes.
-
-    Raises:
-        InputError: If it is damaged or of another stage, or the processes found
-            different ones.
-    """
+    """The state to go on from, the same in all processes."""
     out = options.out
     state = read_resume(out) if options.resume and out is not None else None
     place, stage = -1, options.stages[0]

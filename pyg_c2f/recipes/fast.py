@@ -18,6 +18,7 @@ from torch_geometric.data import HeteroData
 from pyg_c2f.anchors.codes import kmeans, residual_codes, threshold_assignment
 from pyg_c2f.anchors.spectral import (
     SharedInteractions,
+    Spectrum,
     right_vectors,
     shared_interactions,
     varimax,
@@ -31,15 +32,7 @@ from pyg_c2f.packing import WEIGHT_BITS, round_weights, weights_of
 from pyg_c2f.recipes.base import Recipe, TrainingOptions
 from pyg_c2f.shards import Group, Rows
 from pyg_c2f.sparse import are_rising, degree, pair_keys, pairs_of, unique_pairs
-from pyg_c2f.typing import (
-    ITEM,
-    RATES,
-    USER,
-    Assignment,
-    InputError,
-    Stage,
-    Stored,
-)
+from pyg_c2f.typing import ITEM, RATES, USER, Assignment, InputError, Stage, Stored
 
 # The share of the fine codebook that the soft threshold lets through.
 DENSITY = 0.125
@@ -101,7 +94,6 @@ class FastRecipe(Recipe):
             )
 
     def make_group(self, is_distributed: bool = False) -> Group:
-        """The processes of a run, with ``num_shards`` blocks whatever their number."""
         return Group(self.num_shards, is_distributed)
 
     def stages(self, options: TrainingOptions) -> tuple[Stage, ...]:
@@ -110,13 +102,6 @@ class FastRecipe(Recipe):
         return tuple(stage for stage in options.stages if stage == 'coarse')
 
     def check(self, data: HeteroData, options: TrainingOptions) -> None:
-        """Checks the settings against the data, and the processes.
-
-        Raises:
-            InputError: If there are no train pairs, no fine stage where one is asked
-                for, fewer items than processes, or settings that need the pairs of all
-                users in each of several processes.
-        """
         num_items, group = data[ITEM].num_nodes, options.group
         if group is not None and group.size > 1:
             cuts = group.rows(num_items).cuts
@@ -143,12 +128,7 @@ class FastRecipe(Recipe):
         before: Recommender | None,
         options: TrainingOptions,
     ) -> LinearC2F:
-        """The model, whole: its fine anchors are made with the coarse ones.
-
-        Raises:
-            InputError: If there are no train pairs, ``options.init`` has other anchors
-                than these settings and this seed give, or numbers overflow.
-        """
+        """The model, whole: its fine anchors are made with the coarse ones."""
         if before is not None and before is not options.init:
             before.set_stage(stage)
             return cast(LinearC2F, before)
@@ -175,6 +155,7 @@ def build_fast(
     recipe: FastRecipe,
     generator: torch.Generator,
     group: Group | None = None,
+    spectrum: Spectrum | None = None,
 ) -> LinearC2F:
     """The model of a recipe on the train edges of a data set.
 
@@ -186,6 +167,8 @@ def build_fast(
         group (Group, optional): The processes that share the work, with one block for
             each of ``recipe.num_shards``. The first one's model is whole; the others'
             lack the train pairs. (default: this process alone)
+        spectrum (Spectrum, optional): The singular vectors, at least as many as the
+            recipe needs. (default: computed)
 
     Raises:
         InputError: If there are no train pairs, or several processes cannot share them.
@@ -198,14 +181,16 @@ def build_fast(
     deg = group.all_reduce(degree(own[1], num_items))
     norms = recipe.user_norm, recipe.item_norm
     interactions = shared_interactions(own, users, items, *norms, deg)
-    x, basis = spectral_features(interactions, deg, recipe, generator)
+    x, basis = spectral_features(interactions, deg, recipe, generator, spectrum)
     importance = power(items.local(deg), recipe.importance_power)
     codebook = torch.eye(x.size(1), dtype=x.dtype, device=x.device)
     coarse = threshold_assignment(x, recipe.coarse_per_item, importance, rows=items)
     coarse = _gather(coarse, items)
     if recipe.dtype == 'packed':
         # What the model computes is what is stored: the fine part sees the rounding.
-        coarse = _rounded(coarse)
+        codes, grid = round_weights(coarse.weight, WEIGHT_BITS)
+        is_link = coarse.weight != 0
+        coarse.weight[is_link] = weights_of(codes, WEIGHT_BITS, grid)
     rest = x - weighted_sum(Assignment(*map(items.local, coarse)), codebook)
     threshold, fine, fine_codebook = 0.0, None, None
     if recipe.fine_per_item:
@@ -286,6 +271,7 @@ def spectral_features(
     item_degree: Tensor,
     recipe: FastRecipe,
     generator: torch.Generator,
+    spectrum: Spectrum | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     r"""The dense features that anchors stand in for, of the own items.
 
@@ -301,8 +287,10 @@ def spectral_features(
     """
     users, items = interactions.users, interactions.items
     rank = min(recipe.embedding_dim, users.num_rows, items.num_rows)
-    value, right, residual, rounds = right_vectors(interactions, rank, generator)
-    x = right * value**recipe.spectral_power
+    if spectrum is None:
+        spectrum = right_vectors(interactions, rank, generator)
+    value, right, residual, rounds = spectrum
+    x = right[:, :rank] * value[:rank] ** recipe.spectral_power
     weight = power(items.local(item_degree), recipe.importance_power).sqrt()
     x = items.matmul(x, varimax(x, weight, generator, items=items))
     return x, {'residual': residual, 'rounds': rounds}
@@ -332,13 +320,6 @@ def _fine_anchors(
         shrink=torch.nn.Softshrink(threshold),
         rows=rows,
     )
-
-
-def _rounded(links: Assignment) -> Assignment:
-    codes, grid = round_weights(links.weight, WEIGHT_BITS)
-    weight = torch.zeros_like(links.weight)
-    weight[links.weight != 0] = weights_of(codes, WEIGHT_BITS, grid)
-    return Assignment(links.index, weight)
 
 
 def _same_anchors(model: LinearC2F, init: Any) -> bool:

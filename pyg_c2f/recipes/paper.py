@@ -100,14 +100,6 @@ class PaperRecipe(Recipe):
                 )
 
     def check(self, data: HeteroData, options: TrainingOptions) -> None:
-        """Checks the settings against the data, the coarse model, and the processes.
-
-        Raises:
-            ImportError: If the METIS start is wanted and pymetis is not installed.
-            InputError: If there are more anchors than users and items, fewer unrated
-                items than negatives, the coarse model has other sizes, or several
-                processes cannot share such a run.
-        """
         if options.group is not None:
             share_columns(self.embedding_dim, options.group)
         if self.anchors == 'metis':
@@ -122,10 +114,9 @@ class PaperRecipe(Recipe):
                 )
         if options.init is None:
             return
+        names = 'num_coarse', 'embedding_dim', 'anchors_per_entity'
         sizes = {'num_users': num_users, 'num_items': num_items}
-        for name in ('num_coarse', 'embedding_dim', 'anchors_per_entity'):
-            sizes[name] = getattr(self, name)
-        for name, ours in sizes.items():
+        for name, ours in (sizes | {x: getattr(self, x) for x in names}).items():
             if getattr(options.init, name) != ours:
                 raise InputError(
                     f'the coarse model has {name}={getattr(options.init, name)}, this '
@@ -136,20 +127,13 @@ class PaperRecipe(Recipe):
         """A model of these sizes on the train edges of a data set."""
         num_users, num_items = data[USER].num_nodes, data[ITEM].num_nodes
         edge_index = data[RATES].edge_index
-        model = C2F(
-            unique_pairs(edge_index, num_items),
-            num_users,
-            num_items,
-            num_coarse=self.num_coarse,
-            num_fine=self.num_fine,
-            embedding_dim=self.embedding_dim,
-            num_layers=self.num_layers,
-            anchors_per_entity=self.anchors_per_entity,
-            fine_per_coarse=self.fine_per_coarse,
-            gate=self.gate,
-            threshold=self.threshold,
-        )
-        return model.to(edge_index.device)
+        # Recipe and model call a setting by one name.
+        settings = {
+            name: getattr(self, name)
+            for name in C2F.setting_kinds().keys() - {'num_users', 'num_items'}
+        }
+        pairs = unique_pairs(edge_index, num_items)
+        return C2F(pairs, num_users, num_items, **settings).to(edge_index.device)
 
     def start(
         self,
@@ -163,16 +147,47 @@ class PaperRecipe(Recipe):
         The fine stage trains on in the model of the coarse stage, where it was trained
         in this run; ``options.init`` is left as it is.
         """
-        generator = options.generator(stage)
+        generator, model = options.generator(stage), cast(C2F, before)
         if before is None or before is options.init:
             model = self.blank(data)
             if before is not None:
-                take_coarse(model, before)
+                _take_coarse(model, before)
+        if stage == 'coarse':
+            self._start_coarse(model, generator)
         else:
-            model = cast(C2F, before)
-        (start_coarse if stage == 'coarse' else start_fine)(model, self, generator)
+            self._start_fine(model, generator)
+        model.set_stage(stage)
         make_same(model, options.group or Group())
         return model
+
+    def _start_coarse(self, model: C2F, generator: torch.Generator) -> None:
+        """Codebook, scalars, first anchors (SPEC section 2)."""
+        for table in (model.coarse.codebook, model.fine.codebook, model.bias):
+            table.data.copy_(torch.randn(table.shape, generator=generator))
+        model.global_bias.data.zero_()
+        sizes = self.num_coarse, self.anchors_per_entity, self.own_weight
+        labels = self._partition(model, self.num_coarse, generator)
+        model.set_assignment(partition_assignment(labels, *sizes, generator))
+
+    def _start_fine(self, model: C2F, generator: torch.Generator) -> None:
+        """Fine codebook, first fine anchors (SPEC section 3)."""
+        codebook = model.coarse.codebook.detach()
+        sizes = self.num_fine, self.pca_components
+        codebook = sparse_pca_codebook(codebook, *sizes, generator=generator)
+        model.fine.codebook.data.copy_(codebook)
+        labels = self._partition(model, self.num_fine, generator)
+        coarse = model.coarse.assignment
+        scores = partition_scores(coarse, self.num_coarse, labels, self.num_fine)
+        model.set_assignment(fine=softmax_assignment(scores, self.fine_per_coarse))
+
+    def _partition(
+        self, model: C2F, num_parts: int, generator: torch.Generator
+    ) -> Tensor:
+        sizes = model.num_users, model.num_items
+        if self.anchors == 'metis':
+            return metis_partition(model.edge_index, *sizes, num_parts)
+        start = random_assignment(sum(sizes), num_parts, 1, generator=generator)
+        return start.index[:, 0].to(model.edge_index.device)
 
     def trainer(
         self, model: Recommender, data: HeteroData, options: TrainingOptions
@@ -197,52 +212,13 @@ def make_sampler(
     )
 
 
-def start_coarse(model: C2F, recipe: PaperRecipe, generator: torch.Generator) -> None:
-    """Starts the coarse stage: codebook, scalars, first anchors (SPEC section 2)."""
-    for table in (model.coarse.codebook, model.fine.codebook, model.bias):
-        draw = torch.randn(table.shape, generator=generator)
-        table.data.copy_(draw)
-    model.global_bias.data.zero_()
-    labels = _partition(model, model.num_coarse, recipe, generator)
-    model.set_assignment(
-        coarse=partition_assignment(
-            labels,
-            model.num_coarse,
-            model.anchors_per_entity,
-            recipe.own_weight,
-            generator,
-        )
-    )
-    model.set_stage('coarse')
-
-
-def start_fine(model: C2F, recipe: PaperRecipe, generator: torch.Generator) -> None:
-    """Starts the fine stage from a trained coarse one (SPEC section 3)."""
-    codebook = sparse_pca_codebook(
-        model.coarse.codebook.detach(),
-        model.num_fine,
-        recipe.pca_components,
-        generator=generator,
-    )
-    model.fine.codebook.data.copy_(codebook)
-    labels = _partition(model, model.num_fine, recipe, generator)
-    scores = partition_scores(
-        model.coarse.assignment, model.num_coarse, labels, model.num_fine
-    )
-    model.set_assignment(fine=softmax_assignment(scores, model.fine_per_coarse))
-    model.set_stage('fine')
-
-
-def _partition(
-    model: C2F, num_parts: int, recipe: PaperRecipe, generator: torch.Generator
-) -> Tensor:
-    if recipe.anchors == 'metis':
-        return metis_partition(
-            model.edge_index, model.num_users, model.num_items, num_parts
-        )
-    num_entities = model.num_users + model.num_items
-    start = random_assignment(num_entities, num_parts, 1, generator=generator)
-    return start.index[:, 0].to(model.edge_index.device)
+def _take_coarse(model: C2F, init: Any) -> None:
+    """Takes codebook, scalars and assignment of a trained coarse model."""
+    with torch.no_grad():
+        model.coarse.codebook.copy_(init.coarse.codebook)
+        model.bias.copy_(init.bias)
+        model.global_bias.copy_(init.global_bias)
+    model.set_assignment(coarse=init.coarse.assignment)
 
 
 def make_same(model: C2F, group: Group) -> None:
@@ -256,11 +232,7 @@ def make_same(model: C2F, group: Group) -> None:
 
 
 def share_columns(width: int, group: Group) -> Rows:
-    """Shares out the columns of tables, as rows of the transposed ones.
-
-    Raises:
-        InputError: If there are more processes than columns.
-    """
+    """Shares out the columns of tables, as rows of the transposed ones."""
     if group.size > width:
         raise InputError(
             f'{group.size} processes, but embedding_dim={width}: a process '
@@ -289,19 +261,12 @@ def batch_loss(
 ) -> tuple[Tensor, Tensor]:
     """The loss of a batch, and the propagated features that it was computed from.
 
-    Args:
-        model (C2F): The model.
-        criterion (BPRLoss): The loss of some triples.
-        triples (Tuple): Users, positive and negative items.
-        columns (Rows, optional): The columns that this process computes; the other
-            processes' parts of the scores and of the penalty are added to its own. The
-            scalars are the first one's.
+    With ``columns`` this process computes these only, and the other processes' parts of
+    the scores and of the penalty are added to its own. The scalars are the first one's.
     """
     users, positives, negatives = triples
-    if columns is None:
-        x = model.layer0()
-    else:
-        x = model.layer0(slice(columns.start, columns.stop))
+    own = None if columns is None else slice(columns.start, columns.stop)
+    x = model.layer0(own)
     h = model.propagate(x)
     items = torch.stack([positives, negatives])
     ids = torch.cat([users, items.flatten() + model.num_users])
@@ -338,15 +303,6 @@ class C2FTrainer(Trainer):
 
     A sum of :math:`n` bytes costs each process :math:`2 n (W - 1) / W` bytes from and
     to it, a gathered table :math:`n (W - 1) / W`.
-
-    Args:
-        model (C2F): The model, in the stage to train and with its start in place.
-        sampler (TripletSampler): Draws the triples of an epoch.
-        recipe (PaperRecipe): The settings.
-        options (TrainingOptions): The processes.
-
-    Raises:
-        InputError: If there are more processes than columns to share out.
     """
 
     def __init__(
@@ -398,15 +354,8 @@ class C2FTrainer(Trainer):
         """One batch: forward, backward, element-wise clipping, optimiser step.
 
         Several processes stop together at a NaN: what one of them finds is NaN in the
-        next exchange.
-
-        Returns:
-            Tuple: The loss, and the propagated features that it was computed from, of
-            several processes the own columns.
-
-        Raises:
-            NotFiniteError: If the loss, a gradient or a learned table holds NaN or
-                infinity.
+        next exchange. Returns the loss, and the propagated features that it was
+        computed from, of several processes the own columns.
         """
         self.optimizer.zero_grad()
         loss, h = batch_loss(self.model, self.criterion, triples, self.columns)
@@ -427,7 +376,7 @@ class C2FTrainer(Trainer):
     def _update_assignment(self, h: Tensor) -> None:
         """Re-assigns from what :meth:`step` returns, in all processes alike."""
         self.model.update_assignment(self._whole(h))
-        self.group.broadcast(*getattr(self.model, self.model.stage).assignment)
+        self.group.broadcast(*self.model.stage_table.assignment)
 
     def _whole(self, own: Tensor) -> Tensor:
         """All columns of a table, from everybody's own."""
@@ -436,15 +385,11 @@ class C2FTrainer(Trainer):
         return self.columns.gather(own.T).T.contiguous()
 
     def _gather(self) -> None:
-        """Gives all processes what each has learned, and the moments of Adam.
-
-        Raises:
-            NotFiniteError: If a learned table holds NaN or infinity, in all of them.
-        """
+        """Gives all processes what each has learned, and the moments of Adam."""
         if self.columns is None:
             return
         own = slice(self.columns.start, self.columns.stop)
-        codebook = getattr(self.model, self.model.stage).codebook
+        codebook = self.model.stage_table.codebook
         moments = self.optimizer.state[codebook]
         tables = [codebook.detach(), moments['exp_avg'], moments['exp_avg_sq']]
         whole = self._whole(torch.cat([table[:, own] for table in tables]))
@@ -469,12 +414,3 @@ class C2FTrainer(Trainer):
             if key:
                 optimizer['state'].setdefault(int(number), {})[key] = value
         self.optimizer.load_state_dict(optimizer)
-
-
-def take_coarse(model: C2F, init: Any) -> None:
-    """Takes codebook, scalars and assignment of a trained coarse model."""
-    with torch.no_grad():
-        model.coarse.codebook.copy_(init.coarse.codebook)
-        model.bias.copy_(init.bias)
-        model.global_bias.copy_(init.global_bias)
-    model.set_assignment(coarse=init.coarse.assignment)

@@ -11,6 +11,7 @@ from pyg_c2f.recipes.base import Recipe, TrainingOptions, parse_setting, train
 from pyg_c2f.recipes.fast import FastRecipe
 from pyg_c2f.recipes.paper import PaperRecipe
 from pyg_c2f.recipes.resume import delete_resume
+from pyg_c2f.recipes.search import search
 from pyg_c2f.typing import InputError
 from pyg_c2f.vocabulary import NamedModel
 
@@ -96,6 +97,8 @@ def fit(
     seed: int = 2024,
     out: str | Path | None = None,
     progress: bool = False,
+    size: int | str | None = None,
+    seconds: float | None = None,
 ) -> NamedModel:
     """Trains both stages on a data set and returns the model.
 
@@ -111,12 +114,19 @@ def fit(
         seed (int, optional): The seed. (default: ``2024``)
         out (str or Path, optional): The directory for checkpoints.
         progress (bool, optional): Whether to show progress bars. (default: ``False``)
+        size (int or str, optional): The most bytes of the model without the train
+            graph, such as ``'0.5MB'``: settings of recipe ``fast`` are chosen on
+            validation items, see :func:`~pyg_c2f.recipes.search.search`.
+        seconds (float, optional): The seconds to choose settings for, with or without
+            a size.
 
     Raises:
-        InputError: If a setting does not fit the data.
+        InputError: If a setting does not fit the data, or no model fits the size.
     """
     if isinstance(recipe, str):
         recipe = get_recipe(recipe, data.dataset if 'dataset' in data else '')
+    if size is not None or seconds is not None:
+        recipe = search(data, recipe, size=size, seconds=seconds, seed=seed).recipe
     target = None if out is None else Path(out)
     run = train(data, recipe, TrainingOptions(seed, out=target, progress=progress))
     if target is not None:

@@ -50,9 +50,9 @@ def test_partition_assignment(num_links):
 
 
 def test_random_assignment():
-    first = random_assignment(50, 7, 3, 0.5, seeded(1))
-    again = random_assignment(50, 7, 3, 0.5, seeded(1))
-    other = random_assignment(50, 7, 3, 0.5, seeded(2))
+    first = random_assignment(50, 7, 3, seeded(1))
+    again = random_assignment(50, 7, 3, seeded(1))
+    other = random_assignment(50, 7, 3, seeded(2))
     assert first.index.equal(again.index) and first.weight.equal(again.weight)
     assert not first.index.equal(other.index)
     assert_distinct(first.index)

@@ -1,30 +1,22 @@
 """The scripts run on small data, go on where they stopped, and choose as they say."""
 
 import json
-import math
-import sys
-import time
 from types import SimpleNamespace
 
 import bundle
 import common
 import frontier
-import frontier_report
 import plan
 import pytest
 import scale
 import size_quality
 import time_to_quality
-import torch
 import tune
-from methods import EASE, GFCF, CompressedLightGCN, Half, LowPass, RowWise, file_bytes
 
 from pyg_c2f.datasets import SyntheticHierarchy
-from pyg_c2f.evaluate import evaluate_split, popularity_score
+from pyg_c2f.evaluate import evaluate_split
 from pyg_c2f.recipes import FastRecipe, fast
-from pyg_c2f.typing import ITEM, RATES, USER
-from tests.benchmarks.methods.conftest import draw_histories
-from tests.benchmarks.methods.test_methods import EMBEDDINGS
+from pyg_c2f.typing import RATES
 
 SMALL = ['--dataset', 'small', '--set', 'embedding_dim=32', '--set', 'num_fine=64']
 
@@ -46,9 +38,6 @@ def read(path):
     return json.loads(path.read_text())
 
 
-# Recipe fast --------------------------------------------------------------------------
-
-
 def test_size_quality(tmp_path, monkeypatch):
     call = [*SMALL, '--quick', '--sizes', '0.001', '0.0065', '0.007', '1', '2']
     call += ['--out', str(tmp_path), '--set', 'fine_per_item=1']
@@ -67,27 +56,6 @@ def test_size_quality(tmp_path, monkeypatch):
     monkeypatch.setattr(common, 'measure', None)
     size_quality.main(call)
     assert read(path)['chosen'] == result['chosen']
-
-
-def test_remembered_changes_nothing():
-    data, recipe = small_data(), FastRecipe(embedding_dim=16, num_fine=32)
-
-    def build():
-        return fast.build_fast(data, recipe, torch.Generator().manual_seed(3))
-
-    expected, function = build().state_dict(), fast.spectral_features
-    with common.remembered('spectral_features', common.spectrum_key):
-        build()
-        actual = build().state_dict()
-    assert fast.spectral_features is function
-    assert all(torch.equal(actual[key], expected[key]) for key in expected)
-
-
-@pytest.mark.parametrize('settings', [{'fine_per_item': 0}, {'fine_per_item': 1}])
-def test_estimated_bytes_are_near_the_stored_ones(settings):
-    recipe, data = FastRecipe(embedding_dim=64, num_fine=64, **settings), small_data()
-    stored = common.measure(data, recipe, 0)['bytes']['stored']
-    assert common.estimated_bytes(data, recipe) == pytest.approx(stored, rel=0.05)
 
 
 def test_tune_never_sees_test_items(tmp_path, monkeypatch):
@@ -130,15 +98,6 @@ def test_tune_never_sees_test_items(tmp_path, monkeypatch):
     assert run['bytes']['stored'] == best['stored']
 
 
-def test_tune_says_how_to_get_optuna(monkeypatch):
-    monkeypatch.setitem(sys.modules, 'optuna', None)
-    with pytest.raises(SystemExit, match='pip install optuna'):
-        tune.main(['--trials', '1'])
-
-
-# Beyond one machine -------------------------------------------------------------------
-
-
 def test_scale(tmp_path, monkeypatch, capsys):
     def in_this_process(call, **_):
         scale.main(call[2:])
@@ -158,15 +117,6 @@ def test_scale(tmp_path, monkeypatch, capsys):
     assert read(tmp_path / 'scale.json') == result
 
 
-def test_generated_pairs_are_distinct_and_skewed():
-    data = scale.generate(50_000)
-    edges = data[RATES].edge_index
-    assert edges.unique(dim=1).size(1) == edges.size(1)
-    assert int(edges[0].max()) < data[USER].num_nodes
-    count = edges[1].bincount(minlength=data[ITEM].num_nodes).sort().values
-    assert count[-len(count) // 10 :].sum() > 2 * count[: len(count) // 2].sum()
-
-
 def test_plan(tmp_path):
     plan.main(['--dataset', 'small', '--out', str(tmp_path), '--rounds', '1'])
     constants = plan.Constants(**read(tmp_path / 'plan.json')['constants'])
@@ -180,9 +130,6 @@ def test_plan(tmp_path):
         assert value == pytest.approx(8 * spent[1][key])
     sent = [plan.sent(x, recipe, constants) for x in (few, many)]
     assert sent[0] < sent[1] < 1.2 * sent[0]
-
-
-# Bundles ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('part', ['curve', 'bits', 'newcomers', 'index', 'onnx'])
@@ -223,9 +170,6 @@ def test_bundle(part, tmp_path, monkeypatch):
         assert read(path) == first
 
 
-# All methods --------------------------------------------------------------------------
-
-
 def test_frontier(tmp_path, monkeypatch, capsys):
     pytest.importorskip('optuna')
     names = ['popularity', 'ours', 'low-pass', 'low-pass rounded', 'LinkProp']
@@ -262,51 +206,6 @@ def test_frontier(tmp_path, monkeypatch, capsys):
     assert read(path)['datasets'] == result
 
 
-def test_choices_of_the_frontier():
-    def trial(size, quality):
-        return {'bytes': size, 'val': {'ndcg@20': quality}}
-
-    small, worse, large = trial(90, 0.1), trial(95, 0.05), trial(900, 0.2)
-    trials = [worse, large, small, {'params': {}, 'refused': 'too large'}]
-    assert frontier.choose(trials, [50, 100, 200, 1000]) == [small, large]
-    assert frontier.choose(trials, [905]) == [small]  # no room for a few more bytes
-
-    def point(name, size, quality):
-        value = {'ndcg@20': [quality, 0.0], 'recall@20': [quality, 0.0]}
-        summary = {'bytes': size, 'standard': value, 'c2f': value}
-        return frontier_report.Point(name, {'summary': summary})
-
-    found = [point('a', 10, 0.1), point('b', 20, 0.05), point('c', 30, 0.3)]
-    assert [x.method for x in frontier_report.front(found)] == ['a', 'c']
-    assert frontier_report.best(found, 25, 'standard').method == 'a'
-    assert frontier_report.best(found, 5, 'standard') is None
-
-
-@pytest.mark.parametrize(
-    'method',
-    [
-        LowPass(4, codec=RowWise(4)),
-        GFCF(4, codec=Half()),
-        EASE(10.0, 3),
-        CompressedLightGCN(embedding_dim=4, epochs=2, embedding=EMBEDDINGS['hash']),
-    ],
-    ids=lambda method: type(method).__name__,
-)
-def test_the_store_holds_what_a_method_fits(method, tmp_path):
-    train, store = draw_histories(0), frontier.Store(tmp_path)
-    want = method.fit(train, torch.Generator().manual_seed(3))
-    for _ in range(2):  # fitted, and read again
-        stored, seconds, _ = store.fit(method, train, 3)
-        assert len(file_bytes(stored)) == len(file_bytes(want)) and seconds > 0
-    users = torch.arange(30)
-    got, expected = (method.scorer(x, train)(users) for x in (stored, want))
-    # EASE is whole in the store, as float16.
-    torch.testing.assert_close(got, expected, rtol=1e-2, atol=1e-3)
-
-
-# Time to quality ----------------------------------------------------------------------
-
-
 def test_time_to_quality(tmp_path):
     call = ['--dataset', 'synthetic', '--seconds', '1', '--threads', '1']
     time_to_quality.main([*call, '--out', str(tmp_path)])
@@ -320,22 +219,3 @@ def test_time_to_quality(tmp_path):
     assert methods['lightgcn']['ended'] == 'by the limit'
     assert 'GF-CF' in path.with_suffix('.md').read_text()
     assert path.with_suffix('.png').read_bytes().startswith(b'\x89PNG')
-
-
-def test_seconds_of_evaluations_are_apart(monkeypatch):
-    """LightGCN learns more than popularity; its evaluations take their time."""
-    data = SyntheticHierarchy(protocol='c2f')[0]
-
-    def evaluate(*args):
-        time.sleep(0.05)
-        return evaluate_split(*args)
-
-    monkeypatch.setattr(time_to_quality, 'EPOCHS', 8)
-    monkeypatch.setattr(time_to_quality, 'evaluate_split', evaluate)
-    curve = time_to_quality.Curve(limit=math.inf)
-    time_to_quality.run_lightgcn(data, 0, curve)
-    score = popularity_score(data[RATES].edge_index, data[ITEM].num_nodes)
-    popular = evaluate_split(score, data, 'val')['recall@20']
-    assert max(point['recall@20'] for point in curve.points) > 2 * popular
-    assert len(curve.points) > 1
-    assert curve.other_seconds >= 0.05 * len(curve.points)

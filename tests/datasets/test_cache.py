@@ -87,53 +87,12 @@ KINDS = {
 }
 
 
-@pytest.fixture
-def tiny(monkeypatch):
-    """Many buckets and batches of little data."""
-    monkeypatch.setattr(module, 'BUCKET', 61)
-    monkeypatch.setattr(parquet_module, '_BATCH', 37)
-
-
-@BOTH
-@pytest.mark.parametrize('kind', KINDS)
-def test_same_as_in_memory(tmp_path, tiny, caplog, kind, protocol):
-    users, items = random_pairs()
-    root = write_table(tmp_path, KINDS[kind](users), KINDS[kind](items))
-    for seed in (7, 8):
-        spec = DataSpec('toy', root, protocol, seed)
-        expected = get_dataset(spec)
-        told = caplog.messages.copy()
-        caplog.clear()
-        folder = build_dataset(spec)
-        assert caplog.messages == told
-        caplog.clear()
-        assert folder == root / 'toy' / f'built-{protocol}-{seed}'
-        data = get_dataset(spec)
-        assert same(expected, data)
-        assert data_digest(data) == read_meta(folder).data_sha256
-        assert {x.name for x in folder.iterdir()} == {
-            *('edges.i64', 'val.i64', 'test.i64', 'meta.json'),
-            *('users.bin', 'users.offsets.i64', 'items.bin', 'items.offsets.i64'),
-        }
-
-
-def test_columns_of_other_types_in_other_files(tmp_path, tiny):
-    folder = tmp_path / 'toy' / 'toy.parquet'
-    folder.mkdir(parents=True)
-    users, items = random_pairs()
-    for number, kind in enumerate((pa.int32(), pa.string(), pa.int64())):
-        pairs = {'user_id': pa.array(users + number).cast(kind), 'item_id': items}
-        pq.write_table(pa.table(pairs), folder / f'{number}.parquet')
-    expected = get_dataset('toy', tmp_path)
-    assert list(expected[USER].raw_id)[:3] == ['0', '1', '2']
-    build_dataset('toy', tmp_path)
-    assert same(expected, get_dataset('toy', tmp_path))
-
-
 SOURCES = {
-    'text': lambda rows: {
+    'text files': lambda rows: {
         'train.txt': ''.join(f'{u} {i}\n' for u, i in rows if (u + i) % 4),
-        'test.txt.gz': ''.join(f'{u} {i}\n' for u, i in rows if not (u + i) % 4),
+        'test.txt.gz': gzip.compress(
+            ''.join(f'{u} {i}\n' for u, i in rows if not (u + i) % 4).encode()
+        ),
     },
     'validation': lambda rows: {
         f'{name}.txt': ''.join(f'{u} {i}\n' for u, i in rows if (u + i) % 3 == part)
@@ -150,20 +109,42 @@ SOURCES = {
 }
 
 
+def write_mixed(root):
+    """Part files whose columns are of other types."""
+    folder = root / 'toy' / 'toy.parquet'
+    folder.mkdir(parents=True)
+    users, items = random_pairs()
+    for number, kind in enumerate((pa.int32(), pa.string(), pa.int64())):
+        pairs = {'user_id': pa.array(users + number).cast(kind), 'item_id': items}
+        pq.write_table(pa.table(pairs), folder / f'{number}.parquet')
+
+
 @BOTH
-@pytest.mark.parametrize('kind', SOURCES)
-def test_other_files(put, protocol, kind):
-    files = SOURCES[kind](list(zip(*(x.tolist() for x in random_pairs()), strict=True)))
-    root = put('toy', {
-        name: gzip.compress(text.encode()) if name.endswith('.gz') else text
-        for name, text in files.items()
-    })  # fmt: skip
-    expected = get_dataset('toy', root, protocol)
-    folder = build_dataset('toy', root, protocol)
-    data = get_dataset('toy', root, protocol)
-    assert same(expected, data)
-    assert data_digest(data) == read_meta(folder).data_sha256
-    assert ('title' in data[ITEM]) == (kind == 'inter')
+@pytest.mark.parametrize('kind', [*KINDS, 'mixed', *SOURCES])
+def test_same_as_in_memory(put, tmp_path, monkeypatch, caplog, kind, protocol):
+    # Many buckets and batches of little data.
+    monkeypatch.setattr(module, 'BUCKET', 61)
+    monkeypatch.setattr(parquet_module, '_BATCH', 37)
+    pairs = random_pairs()
+    if kind in KINDS:
+        write_table(tmp_path, *map(KINDS[kind], pairs))
+    elif kind == 'mixed':
+        write_mixed(tmp_path)
+    else:
+        put('toy', SOURCES[kind](list(zip(*(x.tolist() for x in pairs), strict=True))))
+    for seed in (7, 8):
+        spec = DataSpec('toy', tmp_path, protocol, seed)
+        caplog.clear()
+        expected = get_dataset(spec)
+        told = caplog.messages.copy()
+        caplog.clear()
+        folder = build_dataset(spec)
+        assert caplog.messages == told
+        assert folder == tmp_path / 'toy' / f'built-{protocol}-{seed}'
+        data = get_dataset(spec)
+        assert same(expected, data)
+        assert data_digest(data) == read_meta(folder).data_sha256
+        assert ('title' in data[ITEM]) == (kind == 'inter')
 
 
 def test_it_is_mapped(tmp_path):
@@ -201,21 +182,29 @@ def entries(root):
     return sorted(x.name for x in (root / 'toy').iterdir())
 
 
-def test_other_seeds_and_protocols_are_read_from_the_files(root):
-    expected = get_dataset('toy', root, split_seed=1)
-    build_dataset('toy', root, split_seed=2)
-    build_dataset('toy', root, 'c2f', split_seed=1)
-    assert same(expected, get_dataset('toy', root, split_seed=1))
-
-
 def test_deleted_sources(root):
     expected, facts = get_dataset('toy', root), describe('toy', root)
+    other = get_dataset('toy', root, split_seed=1)
     build_dataset('toy', root)
     assert describe('toy', root) == facts
+    # Another split is still read from the sources, while they are there.
+    assert same(other, get_dataset('toy', root, split_seed=1))
     shutil.rmtree(root / 'toy' / 'toy.parquet')
     assert same(expected, get_dataset('toy', root))
     assert describe('toy', root) == facts | {'files': []}
     assert build_dataset('toy', root).is_dir()
+
+
+def test_deleted_files_of_a_published_data_set(put, offline):
+    root = put('gowalla', {'train.txt': '0 0 1 2\n1 1 3 4 5 0\n', 'test.txt': '0 3\n'})
+    expected = get_dataset('gowalla', root)
+    build_dataset('gowalla', root)
+    for file in ('train.txt', 'test.txt'):
+        (root / 'gowalla' / file).unlink()
+    assert same(expected, get_dataset('gowalla', root))
+    for read in (get_dataset, build_dataset):
+        with pytest.raises(InputError, match='cannot be downloaded'):
+            read('gowalla', root, split_seed=3)
 
 
 def test_changed_sources(root):
@@ -255,19 +244,7 @@ def test_other_columns(put):
     assert get_dataset(spec)[ITEM].num_nodes == 5
 
 
-def test_wrong_calls(root):
-    for name, options, message in (
-        ('toy', {'protocol': '../up'}, 'unknown protocol'),
-        ('nowhere', {}, 'unknown data set'),
-        ('synthetic', {}, 'there is nothing to build'),
-        ('toy', {'user_column': 'x'}, "no column 'x'"),
-    ):
-        with pytest.raises(InputError, match=message):
-            build_dataset(name, root, **options)
-    assert entries(root) == ['toy.parquet']
-
-
-def test_too_few_interactions(tmp_path):
+def test_too_few_interactions_and_faulty_rows(tmp_path):
     root = write_table(tmp_path, [1, 2, 3], [1, 2, 3])
     for read in (get_dataset, build_dataset):
         with pytest.raises(InputError, match='toy: .*leaves no test interaction'):
@@ -279,31 +256,36 @@ def test_too_few_interactions(tmp_path):
     root = write_table(tmp_path, *[pa.array([], pa.int64())] * 2, 1, name='none')
     with pytest.raises(InputError, match='none.parquet has no rows'):
         build_dataset('none', root)
-
-
-def test_faulty_rows_are_named(tmp_path):
-    users = pa.array([*range(500), None, *range(99)])
-    root = write_table(tmp_path, users, pa.array(range(600)), rows=7)
+    write_table(tmp_path, [*range(99), None], [*range(100)], name='gap')
     for read in (get_dataset, build_dataset):
-        with pytest.raises(InputError, match=r"part-2.parquet, row 101: no 'user_id'"):
-            read('toy', root)
-    assert entries(root) == ['toy.parquet']
+        with pytest.raises(InputError, match=r"part-2.parquet, row 32: no 'user_id'"):
+            read('gap', root)
+    assert [x.name for x in (root / 'gap').iterdir()] == ['gap.parquet']
 
 
 # Interrupted and damaged --------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    'step',
-    ['_TableBuild.write_keys', '_TableBuild.write_splits', '_digest', 'read_meta'],
+    ('step', 'error'),
+    [
+        ('_TableBuild.write_keys', KeyboardInterrupt()),
+        ('_TableBuild.write_splits', KeyboardInterrupt()),
+        ('_digest', KeyboardInterrupt()),
+        ('read_meta', KeyboardInterrupt()),
+        ('_PairFile.append', OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))),
+    ],
 )
-def test_interrupted(root, monkeypatch, step):
+def test_interrupted(root, monkeypatch, step, error):
     def stop(*_):
-        raise KeyboardInterrupt
+        raise error
 
     monkeypatch.setattr(f'pyg_c2f.datasets.cache.{step}', stop)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(type(error)) as info:
         build_dataset('toy', root)
+    if isinstance(error, OSError):
+        assert re.search('No space left on device.*make room', str(info.value))
+    assert '\n' not in str(info.value)
     assert entries(root) == ['toy.parquet']
 
 
@@ -334,17 +316,6 @@ def test_two_builds_at_once(root, monkeypatch):
     assert not (root / 'toy' / 'built-standard-2024').exists()
 
 
-def test_full_disk(root, monkeypatch):
-    def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(module._PairFile, 'append', full)
-    with pytest.raises(OSError, match='No space left on device.*make room') as info:
-        build_dataset('toy', root)
-    assert '\n' not in str(info.value)
-    assert entries(root) == ['toy.parquet']
-
-
 def test_files_that_change_meanwhile(root, monkeypatch):
     number_ids = module.ParquetTable.number_ids
 
@@ -364,7 +335,7 @@ def test_files_that_change_meanwhile(root, monkeypatch):
 @pytest.mark.parametrize(
     'file', ['edges.i64', 'val.i64', 'test.i64', 'users.bin', 'items.offsets.i64']
 )
-def test_truncated(root, file):
+def test_damaged(root, file):
     expected = get_dataset('toy', root)
     folder = build_dataset('toy', root)
     whole = (folder / file).read_bytes()
@@ -372,22 +343,19 @@ def test_truncated(root, file):
         (folder / file).write_bytes(content)
         with pytest.raises(InputError, match=f'damaged .*{file} .*--build'):
             get_dataset('toy', root)
+    if 'offsets' in file:
+        offsets = np.frombuffer(whole, np.int64)
+        for at, value in ((0, 1), (-1, 2**40), (-1, -5)):
+            wrong = offsets.copy()
+            wrong[at] = value
+            wrong.tofile(folder / file)
+            with pytest.raises(InputError, match='the offsets of items do not fit'):
+                get_dataset('toy', root)
     (folder / file).unlink()
     with pytest.raises(InputError, match=f'damaged .*{file}: No such file'):
         get_dataset('toy', root)
     build_dataset('toy', root)
     assert same(expected, get_dataset('toy', root))
-
-
-def test_offsets_of_other_texts(root):
-    folder = build_dataset('toy', root)
-    offsets = np.fromfile(folder / 'users.offsets.i64', np.int64)
-    for at, value in ((0, 1), (-1, 2**40), (-1, -5)):
-        wrong = offsets.copy()
-        wrong[at] = value
-        wrong.tofile(folder / 'users.offsets.i64')
-        with pytest.raises(InputError, match='the offsets of users do not fit'):
-            get_dataset('toy', root)
 
 
 COUNTS = [-1, 2**62, 2**70, 5.0, '3', None, 0]
@@ -434,23 +402,6 @@ def test_hostile_meta(root):
 
 
 # From the command line ----------------------------------------------------------------
-
-
-def test_published(put, offline):
-    files = {'train.txt': '0 0 1 2\n1 1 3 4 5 0\n', 'test.txt': '0 3\n1 2\n'}
-    root = put('gowalla', files)
-    expected = get_dataset('gowalla', root)
-    call = ['data', '--dataset', 'gowalla', '--data-root', str(root), '--build']
-    assert run.main(call) == 0
-    assert same(expected, get_dataset('gowalla', root))
-    for file in files:
-        (root / 'gowalla' / file).unlink()
-    assert same(expected, get_dataset('gowalla', root))
-    assert describe('gowalla', root)['num_train'] == 7
-    assert run.main(call) == 0
-    with pytest.raises(InputError, match='cannot be downloaded'):
-        get_dataset('gowalla', root, split_seed=3)
-    assert run.main([*call, '--split-seed', '3']) == 2
 
 
 def test_command(root, capsys):

@@ -1,5 +1,4 @@
 import copy
-import doctest
 import os
 import pickle
 
@@ -9,7 +8,6 @@ import torch
 import torch_geometric.transforms as T
 from torch_geometric.loader.utils import filter_node_store_
 
-import pyg_c2f.datasets.interactions
 from pyg_c2f.datasets import InteractionDataset, Labels, with_validation_in_train
 from pyg_c2f.typing import ITEM, RATED_BY, RATES, USER
 
@@ -133,7 +131,3 @@ def test_with_validation_in_train(root):
         assert data[RATES][key].equal(before[RATES][key])
     again = with_validation_in_train(merged)
     assert again[RATES].edge_index.equal(merged[RATES].edge_index)
-
-
-def test_example():
-    assert not doctest.testmod(pyg_c2f.datasets.interactions).failed

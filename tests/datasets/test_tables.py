@@ -1,4 +1,3 @@
-import csv
 import gzip
 
 import pytest
@@ -179,16 +178,6 @@ def test_rows_at_once_or_not(put, monkeypatch, top, rows, at_once):
     fast, slow, used = both_ways(put, monkeypatch, 'toy.csv', raw)
     assert fast == slow
     assert used == (at_once and top.startswith('user_id'))
-
-
-def test_the_limit_of_the_csv_module_is_kept(put, monkeypatch):
-    raw = HEADER + 'abcdefgh,1234567890123\n' * 9
-    limit = csv.field_size_limit(12)
-    try:
-        fast, slow, at_once = both_ways(put, monkeypatch, 'toy.csv', raw)
-    finally:
-        csv.field_size_limit(limit)
-    assert fast == slow and not at_once and 'line 2: the row cannot be read' in fast
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def test_a_step_that_goes_wrong(
         if (len(calls), len(calls[-1])) == (4, 2):
             model = trainer.model
             blocks = [Spoil.apply(x, forward, backward) for x in model.layer0()]
-            monkeypatch.setattr(model, 'layer0', lambda: blocks)
+            monkeypatch.setattr(model, 'layer0', lambda columns: blocks)
         return step(trainer, triples)
 
     monkeypatch.setattr(C2FTrainer, 'train_epoch', counted_epoch)

@@ -20,12 +20,10 @@ from pyg_c2f.anchors.codes import kmeans, kth_largest
 from pyg_c2f.anchors.spectral import varimax
 from pyg_c2f.checkpoint import read_tensors
 from pyg_c2f.cli import torchrun as torchrun_module
-from pyg_c2f.datasets import get_dataset
 from pyg_c2f.recipes.resume import read_resume
 from pyg_c2f.shards import Group, Rows, one_thread_each
 from tests.hard import HARD, weights
-from tests.slow.test_distributed_paper import Processes
-from tests.tiny import settings, write_text_data
+from tests.tiny import settings
 
 ROOT = Path(__file__).parents[2]
 FAST = 'embedding_dim=8 num_fine=8 coarse_per_item=2 num_shards=4'
@@ -44,13 +42,6 @@ leave()
 """
 
 
-@pytest.fixture(scope='module')
-def processes(tmp_path_factory):
-    started = Processes(3, tmp_path_factory.mktemp('store'))
-    yield started
-    started.end()
-
-
 # Whole runs ---------------------------------------------------------------------------
 
 
@@ -59,7 +50,7 @@ def torchrun(size, *options):
     return [*command, '--nproc-per-node', str(size), *options]
 
 
-def start(command, **kwargs):
+def popen(command, **kwargs):
     env = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
     return subprocess.Popen(command, cwd=ROOT, env=env, text=True, **kwargs)
 
@@ -69,14 +60,6 @@ def train_call(root, out, *options):
     return ['train', *data, '--quiet', '--out', str(out), *options]
 
 
-@pytest.fixture(scope='module')
-def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp('data')
-    write_text_data(root)
-    get_dataset('text', root, 'c2f')  # Not all at once would write it.
-    return root
-
-
 # Long enough to lose a process on the way.
 PAPER = [
     *settings(max_epochs=40, patience=40, lr_coarse=0.01),
@@ -84,12 +67,15 @@ PAPER = [
 ]
 REFUSED = (
     ('num_shards=1', '--set num_shards=1'),
-    ('diffusion=0.5', '--set diffusion=0.5: 2 processes can share diffusion=0 only'),
+    (
+        'diffusion=0.5',
+        '--set diffusion=0.5: 2 processes can share --set diffusion=0 only',
+    ),
 )
 
 
 @pytest.fixture(scope='module')
-def answers(root, processes, tmp_path_factory):
+def answers(shared_root, start, tmp_path_factory):
     """For each number of processes its folder, and what each process answered.
 
     One is this process, two come from torchrun, three wait for work anyway.
@@ -97,20 +83,20 @@ def answers(root, processes, tmp_path_factory):
     folders = {x: tmp_path_factory.mktemp(f'processes{x}') for x in (1, 2, 3)}
     calls = {
         size: [
-            train_call(root, folder / 'fast', '--set', *FAST.split()),
+            train_call(shared_root, folder / 'fast', '--set', *FAST.split()),
             ['evaluate', '--checkpoint', str(folder / 'fast')],
         ]
         for size, folder in folders.items()
     }
-    calls[1].append(train_call(root, folders[1] / 'paper', *PAPER))
+    calls[1].append(train_call(shared_root, folders[1] / 'paper', *PAPER))
     for setting, _ in REFUSED:
         options = ['--set', *FAST.split(), setting]
-        calls[2].append(train_call(root, folders[2] / 'refused', *options))
+        calls[2].append(train_call(shared_root, folders[2] / 'refused', *options))
     program = folders[2] / 'program.py'
     program.write_text(PROGRAM)
     command = [*torchrun(2), str(program), str(folders[2]), json.dumps(calls[2])]
-    by_torchrun = start(command, stdout=subprocess.DEVNULL)
-    found = {1: [run_calls(None, calls[1])], 3: processes(run_calls, calls[3])}
+    by_torchrun = popen(command, stdout=subprocess.DEVNULL)
+    found = {1: [run_calls(None, calls[1])], 3: start(3)(run_calls, calls[3])}
     assert by_torchrun.wait(240) == 0
     found[2] = [json.loads((folders[2] / f'{r}.json').read_text()) for r in range(2)]
     return {size: (folders[size], found[size]) for size in folders}
@@ -234,12 +220,12 @@ sys.exit(run.main(sys.argv[1:]))
 """
 
 
-def test_a_lost_process_is_told_once(root, answers, tmp_path):
+def test_a_lost_process_is_told_once(shared_root, answers, tmp_path):
     """One process alone continues the run."""
     program, out = tmp_path / 'program.py', tmp_path / 'out'
     program.write_text(BUSY)
-    command = [*torchrun(2), str(program), *train_call(root, out, *PAPER)]
-    process = start(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    command = [*torchrun(2), str(program), *train_call(shared_root, out, *PAPER)]
+    process = popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     _, said = process.communicate(timeout=120)
     assert process.returncode != 0
     again = ['train', '--resume', '--out', str(out)]
@@ -261,10 +247,10 @@ def check_same_end(out, answers):
     assert figures(out) == pytest.approx(figures(expected), abs=1e-4)
 
 
-def test_torchrun_starts_a_run_anew_and_it_goes_on(root, answers, tmp_path):
-    run = ['run.py', *train_call(root, tmp_path, *PAPER)]
+def test_torchrun_starts_a_run_anew_and_it_goes_on(shared_root, answers, tmp_path):
+    run = ['run.py', *train_call(shared_root, tmp_path, *PAPER)]
     command = [*torchrun(2, '--max-restarts', '2'), *run]
-    process = start(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     path, end = tmp_path / 'history.jsonl', time.monotonic() + 120
     while not path.exists() or path.read_text().count('\n') < 5:
         assert process.poll() is None and time.monotonic() < end
@@ -343,9 +329,9 @@ def tables(_, num_blocks, num_rows, skew):
     [(20, 1), (2, 1), (1, 1), (60, 3), (9, 9), (50, 1 / 9)],
     ids=['even', 'fewer rows', 'one row', 'uneven', 'the last has all', 'the first'],
 )
-def test_tables_of_several_processes(processes, num_blocks, num_rows, skew):
+def test_tables_of_several_processes(start, num_blocks, num_rows, skew):
     """Blocks without rows, processes without rows, 3 processes on 4 blocks."""
-    assert processes(tables, num_blocks, num_rows, skew) == [[], [], []]
+    assert start(3)(tables, num_blocks, num_rows, skew) == [[], [], []]
 
 
 # The k-th largest ---------------------------------------------------------------------
@@ -359,12 +345,12 @@ NUMBERS = {
 
 
 @pytest.mark.parametrize('x', NUMBERS.values(), ids=NUMBERS)
-def test_kth_largest(processes, x):
+def test_kth_largest(start, x):
     ks = (1, 2, 59, 60, 211, 419, 420)
     expected = [x.flatten().kthvalue(x.numel() - k + 1).values.item() for k in ks]
     assert [kth_largest(x, k, Group()) for k in ks] == expected
     assert kth_largest(x, 1000, Group()) <= x.min().item()
-    assert processes(kth_of_all, x, ks) == [expected] * 3
+    assert start(3)(kth_of_all, x, ks) == [expected] * 3
 
 
 def kth_of_all(_, x, ks):
@@ -391,10 +377,10 @@ def of_all_rows(_, x):
 
 
 @pytest.mark.parametrize('x', HARD.values(), ids=HARD)
-def test_several_processes_and_threads_find_the_same(processes, x):
+def test_several_processes_and_threads_find_the_same(start, x):
     expected = of_rows(x, Group(4))
     with threads(2):
-        found = [of_rows(x, Group(4)), *processes(of_all_rows, x)]
+        found = [of_rows(x, Group(4)), *start(3)(of_all_rows, x)]
     assert all(all(map(torch.equal, one, expected)) for one in found)
 
 

@@ -1,25 +1,22 @@
 """Recipe ``paper`` on several processes gives the results of one process."""
 
-import os
-import uuid
 from dataclasses import replace
 from itertools import count
-from multiprocessing import get_context
 
 import pytest
 import torch
-import torch.distributed as dist
 
 import pyg_c2f
 from pyg_c2f.checkpoint import phase_file
 from pyg_c2f.datasets import get_dataset
-from pyg_c2f.nn import BPRLoss, fused
+from pyg_c2f.nn import BPRLoss
 from pyg_c2f.recipes import PaperRecipe, TrainingOptions, base, train
 from pyg_c2f.recipes.paper import C2FTrainer, batch_loss, share_columns
 from pyg_c2f.recipes.resume import read_resume, resume_files
 from pyg_c2f.shards import Group
 from pyg_c2f.typing import Assignment, InputError
-from tests.tiny import SETTINGS, write_text_data
+from tests.slow.processes import Processes
+from tests.tiny import SETTINGS
 
 EACH_SIZE = pytest.mark.parametrize('size', [2, 3, 4])
 # An epoch has 1,600 triples: the last batches hold 1 and 2, fewer than processes.
@@ -28,91 +25,6 @@ TINY = PaperRecipe(
     | {'batch_size_coarse': 533, 'batch_size_fine': 799}
     | {'max_epochs': 9, 'patience': 2}
 )
-
-
-# Processes that wait for work ---------------------------------------------------------
-
-
-def work(pipe, rank, size, store):
-    """Calls functions that come through a pipe, as one of several processes.
-
-    After an error that all processes raise they stay together; after another one the
-    process leaves, as a program would.
-    """
-    torch.set_num_threads(1)
-    os.environ['GLOO_SOCKET_IFNAME'] = 'lo'
-    dist.init_process_group('gloo', f'file://{store}', rank=rank, world_size=size)
-    group = Group(size, is_distributed=True)
-    try:
-        while (job := pipe.recv()) is not None:
-            function, args = job
-            try:
-                pipe.send(function(group, *args))
-            except (InputError, KeyboardInterrupt) as error:
-                pipe.send(error)
-            except Exception as error:
-                pipe.send(RuntimeError(repr(error)))
-                return
-    finally:
-        dist.destroy_process_group()
-
-
-class Processes:
-    def __init__(self, size, folder):
-        # One process imports torch, the others are copies of it. Those of a process
-        # that has trained before could not train.
-        context = get_context('forkserver')
-        context.set_forkserver_preload(['tests.slow.test_distributed_paper'])
-        store = folder / uuid.uuid4().hex
-        self.pipes, self.processes = [], []
-        for rank in range(size):
-            ours, theirs = context.Pipe()
-            args = (theirs, rank, size, store)
-            self.processes.append(context.Process(target=work, args=args, daemon=True))
-            self.processes[-1].start()
-            theirs.close()
-            self.pipes.append(ours)
-
-    def __call__(self, function, *args):
-        """What each process returns, or the error that it raises."""
-        for pipe in self.pipes:
-            pipe.send((function, args))
-        answers = []
-        for pipe in self.pipes:
-            assert pipe.poll(60), f'{function.__name__} hangs'
-            answers.append(pipe.recv())
-        return answers
-
-    def end(self):
-        for pipe, process in zip(self.pipes, self.processes, strict=True):
-            if process.is_alive():
-                pipe.send(None)
-        for process in self.processes:
-            process.join(20)
-            assert process.exitcode is not None, 'a process does not end'
-
-
-@pytest.fixture(scope='module')
-def start(tmp_path_factory):
-    """A function from a number of processes to these, started once."""
-    started = {}
-
-    def get(size):
-        if size not in started:
-            started[size] = Processes(size, tmp_path_factory.mktemp('store'))
-        return started[size]
-
-    yield get
-    for processes in started.values():
-        processes.end()
-
-
-@pytest.fixture(scope='module')
-def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp('data')
-    write_text_data(root)
-    load(root)  # Processes that come at once would all write the processed file.
-    return root
 
 
 def load(root):
@@ -143,9 +55,9 @@ def trained(group, root, stop=None, **kwargs):
 
 
 @pytest.fixture(scope='module')
-def alone(root):
+def alone(shared_root):
     """The training of a single process without a group."""
-    found = trained(None, root)
+    found = trained(None, shared_root)
     assert all(len(phases) == 2 for phases in found[1].values())
     return found
 
@@ -173,21 +85,21 @@ def check_same(answer, alone):
 
 
 @EACH_SIZE
-def test_same_training(size, start, root, alone):
-    first, *others = start(size)(trained, root)
+def test_same_training(size, start, shared_root, alone):
+    first, *others = start(size)(trained, shared_root)
     check_same(first, alone)
     for lines, phases, tables in others:
         assert lines == []  # Of the history, one process writes.
         assert (phases, tables) == first[1:]
 
 
-def test_a_group_of_one_gives_the_same_bits(root, alone):
-    lines, phases, tables = trained(Group(), root)
+def test_a_group_of_one_gives_the_same_bits(shared_root, alone):
+    lines, phases, tables = trained(Group(), shared_root)
     assert (phases, tables) == alone[1:]
     assert [x['loss'] for x in lines] == [x['loss'] for x in alone[0]]
 
 
-def test_resumed_in_other_ways(start, root, alone, tmp_path):
+def test_resumed_in_other_ways(start, shared_root, alone, tmp_path):
     """Two processes, then three, then four, then one alone."""
     at = {'out': tmp_path}
     num_batches = {'coarse': 4, 'fine': 3}
@@ -198,11 +110,11 @@ def test_resumed_in_other_ways(start, root, alone, tmp_path):
         (3, to_fine, ('fine', 2)),
         (4, num_batches['fine'] + 2, ('fine', 3)),
     ):
-        for answer in start(size)(resumed, root, stop, tmp_path):
+        for answer in start(size)(resumed, shared_root, stop, tmp_path):
             assert isinstance(answer, KeyboardInterrupt)
         progress = read_resume(tmp_path)[1]['progress']
         assert (progress['stage'], progress['epoch']) == place
-    check_same(trained(None, root, resume=True, **at), alone)
+    check_same(trained(None, shared_root, resume=True, **at), alone)
     for stage, phases in alone[1].items():
         for phase in phases:
             assert pyg_c2f.load(phase_file(tmp_path, stage, phase)).stage == stage
@@ -262,51 +174,16 @@ def one_step(group, root, stage, width, num_layers, num_triples):
 
 @pytest.mark.parametrize('stage', ['coarse', 'fine'])
 @EACH_SIZE
-def test_one_step(size, stage, start, root):
+def test_one_step(size, stage, start, shared_root):
     """The features and the gradients of the whole batch; also of one triple."""
     for num_layers, num_triples in ((2, 300), (3, 7), (1, 2), (0, 1)):
-        args = (root, stage, 8, num_layers, num_triples)
+        args = (shared_root, stage, 8, num_layers, num_triples)
         answers = start(size)(one_step, *args)
         assert all(answer == answers[0] for answer in answers)
         assert max(answers[0].values()) < 2e-6, (num_layers, num_triples)
 
 
-def in_blocks(*args):
-    """Propagation by blocks of columns, as of a table beyond the cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused, 'CACHE_BYTES', 0)
-        return one_step(*args)
-
-
-@pytest.mark.parametrize('stage', ['coarse', 'fine'])
-def test_one_step_in_blocks_of_columns(stage, start, root):
-    for answer in start(3)(in_blocks, root, stage, 96, 2, 40):
-        assert answer['features'] == 0
-        assert max(answer.values()) < 2e-6
-
-
 # What goes wrong ----------------------------------------------------------------------
-
-
-def spoiled(group, root, out):
-    """A loss that is NaN, in the last process only."""
-    whole, calls = BPRLoss.penalty, count()
-
-    def penalty(*args):
-        wrong = next(calls) == 5 and group.rank == group.size - 1
-        return whole(*args) * (float('nan') if wrong else 1)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BPRLoss, 'penalty', penalty)
-        return trained(group, root, out=out)
-
-
-def test_all_refuse_what_one_has_found(start, root, tmp_path):
-    answers = start(3)(spoiled, root, tmp_path)
-    assert len({str(answer) for answer in answers}) == 1
-    assert isinstance(answers[0], InputError)
-    assert str(answers[0]).startswith('the loss holds nan in step 2 of epoch 1 of the')
-    assert read_resume(tmp_path)[1]['progress']['epoch'] == 1
 
 
 def infinite(group, root, name, step):
@@ -340,9 +217,9 @@ def infinite(group, root, name, step):
         ('coarse.codebook', 7, 'coarse.codebook holds nan in step 4 of epoch 1 of the'),
     ],
 )
-def test_all_refuse_what_one_has_learned(name, step, says, start, root):
+def test_all_refuse_what_one_has_learned(name, step, says, start, shared_root):
     """In the next step, or at the end of the epoch."""
-    answers = start(3)(infinite, root, name, step)
+    answers = start(3)(infinite, shared_root, name, step)
     assert len({str(answer) for answer in answers}) == 1
     assert isinstance(answers[0], InputError)
     assert str(answers[0]).startswith(says)
@@ -353,8 +230,8 @@ def too_narrow(group, root):
     return train(load(root), recipe, TrainingOptions(group=group))
 
 
-def test_more_processes_than_columns(start, root):
-    for answer in start(3)(too_narrow, root):
+def test_more_processes_than_columns(start, shared_root):
+    for answer in start(3)(too_narrow, shared_root):
         assert isinstance(answer, InputError)
         assert str(answer).startswith('3 processes, but embedding_dim=2: ')
 
@@ -364,10 +241,10 @@ def elsewhere(group, root, out):
     return trained(group, root, out=out / str(min(group.rank, 1)), resume=True)
 
 
-def test_directories_that_not_all_see(start, root, tmp_path):
+def test_directories_that_not_all_see(start, shared_root, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        trained(None, root, stop=9, out=tmp_path / '0')
-    for answer in start(2)(elsewhere, root, tmp_path):
+        trained(None, shared_root, stop=9, out=tmp_path / '0')
+    for answer in start(2)(elsewhere, shared_root, tmp_path):
         assert isinstance(answer, InputError)
         assert 'the processes see different interrupted runs' in str(answer)
 
@@ -380,16 +257,13 @@ def full_disk(group, root, out):
     return trained(group, root, out=out)
 
 
-def test_nobody_waits_for_a_process_that_left(root, tmp_path):
+def test_nobody_waits_for_a_process_that_left(shared_root, tmp_path):
     """The first one writes the files; without it, the others end too."""
     processes = Processes(3, tmp_path)
-    first, *others = processes(full_disk, root, tmp_path / 'out')
+    first, *others = processes(full_disk, shared_root, tmp_path / 'out')
     assert 'no space left' in str(first)
     assert all(isinstance(answer, RuntimeError) for answer in others)
     processes.end()
-
-
-# The same in all ----------------------------------------------------------------------
 
 
 def drifted(group, root):
@@ -411,25 +285,6 @@ def drifted(group, root):
     return loss, tables
 
 
-def test_assignments_are_those_of_the_first_process(start, root):
-    first, *others = start(3)(drifted, root)
+def test_assignments_are_those_of_the_first_process(start, shared_root):
+    first, *others = start(3)(drifted, shared_root)
     assert all(other == first for other in others)
-
-
-def test_steps_of_one_process_are_those_of_several(start, root):
-    first, *others = start(2)(stepped, root)
-    assert first == others[0]
-    expected = stepped(None, root)
-    torch.testing.assert_close(torch.tensor(first), torch.tensor(expected))
-
-
-def stepped(group, root):
-    """The codebook after some steps, and the moments of Adam."""
-    model, recipe = make_model(root, 'coarse', 8)
-    trainer = recipe.trainer(model, load(root), TrainingOptions(group=group))
-    triples = draw_triples(model, 50)
-    for _ in range(2):
-        trainer.train_epoch(1, lambda _: [triples] * 2)
-    moments = trainer.optimizer.state[model.coarse.codebook]
-    tables = model.coarse.codebook, moments['exp_avg'], moments['exp_avg_sq']
-    return [table.tolist() for table in tables]

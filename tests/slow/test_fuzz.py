@@ -1,15 +1,13 @@
 """Damaged files of all readers: some of the cases of benchmarks/fuzz.py."""
 
-import gzip
 import json
 import random
-from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from benchmarks.fuzz import READERS, Wrong, case, expected, judge, main, valid_files
-from pyg_c2f.datasets import InteractionDataset, sources, tables
+from benchmarks.fuzz import READERS, judge, main, valid_files
+from pyg_c2f.datasets import InteractionDataset
 from pyg_c2f.typing import InputError
 
 CASES = 300
@@ -40,36 +38,6 @@ def test_damaged_files_are_read_for_what_they_say_or_refused(tmp_path, monkeypat
         # There is something of both.
         assert min(found['read'], found['refused']) > CASES / 20
     assert f'| text | {CASES} | ' in (tmp_path / 'fuzz-readers.md').read_text()
-
-
-@pytest.mark.parametrize('reader', ['inter', 'csv'])
-def test_tables_at_once_are_tables_row_by_row(reader, monkeypatch):
-    pytest.importorskip('pyarrow')
-    path, read_at_once, used = Path(f'toy.{reader}'), tables._read_at_once, Counter()
-
-    def outcome(raw):
-        try:
-            both = tables.read_delimited(raw, path, ('user_id', 'item_id'))
-        except InputError as error:
-            return str(error)
-        ids = [sources._sorted(column) for column in both]
-        return [(column.rows.tolist(), column.labels) for column in ids]
-
-    def spy(*args):
-        ids = read_at_once(*args)
-        used[ids is not None] += 1
-        return ids
-
-    for number in range(2 * CASES):
-        raw = case(2, reader, number).get(path.name, b'')
-        if number % 2:  # quotes are read row by row
-            raw = raw.replace(b'"', b'')
-        monkeypatch.setattr(tables, '_read_at_once', spy)
-        at_once = outcome(raw)
-        monkeypatch.setattr(tables, '_read_at_once', lambda *_: None)
-        assert at_once == outcome(raw), number
-    # There is something of both.
-    assert min(used[True], used[False]) > CASES / 20
 
 
 TABLE = b'user_id,item_id\n' + b''.join(b'a,%d\nb,%d\n' % (i, i) for i in range(5))
@@ -107,17 +75,3 @@ def reads(raw):
 def test_the_judge_sees_what_is_wrong(raw, read, outcome, tmp_path, monkeypatch):
     monkeypatch.setattr('benchmarks.fuzz.InteractionDataset', read)
     assert judge({'toy.csv': raw}, tmp_path)[0] == outcome
-
-
-def test_the_slow_reader():
-    table = b'\xef\xbb\xbfx,user_id,item_id\r\n1,"a,""\n",2\r\n\r\n,a"b,"2"\r'
-    table += b'3,a"b,4\n,a"b,6'
-    pairs = {('a,"', '2'), ('a"b', '2'), ('a"b', '4'), ('a"b', '6')}
-    for files in ({'toy.csv': table}, {'toy.csv.gz': gzip.compress(table)}):
-        assert expected(files) == (pairs, 2, 3, None)
-    text = {'train.txt': b'0 1\t1 2\r\n\n3', 'test.txt': b'02 0\n'}
-    pairs = {('0', '1'), ('0', '2'), ('2', '0')}
-    assert expected(text) == (pairs, 4, 3, None)
-    with pytest.raises(Wrong) as error:
-        expected(text | {'valid.txt': b'0 1\n1 \xb2'})
-    assert (error.value.file, error.value.line) == ('valid.txt', 2)

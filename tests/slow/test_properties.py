@@ -29,6 +29,8 @@ from pyg_c2f.nn.conv import AnchorConv
 from pyg_c2f.recipes import FastRecipe, PaperRecipe
 from pyg_c2f.typing import ITEM, RATED_BY, RATES, USER, Assignment, InputError
 from tests.benchmarks.methods.test_methods import METHODS, find_libraries
+from tests.test_evaluate import naive_metrics
+from tests.tiny import assert_same_model
 
 EXAMPLES = int(os.environ.get('PYG_C2F_EXAMPLES', 60))
 MOST = 12  # users, and items
@@ -321,9 +323,7 @@ def test_order_and_repetition_of_pairs_change_no_model(data, recipe):
     twin = fitted(data, recipe)
     assert (model is None) == (twin is None)
     if model is not None:
-        ours, theirs = model.to_tensors(), twin.to_tensors()
-        assert ours.keys() == theirs.keys()
-        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+        assert_same_model(model, twin)
 
 
 # Two ways, one answer ----------------------------------------------------------------
@@ -425,25 +425,6 @@ def test_a_known_user_is_a_history(model):
 # Evaluation --------------------------------------------------------------------------
 
 
-def naive_metrics(scores, held_out, exclude):
-    """User by user, with sets and sorting."""
-    seen = set(zip(*exclude.tolist(), strict=True))
-    wanted = set(zip(*held_out.tolist(), strict=True)) - seen
-    users = sorted({user for user, _ in wanted})
-    out = {f'{name}@{k}': 0.0 for name in ('recall', 'ndcg') for k in KS}
-    for user in users:
-        items = [x for x in range(scores.size(1)) if (user, x) not in seen]
-        items.sort(key=lambda item: (-float(scores[user, item]), item))
-        relevant = {item for other, item in wanted if other == user}
-        for k in KS:
-            gains = [(x in relevant) / math.log2(r + 2) for r, x in enumerate(items)]
-            ideal = [1 / math.log2(r + 2) for r in range(min(k, len(relevant)))]
-            hits = sum(x in relevant for x in items[:k])
-            out[f'recall@{k}'] += hits / len(relevant) / len(users)
-            out[f'ndcg@{k}'] += sum(gains[:k]) / sum(ideal) / len(users)
-    return out
-
-
 @st.composite
 def rankings(draw):
     """Scores with ties, held-out pairs that may repeat, and pairs to leave out."""
@@ -465,10 +446,10 @@ def test_metrics_of_any_scores(ranking):
     try:
         figures = evaluate(scores.__getitem__, held_out, exclude, *scores.shape, KS)
     except InputError:
-        assert not any(naive_metrics(*ranking).values())
+        assert not any(naive_metrics(*ranking, KS).values())
         return
     assert all(0 <= x <= 1 for x in figures.values())
-    assert figures == pytest.approx(naive_metrics(*ranking), abs=1e-5)
+    assert figures == pytest.approx(naive_metrics(*ranking, KS), abs=1e-5)
 
 
 # Numbers of users and items, and the order of pairs, do not matter --------------------
@@ -579,9 +560,7 @@ def check_checkpoint(model, path):
     assert (loaded.stage, loaded.num_users) == (model.stage, model.num_users)
     scores = model.scorer()(everyone(model))
     assert_same([loaded.scorer()(everyone(model))], [scores], 1e-5)
-    ours, theirs = model.to_tensors(), loaded.to_tensors()
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert_same_model(model, loaded)
 
 
 @given(model=st.one_of(c2f_models(), linear_models(dtype='float32')))

@@ -1,4 +1,4 @@
-"""A small random matrix of interactions for all methods."""
+"""A small random matrix of interactions for all methods, and how they are asked."""
 
 import pytest
 import torch
@@ -15,6 +15,19 @@ def draw_histories(seed: int, num_users: int = NUM_USERS) -> Histories:
     rated[user, user % NUM_ITEMS] = True
     rated[item % num_users, item] = True
     return histories_of(rated.nonzero().T, num_users, NUM_ITEMS)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def dense(histories):
+    """All rows, float64."""
+    return histories.rows(torch.arange(histories.num_users)).double()
+
+
+def scores_of(method, stored, histories):
+    return method.scorer(stored, histories)(torch.arange(histories.num_users))
 
 
 @pytest.fixture(scope='session')

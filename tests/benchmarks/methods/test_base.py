@@ -15,11 +15,7 @@ from methods.base import (
 from safetensors.torch import load, save_file
 
 from pyg_c2f.packing import round_weights, weights_of
-from pyg_c2f.typing import InputError
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
+from tests.benchmarks.methods.conftest import generator
 
 
 def draw(num_rows, num_cols, share):
@@ -49,13 +45,6 @@ def test_graphs_come_back(num_users, num_items, share):
         low = floor(log2(places / num))
         assert abs(stored['low'].nbytes - low * num / 8) < 1
         assert abs(stored['high'].nbytes - (num + places / 2**low) / 8) < 4
-
-
-def test_the_number_of_users_is_not_stored():
-    histories = histories_of(torch.tensor([[0, 2, 2], [1, 0, 3]]), 6, 4)
-    stored = pack_graph(histories)
-    assert unpack_graph(stored, 4).rowptr.tolist() == [0, 1, 1, 3]
-    assert unpack_graph(stored, 4, 6).rowptr.tolist() == [0, 1, 1, 3, 3, 3, 3]
 
 
 @pytest.mark.parametrize('num_bits', [2, 8, 24])
@@ -106,17 +95,3 @@ def test_histories_of_pairs():
         want = torch.ones(4) if weight is None else weight
         assert dense[tuple(histories.edge_index)].equal(want)
         assert dense.count_nonzero() == 4
-
-
-@pytest.mark.parametrize(
-    ('pairs', 'says'),
-    [
-        (torch.tensor([[0, 5], [1, 0]]), 'user ids'),
-        (torch.tensor([[0, 1], [1, -2]]), 'item ids'),
-        (torch.zeros(3, 4).long(), 'pairs of shape'),
-        (torch.zeros(2, 4), 'pairs of shape'),
-    ],
-)
-def test_no_pairs(pairs, says):
-    with pytest.raises(InputError, match=f'histories_of.*{says}'):
-        histories_of(pairs, 5, 6)

@@ -2,14 +2,9 @@
 
 import pytest
 import torch
-from methods import GFCF, Histories, LinkProp, LowPass, Popularity, TurboCF
+from methods import GFCF, LinkProp, LowPass, Popularity, TurboCF
 
-from pyg_c2f.typing import InputError
-
-
-def dense(histories):
-    """All rows, float64."""
-    return histories.rows(torch.arange(histories.num_users)).double()
+from tests.benchmarks.methods.conftest import dense, generator, scores_of
 
 
 def scaled(rated, alpha=0.5):
@@ -19,8 +14,7 @@ def scaled(rated, alpha=0.5):
 
 
 def all_scores(method, train, histories):
-    stored = method.fit(train, torch.Generator().manual_seed(0))
-    return method.scorer(stored, histories)(torch.arange(histories.num_users))
+    return scores_of(method, method.fit(train, generator()), histories)
 
 
 @pytest.fixture(params=['train', 'others'])
@@ -78,15 +72,3 @@ def test_turbo_cf(name, alpha, power, small, askers):
     }[name]
     got = all_scores(TurboCF(alpha, power, name), small, askers)
     assert torch.allclose(got.double(), rows @ want, rtol=1e-5, atol=1e-5)
-
-
-def test_large_dense_graphs_are_refused():
-    many = Histories(torch.tensor([0, 1]), torch.tensor([0]), 20_001)
-    with pytest.raises(InputError, match='1.6 GB.*use power=1'):
-        TurboCF(power=0.5).fit(many)
-    assert all_scores(TurboCF(), many, many).argmax() == 0
-
-
-def test_unknown_filter():
-    with pytest.raises(InputError, match="got 'fourth'"):
-        TurboCF(filter='fourth')

@@ -5,29 +5,16 @@ from math import log
 
 import pytest
 import torch
-from methods import EASE, IALS, Histories, ItemKNN, histories_of, items
+from methods import EASE, IALS, ItemKNN, histories_of, items
 from methods.base import unpack_matrix
 from methods.filters import as_scipy
 from methods.items import ease_weights
 
-from pyg_c2f.typing import InputError
+from tests.benchmarks.methods.conftest import dense, generator, scores_of
 from tests.hard import tables
 
 # Weights on a grid of 24 bits are as good as float32.
 EXACT = 24
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def dense(histories):
-    """All rows, float64."""
-    return histories.rows(torch.arange(histories.num_users)).double()
-
-
-def scores_of(method, stored, histories):
-    return method.scorer(stored, histories)(torch.arange(histories.num_users))
 
 
 def kept_of(stored, num_items):
@@ -136,26 +123,6 @@ def test_neighbours_are_those_of_the_dense_formula(measure, small, others):
     assert torch.allclose(got, dense(others) @ kept, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.filterwarnings('ignore:Method expects CSR input')
-@pytest.mark.parametrize('measure', ['cosine', 'tfidf'])
-def test_lists_are_those_of_implicit(measure, small, others):
-    library = pytest.importorskip('implicit.nearest_neighbours')
-    method = ItemKNN(4, measure, weight_bits=EXACT)
-    got = scores_of(method, method.fit(small), others)
-    name = {'cosine': 'CosineRecommender', 'tfidf': 'TFIDFRecommender'}[measure]
-    model = getattr(library, name)(K=5)
-    model.fit(as_scipy(small.matrix(), small.num_items).tocsr(), show_progress=False)
-    rows = as_scipy(others.matrix(), others.num_items)
-    for user in range(others.num_users):
-        ids, values = model.recommend(user, rows[user], N=small.num_items)
-        alive = torch.from_numpy(ids[ids >= 0]).long()
-        want = torch.zeros(small.num_items)
-        want[alive] = torch.from_numpy(values[ids >= 0]).float()
-        seen = torch.from_numpy(rows[user].toarray()[0] != 0)
-        mine = got[user].masked_fill(seen, 0)
-        assert torch.allclose(mine, want, rtol=1e-5, atol=1e-6)
-
-
 # iALS ---------------------------------------------------------------------------------
 
 
@@ -200,27 +167,6 @@ def test_ials_of_hard_items(name, lambda_reg, small):
 
 
 # What is refused ----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ('make', 'says'),
-    [
-        (lambda: EASE(l2=0.0), 'l2'),
-        (lambda: EASE(num_neighbors=-1), 'num_neighbors'),
-        (lambda: EASE(num_neighbors=3, weight_bits=1), 'weight_bits'),
-        (lambda: ItemKNN(num_neighbors=0), 'num_neighbors'),
-        (lambda: ItemKNN(measure='jaccard'), "got 'jaccard'"),
-    ],
-)
-def test_wrong_settings(make, says):
-    with pytest.raises(InputError, match=says):
-        make()
-
-
-def test_many_items_are_refused():
-    many = Histories(torch.tensor([0, 1]), torch.tensor([0]), 30_000)
-    with pytest.raises(InputError, match='3.6 GB'):
-        EASE().fit(many)
 
 
 @pytest.mark.parametrize('method', [IALS(), ItemKNN()], ids=repr)

@@ -1,7 +1,6 @@
 """LightGCN against PyG and dense formulas: layers, losses, files, the watch."""
 
 from dataclasses import replace
-from functools import partial
 from math import inf
 
 import pytest
@@ -9,33 +8,19 @@ import torch
 import torch.nn.functional as F
 from methods import (
     CompressedLightGCN,
-    DHEmbedding,
-    HashEmbedding,
     LightGCN,
     LightGCNFromItems,
-    PEPEmbedding,
-    QREmbedding,
-    RowWise,
-    TTEmbedding,
     file_bytes,
 )
 from methods.lightgcn import adjacency, pyg_lightgcn
 from safetensors.torch import load
 from torch_geometric.nn import LightGCN as PyGLightGCN
 
-from pyg_c2f.graph import interaction_weight
-from pyg_c2f.nn import C2F
 from pyg_c2f.recipes.sampler import TripletSampler
-from pyg_c2f.typing import Assignment, InputError
+from tests.benchmarks.methods.conftest import generator, scores_of
+from tests.benchmarks.methods.test_methods import EMBEDDINGS
 
 LOSSES = ['whole', 'softmax', 'bpr']
-EMBEDDINGS = {
-    'hash': partial(HashEmbedding, num_buckets=9),
-    'quotient remainder': partial(QREmbedding, num_remainders=7),
-    'tensor train': partial(TTEmbedding, rank=2),
-    'deep hash': partial(DHEmbedding, num_hashes=6, hidden=(5,)),
-    'pruned': partial(PEPEmbedding, init_threshold=-2.0),
-}
 SMALL = {
     'embedding_dim': 8,
     'num_neg_samples': 12,
@@ -43,10 +28,6 @@ SMALL = {
     'epochs': 4,
     'eval_every': 2,
 }
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def make(name, **settings):
@@ -90,10 +71,6 @@ def propagated(x, adj, num_layers):
     return sum(layers) / (num_layers + 1)
 
 
-def scores_of(method, stored, histories):
-    return method.scorer(stored, histories)(torch.arange(histories.num_users))
-
-
 @pytest.mark.parametrize('num_layers', [0, 3])
 def test_the_fast_layers_are_those_of_pyg(num_layers, small):
     torch.manual_seed(0)
@@ -106,38 +83,6 @@ def test_the_fast_layers_are_those_of_pyg(num_layers, small):
     (grad,) = torch.autograd.grad((got * weight).sum(), ours.embedding.weight)
     (want,) = torch.autograd.grad((want * weight).sum(), plain.embedding.weight)
     torch.testing.assert_close(grad, want)
-
-
-def without_anchors(histories, stage, num_layers):
-    """A C2F model whose links all weigh nothing."""
-    sizes = histories.num_users, histories.num_items
-    model = C2F(
-        histories.edge_index,
-        *sizes,
-        num_coarse=4,
-        num_fine=3,
-        embedding_dim=6,
-        num_layers=num_layers,
-        fine_per_coarse=2,
-    )
-    none = torch.zeros(sum(sizes), 2), torch.zeros(4, 2)
-    model.set_assignment(*(Assignment(x.long(), x) for x in none))
-    model.set_stage(stage)
-    return model
-
-
-@pytest.mark.parametrize('fused', [True, False])
-@pytest.mark.parametrize('stage', ['coarse', 'fine'])
-def test_c2f_without_anchors_is_lightgcn_on_its_weighted_graph(stage, fused, small):
-    """C2F normalises twice: what is normalised with the links is normalised already."""
-    model, plain = without_anchors(small, stage, 3), PyGLightGCN(50, 6, 3)
-    _, coarse, fine = model.layer0()
-    got = model.propagate((plain.embedding.weight, coarse, fine), fused=fused)[:50]
-    weight = interaction_weight(small.edge_index, 30, 20).repeat(2)
-    want = plain.get_embedding(both_ways(small), weight)
-    torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
-    once = plain.get_embedding(both_ways(small))
-    assert not torch.allclose(got, once, atol=1e-3)
 
 
 @pytest.mark.parametrize('num_layers', [0, 2])
@@ -248,18 +193,6 @@ def test_what_is_stored_are_the_propagated_tables(loss, small):
     torch.testing.assert_close(got.double(), user @ item.T, rtol=0, atol=1e-5)
 
 
-def test_the_codec_is_used_for_both_tables(small):
-    method = make(None, codec=RowWise(8))
-    stored = method.fit(small, generator())
-    plain = make(None).fit(small, generator())
-    tables = [
-        method.codec.decode(method.codec.encode(plain[f'{name}.table']))
-        for name in ('user', 'item')
-    ]
-    assert stored.keys() == {'user.rows', 'item.rows'}
-    assert scores_of(method, stored, small).equal(tables[0] @ tables[1].T)
-
-
 @pytest.mark.parametrize('loss', LOSSES)
 def test_users_from_their_items(loss, small, others):
     method = LightGCNFromItems(**SMALL | {'loss': loss, 'num_layers': 2})
@@ -330,26 +263,3 @@ def test_watch(loss, kind, small):
     assert file_bytes(stored) == file_bytes(shorter)
     got = scores_of(method, stored, small)
     torch.testing.assert_close(got, seen[3], rtol=0, atol=5e-3)
-
-
-@pytest.mark.parametrize(
-    ('name', 'wrong', 'says'),
-    [
-        (None, {'loss': 'bce'}, "got 'bce'"),
-        (None, {'start': 'zero'}, "got 'zero'"),
-        (None, {'num_layers': -1}, 'num_layers'),
-        (None, {'eval_every': 0}, 'eval_every'),
-        ('hash', {'start': 'spectral'}, 'random start and no codec'),
-        ('hash', {'codec': RowWise(8)}, 'random start and no codec'),
-    ],
-)
-def test_wrong_settings(name, wrong, says):
-    with pytest.raises(InputError, match=says):
-        make(name, **wrong)
-
-
-def test_others_than_the_users_of_the_training(small, others):
-    method = make(None)
-    stored = method.fit(small, generator())
-    with pytest.raises(InputError, match='serves anyone'):
-        method.scorer(stored, others)

@@ -37,6 +37,8 @@ from methods import (
 from safetensors.torch import load
 
 from pyg_c2f.recipes import FastRecipe, PaperRecipe
+from pyg_c2f.typing import InputError
+from tests.benchmarks.methods.conftest import generator, scores_of
 
 TRAINING = {'embedding_dim': 4, 'num_neg_samples': 3, 'batch_size': 16, 'epochs': 2}
 PAPER = PaperRecipe(
@@ -54,7 +56,7 @@ EMBEDDINGS = {
     'quotient remainder': partial(QREmbedding, num_remainders=2),
     'tensor train': partial(TTEmbedding, rank=2),
     'deep hash': partial(DHEmbedding, num_hashes=3, hidden=(3,)),
-    'pruned': partial(PEPEmbedding, init_threshold=-3.0),
+    'pruned': partial(PEPEmbedding, init_threshold=-2.0),
 }
 METHODS = {
     'popularity': Popularity(),
@@ -111,11 +113,7 @@ def fitted(small):
 
 
 def fit(method, histories, seed=0):
-    return method.fit(histories, torch.Generator().manual_seed(seed))
-
-
-def scores_of(method, stored, histories):
-    return method.scorer(stored, histories)(torch.arange(histories.num_users))
+    return method.fit(histories, generator(seed))
 
 
 def test_no_method_is_left_out():
@@ -155,6 +153,9 @@ def test_who_is_served(name, small, others, fitted):
     got = scores_of(method, stored, turned)
     if not method.serves_anyone:
         assert got.equal(want) and not torch.allclose(want[3], want[8])
+        if type(method) is LightGCN:
+            with pytest.raises(InputError, match='serves anyone'):
+                method.scorer(stored, others)
         return
     torch.testing.assert_close(got, want[order], rtol=0, atol=1e-6)
     got = scores_of(method, stored, others)
@@ -175,3 +176,51 @@ def test_users_and_items_without_interactions(name, small):
     method = METHODS[name]
     got = scores_of(method, fit(method, histories), histories)
     assert got.shape == (30, 21) and got.isfinite().all()
+
+
+MANY = Histories(torch.tensor([0, 1]), torch.tensor([0]), 30_000)
+TABLE = torch.arange(60.0).view(5, 12)
+WRONG = [
+    (lambda: histories_of(torch.tensor([[0, 5], [1, 0]]), 5, 6), 'user ids'),
+    (lambda: histories_of(torch.tensor([[0, 1], [1, -2]]), 5, 6), 'item ids'),
+    (lambda: histories_of(torch.zeros(3, 4).long(), 5, 6), 'pairs of shape'),
+    (lambda: histories_of(torch.zeros(2, 4), 5, 6), 'pairs of shape'),
+    (lambda: TurboCF(filter='fourth'), "got 'fourth'"),
+    (lambda: TurboCF(power=0.5).fit(MANY), 'GB.*use power=1'),
+    (lambda: EASE().fit(MANY), '3.6 GB'),
+    (lambda: EASE(l2=0.0), 'l2'),
+    (lambda: EASE(num_neighbors=-1), 'num_neighbors'),
+    (lambda: EASE(num_neighbors=3, weight_bits=1), 'weight_bits'),
+    (lambda: ItemKNN(num_neighbors=0), 'num_neighbors'),
+    (lambda: ItemKNN(measure='jaccard'), "got 'jaccard'"),
+    (lambda: LightGCN(loss='bce'), "got 'bce'"),
+    (lambda: LightGCN(start='zero'), "got 'zero'"),
+    (lambda: LightGCN(num_layers=-1), 'num_layers'),
+    (lambda: LightGCN(eval_every=0), 'eval_every'),
+    (
+        lambda: CompressedLightGCN(embedding=EMBEDDINGS['hash'], codec=RowWise(8)),
+        'random start and no codec',
+    ),
+    (
+        lambda: CompressedLightGCN(embedding=EMBEDDINGS['hash'], start='spectral'),
+        'random start and no codec',
+    ),
+    (lambda: HashEmbedding(5, 4, 6), r"'HashEmbedding' expected .* \(got .*\)"),
+    (lambda: QREmbedding(5, 4, 0), r"'QREmbedding' expected .* \(got .*\)"),
+    (lambda: DHEmbedding(5, 4, 16, (4, 0)), r"'DHEmbedding' expected .* \(got .*\)"),
+    (lambda: PEPEmbedding(5, 4, granularity='row'), "'PEPEmbedding' expected .*got"),
+    (lambda: RowWise(2), r'RowWise: bits=2; choose from 8, 4$'),
+    (lambda: ProductCodes(bits=9), r'ProductCodes: bits=9; choose from 1, 2, .*8$'),
+    (lambda: Pruned(0), r'Pruned: keep=0 .* set it above 0 and at most 1'),
+    (lambda: ProductCodes(5).encode(TABLE), r'num_blocks=5 .* 12 columns'),
+    (lambda: ProductCodes(4).encode(TABLE), r'bits=8 needs 256 .* fewer bits'),
+    (lambda: Half().encode(torch.zeros(3)), r'Half: a table of shape \[3\]'),
+    (lambda: RowWise().encode(TABLE / 0), r'RowWise: .* not finite'),
+    (lambda: Half().encode(TABLE * 1e6), r'do not fit float16; .*below 65504'),
+]
+
+
+@pytest.mark.parametrize(('make', 'says'), WRONG, ids=[says for _, says in WRONG])
+def test_what_is_refused(make, says):
+    with pytest.raises(InputError, match=says):
+        make()

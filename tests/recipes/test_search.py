@@ -1,0 +1,128 @@
+"""The search for settings on validation items."""
+
+import copy
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+
+import pyg_c2f
+from pyg_c2f.datasets import SyntheticHierarchy
+from pyg_c2f.evaluate import evaluate_split
+from pyg_c2f.recipes import FastRecipe, PaperRecipe
+from pyg_c2f.recipes import search as module
+from pyg_c2f.recipes.search import Sample, parse_size, search, stored_bytes
+from pyg_c2f.typing import RATES, InputError
+
+# Far too wide for the data, and item degrees count for too much.
+START = FastRecipe(embedding_dim=128, item_norm=0.0, score_power=0.6)
+
+
+@pytest.fixture(scope='module')
+def data():
+    return SyntheticHierarchy(300, 200, 6000, 5, 20)[0]
+
+
+def test_scores_of_the_sample_are_those_of_dense_matrices(data):
+    """NDCG of a width and two powers, against products of whole matrices."""
+    state = module._Search(data, START, frozenset(), None, 0)
+    assert (
+        len(state.sample.users) == data[RATES].val_edge_label_index[0].unique().numel()
+    )
+    spectrum = state.spectrum(0.4, 0.3)
+    ((_, table),) = state.tables(spectrum, 0.3, 0.25, [16])
+    ours = state.ndcg(table, 0.2)
+
+    pairs = data[RATES].edge_index
+    rated = torch.zeros(300, 200, dtype=torch.double)
+    rated[pairs[0], pairs[1]] = 1
+    deg_u, deg_i = rated.sum(1).clamp(min=1), rated.sum(0).clamp(min=1)
+    _, value, right = torch.linalg.svd(deg_u[:, None] ** -0.4 * rated * deg_i**-0.3)
+    x = right[:16].T * value[:16] ** 0.25
+    scores = (rated * deg_i**-0.3) @ x @ x.T * deg_i**0.2
+    val = evaluate_split(lambda users: scores[users].float(), data, 'val', ks=(20,))
+    assert ours == pytest.approx(val['ndcg@20'], abs=2e-3)
+
+
+def test_it_finds_better_settings(data):
+    found = search(data, START, num_trials=8)
+    assert len(found.trials) == 8 and found.ndcg == max(x['ndcg'] for x in found.trials)
+    assert found.recipe.embedding_dim < 128
+    before, after = (
+        evaluate_split(pyg_c2f.fit(data, r, 0).scorer(), data, 'val')['ndcg@20']
+        for r in (START, found.recipe)
+    )
+    assert after > 1.1 * before
+    again = search(data, START, num_trials=8)
+    assert again.recipe == found.recipe and again.ndcg == found.ndcg
+
+
+def test_a_size_is_kept_and_filled(data):
+    for size in (1500, '2kB'):
+        found = search(data, START, size=size, num_trials=6)
+        model = pyg_c2f.fit(data, found.recipe, 0)
+        most = parse_size(size)
+        assert 0.9 * most < stored_bytes(model.model) <= most
+        assert found.ndcg >= found.default
+
+
+def test_given_settings_stay(data):
+    fixed = {'embedding_dim': 24, 'user_norm': 0.5, 'coarse_per_item': 2.0}
+    start = replace(START, **fixed)
+    found = search(data, start, fixed=fixed, size=3000, num_trials=6).recipe
+    assert fixed.items() <= asdict(found).items()
+    assert found.item_norm != START.item_norm or found.score_power != START.score_power
+
+
+def test_it_stops_in_time_with_the_best_so_far(data):
+    found = search(data, START, seconds=0.0)
+    assert len(found.trials) == 1 and found.ndcg == found.trials[0]['ndcg']
+    found = search(data, START, size=3000, seconds=0.0)
+    assert len(found.trials) == 2
+    assert stored_bytes(pyg_c2f.fit(data, found.recipe).model) <= 3000
+
+
+def test_test_items_are_never_seen(data):
+    expected = search(data, START, size=3000, num_trials=4)
+    other = copy.deepcopy(data)
+    other[RATES].test_edge_label_index = 'not even pairs'
+    assert search(other, START, size=3000, num_trials=4).recipe == expected.recipe
+
+
+def test_few_users_are_nothing_to_choose_by(data):
+    other = copy.deepcopy(data)
+    label = other[RATES].val_edge_label_index
+    other[RATES].val_edge_label_index = label[:, label[0] < 20]
+    assert len(Sample(other, torch.Generator()).users) < module.FEW_USERS
+    found = search(other, START)
+    assert found.recipe == START and 'too few' in found.why
+    small = search(other, START, size=2000).recipe
+    assert stored_bytes(pyg_c2f.fit(data, small).model) <= 2000
+
+
+@pytest.mark.parametrize(
+    ('changes', 'match'),
+    [
+        ({'size': 300}, 'size=300 bytes: a model of 200 items takes at least about'),
+        ({'size': 'big'}, 'size=big: expected bytes, as 500000, 250kB or 0.5MB'),
+        ({'recipe': PaperRecipe()}, 'recipe=fast only'),
+    ],
+    ids=str,
+)
+def test_refused(data, changes, match):
+    with pytest.raises(InputError, match=match):
+        search(data, changes.pop('recipe', START), num_trials=2, **changes)
+
+
+@pytest.mark.parametrize(
+    ('text', 'size'),
+    [('500000', 500_000), ('0.5MB', 500_000), ('25 kB', 25_000), ('1g', 10**9), (7, 7)],
+)
+def test_sizes(text, size):
+    assert parse_size(text) == size
+
+
+def test_fit_with_a_size(data):
+    model = pyg_c2f.fit(data, size='3kB', seconds=1)
+    assert stored_bytes(model.model) <= 3000
+    assert len(model.recommend(0, k=5)[0]) == 5
