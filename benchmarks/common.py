@@ -256,7 +256,7 @@ def remembered(name: str, key: Callable[..., Any], num_kept: int = 1) -> Iterato
     """Caches a function of ``pyg_c2f.recipes.fast`` within this block.
 
     Args:
-        name (str): A function there that takes a generator at the end.
+        name (str): A function there that takes a generator.
         key (Callable): What the result depends on beside the generator's state, from
             the same arguments; the data set must not change.
         num_kept (int, optional): The number of results kept. (default: ``1``)
@@ -265,7 +265,7 @@ def remembered(name: str, key: Callable[..., Any], num_kept: int = 1) -> Iterato
     known: dict[Any, Any] = {}
 
     def recall(*args: Any) -> Any:
-        generator: torch.Generator = args[-1]
+        generator = next(x for x in args if isinstance(x, torch.Generator))
         at = key(*args), generator.get_state().numpy().tobytes()
         if at not in known:
             if len(known) == num_kept:

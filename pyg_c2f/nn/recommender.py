@@ -322,8 +322,8 @@ class Recommender(torch.nn.Module):
         :meth:`history_scorer` for the features. With its own train items for a
         history, a known user gets its own lists from a :class:`LinearC2F`. From a
         :class:`C2F` it does not, since that has given it anchors of its own: of its
-        best 20 after ten coarse epochs on the synthetic data set 83 % are the same (a
-        test has this), later on fewer.
+        best 20 after ten coarse epochs on the synthetic data set 83 % are the same,
+        later on fewer.
 
         Args:
             users (int or Sequence or Tensor, optional): User ids.
