@@ -279,3 +279,29 @@ def test_varimax_of_nearly_parallel_rows():
         reached, best = (criterion(*exact, x.double()) for x in (ours, theirs))
         lost.append(1 - reached / best)
     assert sum(lost) / 4 < 0.02
+
+
+def top_two_share(x):
+    energy = x.square().sort(dim=1, descending=True).values
+    return float(energy[:, :2].sum() / energy.sum())
+
+
+def test_rotated_axes_are_communities():
+    num, size = 12, 20
+    group = torch.arange(num * size) // size
+    chance = torch.where(group[:, None] == group, 0.5, 0.01)
+    rated = torch.rand(len(group), len(group), generator=generator()) < chance
+    edges = rated.nonzero().T
+    interactions = normalized_interactions(edges, len(group), len(group))
+    _, value, right = randomized_svd(interactions, len(group), num, generator())
+    x = right * value.sqrt()
+    rotated = x @ varimax(x, torch.ones(len(group)), generator())
+    torch.testing.assert_close(
+        torch.linalg.vector_norm(rotated, dim=1), torch.linalg.vector_norm(x, dim=1)
+    )
+    assert top_two_share(rotated) > 0.9 > top_two_share(x) + 0.2
+    # An axis is one community, for nearly all items.
+    axis = rotated.abs().argmax(dim=1)
+    names = axis.view(num, size).mode(dim=1).values
+    assert names.unique().numel() == num
+    assert (axis == names[group]).float().mean() > 0.95

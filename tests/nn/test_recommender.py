@@ -232,3 +232,14 @@ def test_without_interactions(cls):
     ids, scores = model.recommend([0, 2], k=2)
     assert ids.shape == (2, 2) and scores.isfinite().all()
     assert model.recommend(history=[0], k=2)[1].isfinite().all()
+
+
+def test_equal_scores_are_in_the_order_of_the_items(toy):
+    model = make_model(toy, 'linear')
+    with torch.no_grad():
+        model.coarse.codebook.zero_()
+        model.fine.codebook.zero_()
+        model.bias.copy_(torch.tensor([0, 1, 0, 1, 0, 1, 0, 1.0]))
+    for k in range(1, 9):
+        ids, _ = model.recommend(1, k)  # who has no items
+        assert ids.tolist() == [1, 3, 5, 7, 0, 2, 4, 6][:k]

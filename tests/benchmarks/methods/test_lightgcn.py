@@ -16,7 +16,10 @@ from methods.lightgcn import adjacency, pyg_lightgcn
 from safetensors.torch import load
 from torch_geometric.nn import LightGCN as PyGLightGCN
 
+from pyg_c2f.graph import interaction_weight
+from pyg_c2f.nn import C2F
 from pyg_c2f.recipes.sampler import TripletSampler
+from pyg_c2f.typing import Assignment
 from tests.benchmarks.methods.conftest import generator, scores_of
 from tests.benchmarks.methods.test_methods import EMBEDDINGS
 
@@ -263,3 +266,35 @@ def test_watch(loss, kind, small):
     assert file_bytes(stored) == file_bytes(shorter)
     got = scores_of(method, stored, small)
     torch.testing.assert_close(got, seen[3], rtol=0, atol=5e-3)
+
+
+def without_anchors(histories, stage, num_layers):
+    """A C2F model whose links all weigh nothing."""
+    sizes = histories.num_users, histories.num_items
+    model = C2F(
+        histories.edge_index,
+        *sizes,
+        num_coarse=4,
+        num_fine=3,
+        embedding_dim=6,
+        num_layers=num_layers,
+        fine_per_coarse=2,
+    )
+    none = torch.zeros(sum(sizes), 2), torch.zeros(4, 2)
+    model.set_assignment(*(Assignment(x.long(), x) for x in none))
+    model.set_stage(stage)
+    return model
+
+
+@pytest.mark.parametrize('fused', [True, False])
+@pytest.mark.parametrize('stage', ['coarse', 'fine'])
+def test_c2f_without_anchors_is_lightgcn_on_its_weighted_graph(stage, fused, small):
+    """C2F normalises twice: what is normalised with the links is normalised already."""
+    model, plain = without_anchors(small, stage, 3), PyGLightGCN(50, 6, 3)
+    _, coarse, fine = model.layer0()
+    got = model.propagate((plain.embedding.weight, coarse, fine), fused=fused)[:50]
+    weight = interaction_weight(small.edge_index, 30, 20).repeat(2)
+    want = plain.get_embedding(both_ways(small), weight)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
+    once = plain.get_embedding(both_ways(small))
+    assert not torch.allclose(got, once, atol=1e-3)
