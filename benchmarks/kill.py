@@ -259,7 +259,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument('--work', type=Path, default=Path('runs/kill'), metavar='DIR')
     args = parser.parse_args(argv)
     torch.set_num_threads(1)  # A fork cannot take over a pool of threads.
-    call = ['train', '--recipe', 'paper', '--quiet', *settings()]
+    call = ['train', '--recipe', 'paper', '--protocol', 'c2f', '--quiet', *settings()]
     found = compare(args.work, call, args.points, args.seed)
     result = header('kill', args, argv) | stamp() | found
     result['dataset'] = 'synthetic'

@@ -215,6 +215,10 @@ class _Search:
     def norms(self) -> Iterator[None]:
         """A pattern search over both norms; each trial is the best of one pair."""
         at = self.start.user_norm, self.start.item_norm
+        spectrum, start = self.spectrum(*at), self.start
+        width = min(start.embedding_dim, len(spectrum.value))
+        _, table = next(self.tables(spectrum, at[1], start.spectral_power, [width]))
+        self.found.default = self.ndcg(table, start.score_power)
         tried = {at: self.look(*at)}
         yield
         step = 0.2
@@ -396,8 +400,10 @@ class _Search:
     def result(self) -> Found:
         """What was found, with the gain over the settings it started from."""
         found = self.found
-        found.default = found.trials[0]['ndcg'] if self.size is None else 0.0
+        if self.size is None and found.default >= found.ndcg:
+            found.recipe, found.ndcg = self.start, found.default
         if self.size is not None:
+            found.default = 0.0
             if found.ndcg == 0:
                 return self.defaults('no time was left to make a model')
             filled = self.filled(self.start)
