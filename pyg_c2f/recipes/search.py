@@ -400,19 +400,16 @@ class _Search:
     def result(self) -> Found:
         """What was found, with the gain over the settings it started from."""
         found = self.found
-        if self.size is None and found.default >= found.ndcg:
-            found.recipe, found.ndcg = self.start, found.default
+        start: FastRecipe | None = self.start
         if self.size is not None:
-            found.default = 0.0
             if found.ndcg == 0:
                 return self.defaults('no time was left to make a model')
-            filled = self.filled(self.start)
-            if filled is not None:
-                found.default = float(
-                    self.sample.ndcg(
-                        self.make(filled).scorer()(self.sample.users)
-                    ).mean()
-                )
+            start, found.default = self.filled(self.start), 0.0
+            if start is not None:
+                scores = self.make(start).scorer()(self.sample.users)
+                found.default = float(self.sample.ndcg(scores).mean())
+        if start is not None and found.default >= found.ndcg:
+            found.recipe, found.ndcg = start, found.default
         found.why = (
             f'{len(found.trials)} trials: NDCG@20 {found.ndcg:.4f} on '
             f'{len(self.sample.users)} validation users, {found.default:.4f} with the '
