@@ -60,6 +60,8 @@ OPTIONS = (
     'recipe',
     'stage',
     'seed',
+    'size',
+    'seconds',
     'weight_bits',
 )
 WORDS = {
