@@ -83,7 +83,7 @@ class Sample:
         pick = torch.randperm(len(users), generator=generator)[:most]
         self.users = users[pick.to(users.device)].sort().values
         taken, at = take_rows(rowptr_of(seen[0], num_users), self.users)
-        self.rowptr, self.col = taken, seen[1][at]
+        self.col = seen[1][at]
         self.row = torch.repeat_interleave(taken.diff())
         taken, at = take_rows(rowptr_of(label[0], num_users), self.users)
         self.is_held_out = torch.zeros(
@@ -316,14 +316,12 @@ class _Search:
         base = self.found.recipe
         if self.size is None:
             return
-        self.dense, self.found.ndcg = (
-            self.found.ndcg,
-            0.0,
-        )  # Another scale from here on.
+        self.found.ndcg = 0.0  # What was reached without sparsity is not a model's.
         widths = [base.embedding_dim]
         if 'embedding_dim' not in self.fixed:
             widths = [x for x in self.widths if x <= 2 * base.embedding_dim][::-1]
-            widths.sort(key=lambda x: abs(self.widths.index(x) - self.at(base)))
+            at = self.widths.index
+            widths.sort(key=lambda x: abs(at(x) - at(base.embedding_dim)))
         worse = {-1: 0, 1: 0}
         for width in widths:
             side = 1 if width > base.embedding_dim else -1
@@ -336,9 +334,6 @@ class _Search:
         for value in self.choices('importance_power', IMPORTANCE_POWERS):
             if self.try_model(replace(self.found.recipe, importance_power=value)):
                 yield
-
-    def at(self, recipe: FastRecipe) -> int:
-        return self.widths.index(recipe.embedding_dim)
 
     def try_model(self, recipe: FastRecipe) -> bool:
         """Makes a model that fills the size; false, where none fits."""
