@@ -92,19 +92,6 @@ class WholeDataTrainer(Trainer):
         self.optimizer.step()
         return loss.item()
 
-    def state_dict(self):
-        state = self.optimizer.state_dict()['state']
-        return {
-            f'{n}.{key}': x for n, values in state.items() for key, x in values.items()
-        }
-
-    def load_state_dict(self, state):
-        whole = self.optimizer.state_dict()
-        for name, value in state.items():
-            number, _, key = name.partition('.')
-            whole['state'].setdefault(int(number), {})[key] = value
-        self.optimizer.load_state_dict(whole)
-
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__)

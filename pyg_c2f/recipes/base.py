@@ -95,10 +95,12 @@ class Trainer(ABC):
     """Trains the tables of a model for one stage, epoch by epoch.
 
     Attributes:
+        optimizer (Optimizer): What learns; its moments are part of the state.
         schedule (Schedule): When to evaluate and to end.
         remedy (str): What helps where numbers become NaN, for a message.
     """
 
+    optimizer: torch.optim.Optimizer
     schedule: Schedule
     remedy: str = 'lower the learning rate'
 
@@ -114,13 +116,25 @@ class Trainer(ABC):
             NotFiniteError: If a number becomes NaN or infinite.
         """
 
-    @abstractmethod
     def state_dict(self) -> dict[str, Tensor]:
-        """What a resumed run needs beside the model, such as moments and generators."""
+        """What a resumed run needs beside the model: the moments of the optimizer.
 
-    @abstractmethod
+        A trainer with more, such as generators, adds it here.
+        """
+        moments = self.optimizer.state_dict()['state']
+        return {
+            f'{number}.{key}': value
+            for number, values in moments.items()
+            for key, value in values.items()
+        }
+
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Goes back to a state of :meth:`state_dict`."""
+        optimizer = self.optimizer.state_dict()
+        for name, value in state.items():
+            number, _, key = name.partition('.')
+            optimizer['state'].setdefault(int(number), {})[key] = value
+        self.optimizer.load_state_dict(optimizer)
 
 
 @dataclass(frozen=True)

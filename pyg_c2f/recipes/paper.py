@@ -399,18 +399,9 @@ class C2FTrainer(Trainer):
         check_finite(self.model.named_parameters())
 
     def state_dict(self) -> dict[str, Tensor]:
-        moments = self.optimizer.state_dict()['state']
-        return {'generator': self.sampler.generator.get_state()} | {
-            f'{number}.{key}': value
-            for number, values in moments.items()
-            for key, value in values.items()
-        }
+        return super().state_dict() | {'generator': self.sampler.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.sampler.generator.set_state(state['generator'])
-        optimizer = self.optimizer.state_dict()
-        for name, value in state.items():
-            number, _, key = name.partition('.')
-            if key:
-                optimizer['state'].setdefault(int(number), {})[key] = value
-        self.optimizer.load_state_dict(optimizer)
+        moments = dict(state)
+        self.sampler.generator.set_state(moments.pop('generator'))
+        super().load_state_dict(moments)
