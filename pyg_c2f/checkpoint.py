@@ -30,7 +30,7 @@ KINDS = {
         'fine.weight',
     ),
     'scalars': ('bias', 'global_bias', 'degree'),
-    'inference_extra': ('graph.rowptr', 'graph.col'),
+    'inference_extra': ('graph.low', 'graph.high', 'graph.width'),
 }
 # The texts that are stored beside them, and the attributes of a vocabulary.
 TEXTS = {

@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 
 WEIGHT_BITS = 6
+# Numbers packed at a time: each takes eight bytes a bit on the way. A multiple of 8, so
+# that a block ends with a byte.
+BLOCK = 1 << 18
 
 
 def round_weights(weight: Tensor, num_bits: int) -> tuple[Tensor, tuple[float, float]]:
@@ -43,17 +46,27 @@ def num_bits(num_values: int) -> int:
 
 def pack_bits(values: Tensor, width: int) -> Tensor:
     """Whole numbers below ``2**width`` one after the other, lowest bit first."""
-    bits = (values.unsqueeze(1) >> torch.arange(width, device=values.device)) & 1
-    flat = torch.nn.functional.pad(bits.flatten(), (0, -bits.numel() % 8))
     place = 1 << torch.arange(8, device=values.device)
-    return (flat.view(-1, 8) * place).sum(dim=1).to(torch.uint8)
+    parts = []
+    for part in values.split(BLOCK):
+        bits = (part.unsqueeze(1) >> torch.arange(width, device=part.device)) & 1
+        flat = torch.nn.functional.pad(bits.flatten(), (0, -bits.numel() % 8))
+        parts.append((flat.view(-1, 8) * place).sum(dim=1).to(torch.uint8))
+    return torch.cat(parts)
 
 
 def unpack_bits(packed: Tensor, width: int, num_values: int) -> Tensor:
     """The numbers that :func:`pack_bits` packed, int64."""
-    bits = (packed.long().unsqueeze(1) >> torch.arange(8, device=packed.device)) & 1
-    flat = bits.flatten()[: num_values * width].view(num_values, width)
-    return (flat << torch.arange(width, device=packed.device)).sum(dim=1)
+    place = torch.arange(8, device=packed.device)
+    parts = []
+    for first in range(0, num_values, BLOCK):
+        size = min(BLOCK, num_values - first)
+        some = packed[first * width // 8 : ceil((first + size) * width / 8)]
+        flat = ((some.long().unsqueeze(1) >> place) & 1).flatten()
+        bits = flat[: size * width].view(size, width)
+        shift = torch.arange(width, device=packed.device)
+        parts.append((bits << shift).sum(dim=1))
+    return torch.cat(parts) if parts else packed[:0].long()
 
 
 def pack_sorted(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:

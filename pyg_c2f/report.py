@@ -34,7 +34,7 @@ _TENSORS = {
     'coarse codebook': ('coarse.codebook',),
     'fine codebook': ('fine.rowptr', 'fine.col', 'fine.value'),
     'degrees and biases': ('degree', 'bias', 'global_bias'),
-    'interactions of known users': ('graph.rowptr', 'graph.col'),
+    'interactions of known users': ('graph.low', 'graph.high', 'graph.width'),
 }
 
 # The length of the lists that the page describes, and how many items of an example it

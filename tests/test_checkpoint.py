@@ -365,7 +365,7 @@ def test_axes_and_zeros_are_not_stored(tmp_path):
         return set(stored(path)[0])
 
     coarse = {'coarse.count', 'coarse.index', 'coarse.weight', 'degree'}
-    coarse |= {'graph.rowptr', 'graph.col'}
+    coarse |= {'graph.low', 'graph.high', 'graph.width'}
     fine = coarse | {'fine.rowptr', 'fine.col', 'fine.value', 'fine.index'}
     assert names(stage='coarse') == coarse
     assert names() == fine
@@ -388,8 +388,9 @@ def test_axes_and_zeros_are_not_stored(tmp_path):
         ('paper', other_meta(gate='nothing'), ''),
         ('paper', drop_meta('stage'), ''),
         ('paper', other_tensor('coarse.index', lambda x: x + 4), ''),
-        ('paper', other_tensor('graph.col', lambda x: x + 4), ''),
-        ('paper', cut('graph.rowptr'), ''),
+        ('paper', other_tensor('graph.width', lambda x: x + 1), ''),
+        ('paper', other_tensor('graph.width', lambda x: x + 64), ''),
+        ('paper', cut('graph.low'), ''),
         ('named', as_bytes(b'\0' * 8), '8 item ids'),
         ('named', as_bytes(b'a\0b\0c\0d\0e\0f\0g\0a'), "the same id 'a'"),
         ('named', as_bytes(b'a\0b\0c\0d\0e\0f\0g\0\xff'), "can't decode"),
@@ -399,7 +400,7 @@ def test_axes_and_zeros_are_not_stored(tmp_path):
         ('linear', cut('coarse.index'), ''),
         ('linear', cut('coarse.weight'), ''),
         ('linear', cut('fine.index', by=3), ''),
-        ('linear', cut('graph.rowptr'), ''),
+        ('linear', cut('graph.low'), ''),
         ('linear', other_tensor('coarse.codebook', lambda x: x[:, :-1]), ''),
         ('linear', other_tensor('fine.col', lambda x: x + 18), ''),
         ('linear', other_meta(num_fine='4'), ''),

@@ -152,5 +152,4 @@ def _model(stored: Tensors, train: Histories) -> Recommender:
     """The model that was stored, on train interactions."""
     meta = json.loads(bytes(stored['meta'].tolist()))
     meta['num_users'] = str(train.num_users)
-    graph = {'graph.rowptr': train.rowptr, 'graph.col': train.col}
-    return restore_model(stored | graph, meta)
+    return restore_model(stored | prefixed('graph', pack_graph(train)), meta)

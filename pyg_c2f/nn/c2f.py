@@ -417,7 +417,7 @@ class C2F(Recommender):
 
         Assignments have the smallest integers that number the anchors; the fine
         codebook keeps only the entries that the soft threshold lets through (as CSR);
-        the train graph is one CSR of users with 32-bit items. A coarse model has no
+        the train pairs are packed. A coarse model has no
         fine parts.
         """
         tensors = {
@@ -426,7 +426,7 @@ class C2F(Recommender):
             'coarse.weight': self.coarse.assignment_weight,
             'bias': self.bias.detach(),
             'global_bias': self.global_bias.detach(),
-        } | graph_tensors(self.edge_index, self.num_users, self.num_items)
+        } | graph_tensors(self.edge_index, self.num_items)
         if self.stage == 'fine':
             tensors |= sparse_codebook(self.fine.codebook, self.threshold) | {
                 'fine.index': small_int_below(self.fine.index, self.num_fine),
@@ -446,7 +446,7 @@ class C2F(Recommender):
         check_sizes(tensors, sizes, entities, max(coarse_links, fine_links))
         if sizes['num_layers'] > MAX_LAYERS:
             raise ValueError(f'there are more than {MAX_LAYERS} layers')
-        model = cls(stored_edges(tensors), **sizes)
+        model = cls(stored_edges(tensors, sizes['num_items']), **sizes)
         model.set_stage(stage)
         coarse = tensors['coarse.index'].long(), tensors['coarse.weight']
         model.set_assignment(Assignment(*coarse))

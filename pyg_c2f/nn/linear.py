@@ -425,7 +425,7 @@ class LinearC2F(Recommender):
         index, count = self.coarse.index.cpu()[is_link], is_link.sum(dim=1)
         packed = pack_bits(round_weights(weight, WEIGHT_BITS)[0], WEIGHT_BITS)
         deg = degree(self.edge_index[1].cpu(), self.num_items)
-        tensors = graph_tensors(self.edge_index, self.num_users, self.num_items) | {
+        tensors = graph_tensors(self.edge_index, self.num_items) | {
             'coarse.index': self._pack(index, self.num_coarse),
             'coarse.count': small_int_below(count, self.max_coarse_per_item + 1),
             'coarse.weight': packed if is_packed else weight[is_link],
@@ -458,7 +458,7 @@ class LinearC2F(Recommender):
         per_item = max(sizes['max_coarse_per_item'], sizes['fine_per_item'])
         items = num_items, len(tensors['degree'])
         check_sizes(tensors, sizes, items, num_items * per_item)
-        model = cls.blank(stored_edges(tensors), **sizes)
+        model = cls.blank(stored_edges(tensors, sizes['num_items']), **sizes)
         model.set_stage(stage)
         count, weight = tensors['coarse.count'].long(), tensors['coarse.weight']
         num_links = int(count.sum())

@@ -7,26 +7,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyg_c2f.packing import small_int_below
-from pyg_c2f.sparse import pair_keys, rowptr_of
+from pyg_c2f.packing import pack_sorted, small_int_below, unpack_sorted
+from pyg_c2f.sparse import pair_keys, rowptr_of, split_keys
 
 # The most entries of a table, absolute and relative to those of the whole file: a small
 # file must not take all memory.
 MAX_ENTRIES, MAX_TIMES = 1 << 28, 64
+# The parts of a train graph in a file.
+GRAPH = ('low', 'high', 'width')
 
 
-def graph_tensors(edge_index: Tensor, num_users: int, num_items: int) -> dict[str, Any]:
-    """The train graph as one CSR of users with 32-bit items."""
-    edges = edge_index.cpu()
-    edges = edges[:, pair_keys(edges, num_items).argsort()]
-    rowptr = rowptr_of(edges[0], num_users)
-    return {'graph.rowptr': rowptr.int(), 'graph.col': edges[1].int()}
+def graph_tensors(edge_index: Tensor, num_items: int) -> dict[str, Tensor]:
+    """The train pairs, unique, as :func:`~pyg_c2f.packing.pack_sorted` packs them."""
+    keys = pair_keys(edge_index.cpu(), num_items).sort().values
+    parts = zip(GRAPH, pack_sorted(keys), strict=True)
+    return {f'graph.{name}': part for name, part in parts}
 
 
-def stored_edges(tensors: dict[str, Tensor]) -> Tensor:
-    """The edges of :func:`graph_tensors`, or a ValueError."""
-    rowptr, col = tensors['graph.rowptr'], tensors['graph.col']
-    return torch.stack([_row(rowptr, col), col.long()])
+def stored_edges(tensors: dict[str, Tensor], num_items: int) -> Tensor:
+    """The edges of :func:`graph_tensors`, by user, then item, or a ValueError."""
+    if tensors['graph.width'].dtype != torch.uint8 or int(tensors['graph.width']) > 31:
+        raise ValueError('the low parts of the train pairs have no width')
+    keys = unpack_sorted(*(tensors[f'graph.{name}'] for name in GRAPH))
+    return torch.stack(split_keys(keys, num_items))
 
 
 def sparse_codebook(codebook: Tensor, threshold: float) -> dict[str, Tensor]:
@@ -83,10 +86,10 @@ def check_sizes(
     ``num_entities`` is how many have a scalar each, as it should be and in the file;
     ``num_links`` is the number of entries of the larger assignment.
     """
-    num_rows = len(tensors['graph.rowptr'])
-    if sizes['num_users'] + 1 != num_rows or len({*num_entities}) > 1:
+    if len({*num_entities}) > 1:
         raise ValueError('the tensors are of other numbers of users or items')
     limit = max(MAX_ENTRIES, MAX_TIMES * sum(x.numel() for x in tensors.values()))
     num_anchors = max(sizes['num_coarse'], sizes['num_fine'])
-    if max(num_links, num_anchors * sizes['embedding_dim']) > limit:
+    most = max(num_links, num_anchors * sizes['embedding_dim'], sizes['num_users'])
+    if most > limit:
         raise ValueError(f'a table has more than {limit:,} entries')

@@ -235,8 +235,7 @@ def test_a_stage_that_is_none(tampered, stage):
 
 def rowptr(change):
     def spoil(tensors):
-        for name in ('graph.rowptr', 'fine.rowptr'):
-            yield {name: change(tensors[name].clone())}
+        yield {'fine.rowptr': change(tensors['fine.rowptr'].clone())}
 
     return spoil
 
