@@ -288,9 +288,10 @@ NORMS = ('user_norm', 'item_norm')
 
 def spectrum_key(*args: Any) -> tuple[Any, ...]:
     """What the features of the spectrum depend on."""
-    interactions, _, recipe, *_ = args
+    own, *_ = args
+    recipe = next(x for x in args if isinstance(x, FastRecipe))
     names = ('embedding_dim', 'spectral_power', 'importance_power', *NORMS)
-    return interactions.by_user.col.numel(), *(getattr(recipe, name) for name in names)
+    return own.size(1), *(getattr(recipe, name) for name in names)
 
 
 def svd_key(*args: Any) -> tuple[Any, ...]:

@@ -52,14 +52,20 @@ def checksum(tensors: dict[str, Tensor], meta: dict[str, str]) -> str:
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, str]) -> None:
     """Writes a safetensors file in one go, with format and checksum."""
+    content = file_content(tensors, meta)
+    with whole_file(path) as part:
+        part.write_bytes(content)
+
+
+def file_content(tensors: dict[str, Tensor], meta: dict[str, str]) -> bytes:
+    """The bytes of the file that :func:`write_tensors` writes."""
     on_cpu = {key: _for_numpy(value.cpu()) for key, value in tensors.items()}
     meta = {'format': FORMAT} | meta
     meta['sha256'] = checksum(on_cpu, meta)
-    with whole_file(path) as part:
-        # Not by the library's own writer, whose files only their owner can read; nor by
-        # that for tensors, which keeps a type for each number of bytes forever.
-        content = to_bytes({key: x.numpy() for key, x in on_cpu.items()}, meta)
-        part.write_bytes(_with_sorted_header(content))
+    # Not by the library's own writer, whose files only their owner can read; nor by
+    # that for tensors, which keeps a type for each number of bytes forever.
+    content = to_bytes({key: x.numpy() for key, x in on_cpu.items()}, meta)
+    return _with_sorted_header(content)
 
 
 def _for_numpy(tensor: Tensor) -> Tensor:

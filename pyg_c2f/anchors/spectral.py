@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyg_c2f.graph import interaction_weight
 from pyg_c2f.shards import Group, Rows, one_thread_each
-from pyg_c2f.sparse import CSR, csr_matmul, rowptr_of
+from pyg_c2f.sparse import CSR, csr_matmul, pair_keys, pairs_of, rowptr_of
 
 logger = logging.getLogger(__name__)
 
@@ -133,6 +133,7 @@ def right_vectors(
     generator: torch.Generator | None = None,
     tolerance: float = 1e-3,
     max_rounds: int = 40,
+    floor: float = 0.0,
 ) -> Spectrum:
     r"""The leading singular values and right vectors of the normalised interactions.
 
@@ -175,6 +176,8 @@ def right_vectors(
         tolerance (float, optional): :math:`\epsilon`. (default: ``1e-3``)
         max_rounds (int, optional): The number of Rayleigh-Ritz steps after which it
             ends with a warning. (default: ``40``)
+        floor (float, optional): Only vectors of singular values above it are wanted,
+            and returned; one at least. (default: ``0.0``)
     """
     items = interactions.items
     dtype = interactions.by_user.weight.dtype
@@ -194,8 +197,13 @@ def right_vectors(
         error = _norms(product - x * value.to(x), items)
         value, error = torch.cat([done_value, value]), torch.cat([done_error, error])
         # Smaller values are rounding errors without vectors.
-        wanted = int((value > SMALLEST * value[:1])[:rank].sum())
+        least = (SMALLEST * value[:1]).clamp(min=floor**2)
+        wanted = int((value > least)[:rank].sum())
+        if floor:
+            wanted = min(max(wanted, 1), len(value))
         last = value[wanted - 1] if wanted else value.new_ones(())
+        if floor:  # The same in all rounds: what was exact enough stays it.
+            last = last.clamp(max=floor**2)
         residual = float(error[:wanted].max() / last) if wanted else 0.0
         if residual <= tolerance or num_rounds == max_rounds:
             break
@@ -211,7 +219,10 @@ def right_vectors(
         x = _chebyshev(interactions, bound, degree, x[:, new:], product[:, new:])
         x -= items.matmul(done, items.gram(done, x))
     logger.info(
-        '%d singular vectors: residual %.1e after %d rounds', rank, residual, num_rounds
+        '%d singular vectors: residual %.1e after %d rounds',
+        wanted,
+        residual,
+        num_rounds,
     )
     if residual > tolerance:
         logger.warning(
@@ -222,12 +233,51 @@ def right_vectors(
             num_rounds,
             tolerance,
         )
+    rank = wanted if floor else rank
     value, order = value[:wanted].sort(descending=True, stable=True)
     right = torch.cat([done, x[:, : wanted - done.size(1)]], dim=1)[:, order]
     value, right = (
         F.pad(x, (0, rank - wanted)).to(dtype) for x in (value.sqrt(), right)
     )
     return Spectrum(value, right, residual, num_rounds)
+
+
+def chance_level(
+    edge_index: Tensor,
+    interactions: SharedInteractions,
+    norms: tuple[float, float],
+    item_degree: Tensor,
+    generator: torch.Generator | None = None,
+) -> float:
+    r"""The second singular value of the interactions with their items shuffled.
+
+    Users and items keep their numbers of interactions, and who has what is left to
+    chance. The first singular value comes from these numbers alone; the second one
+    is the largest that chance gives. What stands out above it in the
+    real interactions is structure: parallel analysis (`Horn, 1965
+    <https://doi.org/10.1007/BF02289447>`_).
+
+    Args:
+        edge_index (Tensor): The pairs of the own users, sorted by user, then item.
+        interactions (SharedInteractions): These pairs, normalised.
+        norms (Tuple): The exponents of users' and items' degrees.
+        item_degree (Tensor): The items' degrees among all users.
+        generator (torch.Generator, optional): Shuffles, on the CPU, the same in all
+            processes; items stay in their block of users.
+    """
+    users, items = interactions.users, interactions.items
+    seeds = torch.randint(2**62, (users.group.num_blocks,), generator=generator)
+    parts = []
+    for block, seed in zip(users.blocks, users.group.local(seeds), strict=True):
+        part = pairs_of(edge_index, users.start + block.start, users.start + block.stop)
+        draw = torch.Generator().manual_seed(int(seed))
+        order = torch.randperm(part.size(1), generator=draw).to(part.device)
+        parts.append(torch.stack([part[0], part[1, order]]))
+    shuffled = torch.cat(parts, dim=1)
+    shuffled = shuffled[:, pair_keys(shuffled, items.num_rows).argsort()]
+    rows = shared_interactions(shuffled, users, items, *norms, item_degree)
+    value = right_vectors(rows, 2, generator, tolerance=1e-2).value
+    return float(value[1])
 
 
 def _norms(x: Tensor, items: Rows) -> Tensor:

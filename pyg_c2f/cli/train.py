@@ -114,7 +114,7 @@ def make_config(args: argparse.Namespace) -> dict[str, Any]:
     return {
         'call': call_of(args),
         **kept_values(args),
-        'settings': settings_of(args, args.recipe, args.dataset),
+        'settings': settings_of(args, args.recipe),
         'fixed': [text.partition('=')[0] for text in args.set],
         'versions': {
             'python': platform.python_version(),
@@ -134,14 +134,14 @@ def kept_values(args: argparse.Namespace) -> dict[str, Any]:
     return values | {'device': str(pick_device(args.device))}
 
 
-def settings_of(args: argparse.Namespace, recipe: str, dataset: str) -> dict[str, Any]:
+def settings_of(args: argparse.Namespace, recipe: str) -> dict[str, Any]:
     """All settings of a recipe, with those of ``--set``."""
     given = [text.partition('=') for text in args.set]
     for name, equals, _ in given:
         if not equals:
             raise InputError(f'--set {name}: expected NAME=VALUE, without spaces')
     changes = {name: value for name, _, value in given}
-    return asdict(get_recipe(recipe, dataset, changes))
+    return asdict(get_recipe(recipe, changes))
 
 
 def resumed_config(out: Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def resumed_config(out: Path, args: argparse.Namespace) -> dict[str, Any]:
     config = read_config(out)
     if (out / 'metrics.json').exists() and not resume_files(out):
         raise InputError(f'{out}: this run is complete; omit --resume to repeat it')
-    given = settings_of(args, config['recipe'], config['dataset'])
+    given = settings_of(args, config['recipe'])
     names = [text.partition('=')[0] for text in args.set]
     pairs = [(f'--set {x}', given[x], config['settings'][x]) for x in names]
     named = {word.partition('=')[0] for word in args.argv}

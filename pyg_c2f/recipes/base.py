@@ -142,7 +142,8 @@ class Recipe(ABC):
     """The settings of a way to a model, and that way.
 
     A subclass is a frozen dataclass whose fields are the settings: whole numbers, real
-    numbers, or a :obj:`Literal` of texts. ``ranges`` has the least and largest value
+    numbers, or a :obj:`Literal` of texts; a whole number that may be :obj:`None` is
+    left to the data. ``ranges`` has the least and largest value
     where they are not one and :math:`2^{31} - 1` (whole) or zero and that (real). A
     recipe of your own is one file: see ``examples/custom_recipe.py``.
 
@@ -216,6 +217,10 @@ def _check(name: str, value: Any, kind: Any, ranges: dict[str, Any]) -> None:
                 f'{name}={value}: expected one of {", ".join(get_args(kind))}'
             )
         return
+    if kind == int | None:
+        if value is None:
+            return
+        kind = int
     what, least = _KINDS[kind]
     least, most = ranges.get(name, (least, _MOST))
     fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
@@ -229,6 +234,7 @@ def parse_setting(name: str, text: str, kind: Any) -> Any:
     """The value of a setting that is given as text."""
     if get_origin(kind) is Literal:
         return text
+    kind = int if kind == int | None else kind
     try:
         return kind(text)
     except ValueError:

@@ -17,8 +17,8 @@ from torch_geometric.data import HeteroData
 
 from pyg_c2f.anchors.codes import kmeans, residual_codes, threshold_assignment
 from pyg_c2f.anchors.spectral import (
-    SharedInteractions,
     Spectrum,
+    chance_level,
     right_vectors,
     shared_interactions,
     varimax,
@@ -34,6 +34,10 @@ from pyg_c2f.shards import Group, Rows
 from pyg_c2f.sparse import are_rising, degree, pair_keys, pairs_of, unique_pairs
 from pyg_c2f.typing import ITEM, RATES, USER, Assignment, InputError, Stage, Stored
 
+# Of a recipe that leaves the width to the data: the most columns, and the share of the
+# largest singular value of chance from which on columns help. On validation items .9 to
+# .95 suit shops of 20 items, lastfm and ml-1m alike; 1 leaves out weak structure.
+MOST_COLUMNS, CHANCE = 512, 0.93
 # The share of the fine codebook that the soft threshold lets through.
 DENSITY = 0.125
 
@@ -45,8 +49,9 @@ class FastRecipe(Recipe):
     It shares only the graph with the published schedule: spectral anchors
     instead of METIS, users represented by the items they interacted with, no sampled
     training. That takes seconds instead of hours, and gives better lists (README). The
-    values were chosen on Gowalla's validation items of protocol c2f;
-    ``benchmarks/tune.py`` finds those of other data sets.
+    width comes from the data. The other values are within a few per cent of the best on
+    validation items of shops of 20 items to Gowalla (docs/experiments.md);
+    :func:`~pyg_c2f.recipes.search.search` finds better ones for the data at hand.
     """
 
     ranges: ClassVar[dict[str, tuple[float, float]]] = {
@@ -60,8 +65,9 @@ class FastRecipe(Recipe):
         'score_power': (0, 4),
     }
 
-    embedding_dim: int = 512
-    """width: the number of singular vectors (at most as many as there are)"""
+    embedding_dim: int | None = None
+    """width: the number of singular vectors (at most as many as there are); None: those
+    that stand out of chance, 1 to 512"""
     num_fine: int = 512
     """fine anchors, of all levels together"""
     coarse_per_item: float = 8.0
@@ -70,13 +76,13 @@ class FastRecipe(Recipe):
     """fine anchors of an item, one a level of residual codes; 0: no fine stage"""
     user_norm: float = 0.4
     """exponent of a user's degree in the normalisation of the interactions"""
-    item_norm: float = 0.4
+    item_norm: float = 0.325
     """exponent of an item's degree in it, and in the vector of a history"""
     spectral_power: float = 0.25
     """exponent of the singular values in the items' features"""
     importance_power: float = 0.75
     """exponent of an item's degree in its importance to the anchors"""
-    score_power: float = 0.5
+    score_power: float = 0.2
     """exponent of an item's degree in its scores"""
     diffusion: float = 0.0
     """weight of the diffusion channel, which needs the train graph"""
@@ -179,9 +185,8 @@ def build_fast(
     edge_index, users, own = share_pairs(data, group)
     items = group.rows(num_items)
     deg = group.all_reduce(degree(own[1], num_items))
-    norms = recipe.user_norm, recipe.item_norm
-    interactions = shared_interactions(own, users, items, *norms, deg)
-    x, basis = spectral_features(interactions, deg, recipe, generator, spectrum)
+    rows = own, users, items, deg
+    x, basis = spectral_features(*rows, recipe, generator, spectrum)
     importance = power(items.local(deg), recipe.importance_power)
     codebook = torch.eye(x.size(1), dtype=x.dtype, device=x.device)
     coarse = threshold_assignment(x, recipe.coarse_per_item, importance, rows=items)
@@ -266,8 +271,31 @@ def _gather(own: Assignment, rows: Rows) -> Assignment:
     return Assignment(index.long(), rows.gather(own.weight))
 
 
+def decompose(
+    own: Tensor,
+    users: Rows,
+    items: Rows,
+    item_degree: Tensor,
+    recipe: FastRecipe,
+    generator: torch.Generator,
+    tolerance: float = 1e-3,
+) -> Spectrum:
+    """The singular vectors of a recipe, of the pairs of :func:`share_pairs`."""
+    norms = recipe.user_norm, recipe.item_norm
+    interactions = shared_interactions(own, users, items, *norms, item_degree)
+    most = min(users.num_rows, items.num_rows)
+    if recipe.embedding_dim is not None:
+        rank = min(recipe.embedding_dim, most)
+        return right_vectors(interactions, rank, generator, tolerance)
+    floor = CHANCE * chance_level(own, interactions, norms, item_degree, generator)
+    rank = min(MOST_COLUMNS, most)
+    return right_vectors(interactions, rank, generator, tolerance, floor=floor)
+
+
 def spectral_features(
-    interactions: SharedInteractions,
+    own: Tensor,
+    users: Rows,
+    items: Rows,
     item_degree: Tensor,
     recipe: FastRecipe,
     generator: torch.Generator,
@@ -283,14 +311,13 @@ def spectral_features(
 
     Returns:
         Tuple: The features, and how exact the singular vectors are: ``residual`` and
-        ``rounds`` (:class:`~pyg_c2f.spectral.Spectrum`).
+        ``rounds`` (:class:`~pyg_c2f.anchors.spectral.Spectrum`).
     """
-    users, items = interactions.users, interactions.items
-    rank = min(recipe.embedding_dim, users.num_rows, items.num_rows)
     if spectrum is None:
-        spectrum = right_vectors(interactions, rank, generator)
+        spectrum = decompose(own, users, items, item_degree, recipe, generator)
     value, right, residual, rounds = spectrum
-    x = right[:, :rank] * value[:rank] ** recipe.spectral_power
+    width = recipe.embedding_dim or len(value)
+    x = right[:, :width] * value[:width] ** recipe.spectral_power
     weight = power(items.local(item_degree), recipe.importance_power).sqrt()
     x = items.matmul(x, varimax(x, weight, generator, items=items))
     return x, {'residual': residual, 'rounds': rounds}

@@ -6,44 +6,70 @@ import time
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import product
-from math import floor
+from math import ceil, floor
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
 
-from pyg_c2f.anchors.spectral import Spectrum, right_vectors, shared_interactions
-from pyg_c2f.checkpoint import model_bytes
+from pyg_c2f.anchors.spectral import Spectrum
+from pyg_c2f.checkpoint import file_content, model_meta
 from pyg_c2f.evaluate import exclude_edges
-from pyg_c2f.graph import power
+from pyg_c2f.graph import normalized_interactions, power
 from pyg_c2f.nn import LinearC2F
-from pyg_c2f.packing import WEIGHT_BITS, num_bits
+from pyg_c2f.packing import WEIGHT_BITS, num_bits, small_int_below
 from pyg_c2f.recipes.base import Recipe
-from pyg_c2f.recipes.fast import FastRecipe, build_fast, share_pairs
-from pyg_c2f.sparse import degree, rowptr_of, take_rows, top_items, unique_pairs
+from pyg_c2f.recipes.fast import (
+    MOST_COLUMNS,
+    FastRecipe,
+    build_fast,
+    decompose,
+    share_pairs,
+)
+from pyg_c2f.sparse import (
+    csr_matmul,
+    degree,
+    rowptr_of,
+    take_rows,
+    top_items,
+    unique_pairs,
+)
 from pyg_c2f.typing import ITEM, RATES, USER, InputError
 
 logger = logging.getLogger(__name__)
 
 K = 20  # settings are chosen by NDCG@20
-WIDTHS = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+WIDTHS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 SPECTRAL_POWERS = (0.0, 0.15, 0.3, 0.45, 0.6)
 SCORE_POWERS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 IMPORTANCE_POWERS = (0.5, 1.0, 0.25)
+# The spread of the diffusion channel's scores, relative to that of the anchors'.
+GRAPH_SHARES = (0.1, 0.3, 1.0, 3.0, 10.0)
+# What it is tried with alone.
+GRAPH_NORMS, GRAPH_POWERS = (0.2, 0.35, 0.5), (0.0, 0.2, 0.4)
 # The scores of the sample are in memory: some 64 MB, and a copy.
 SAMPLE_SCORES, MOST_USERS, LEAST_USERS = 16_000_000, 3000, 1000
 # Fewer validation users than these say nothing about settings.
 FEW_USERS = 30
-EXPONENTS = (
-    'user_norm',
-    'item_norm',
+# The best of many settings has to beat the defaults by this many standard errors of the
+# users' mean difference; else it is likely to be the luckiest.
+ERRORS = 2.0
+NORMS = ('user_norm', 'item_norm')
+SETTINGS = (
+    'embedding_dim',
+    'coarse_per_item',
+    'fine_per_item',
+    *NORMS,
     'spectral_power',
     'importance_power',
     'score_power',
+    'diffusion',
 )
 # The singular vectors of a trial; those of the model are exact to a thousandth.
-TOLERANCE = 1e-2
+TOLERANCE = 2e-2
+# Of a file, for numbers in its header that are not known beforehand.
+SLACK = 100
 
 
 @dataclass
@@ -126,17 +152,20 @@ def search(
     of a sample of users judge widths, spectral powers :math:`p` and score powers
     :math:`q`: one decomposition, and the rest is arithmetic on it. A pattern search
     moves the norms. Then, with a size, models are made: of several widths, each with
-    as many links as fill the size.
+    as many links as fill the size, and of the best one with the packed train graph in
+    place of links (the diffusion channel), where both fit.
 
     It stops when the seconds are over, or after a number of trials, which makes it
-    repeatable; the result is the best so far.
+    repeatable. The result is the best so far if it beats the settings that it started
+    from by two standard errors of the users' mean difference, else these settings.
 
     Args:
         data (HeteroData): The data set; its test items are not looked at.
         recipe (FastRecipe): The settings to start from.
         fixed (Collection, optional): The names of settings to leave as they are.
-        size (int or str, optional): The most bytes of codebooks, assignments and
-            scalars, also as text: ``'250kB'``, ``'0.5MB'``.
+        size (int or str, optional): The most bytes of the model file, also as text:
+            ``'250kB'``, ``'0.5MB'``. Names do not count, and the train graph does only
+            if scores need it.
         seconds (float, optional): The seconds to search. (default: until no neighbour
             is better)
         num_trials (int, optional): The number of trials, each a pair of norms or a
@@ -148,15 +177,19 @@ def search(
     """
     if not isinstance(recipe, FastRecipe):
         raise InputError('size and seconds choose settings of recipe=fast only')
+    started = time.perf_counter()
     size = parse_size(size)
     state = _Search(data, recipe, frozenset(fixed), size, seed)
     if len(state.sample.users) < FEW_USERS:
-        return state.defaults(
+        return state.stay(
             f'{len(state.sample.users)} users with validation items are too few to '
             'choose settings by'
         )
-    started, share = time.perf_counter(), 1.0 if size is None else 0.5
-    for steps, part in ((state.norms(), share), (state.models(), 1.0)):
+    # With a size the second half of the time is for models.
+    parts = [(state.defaults(), 0.0), (state.norms(), 1.0)]
+    if size is not None:
+        parts = [(state.defaults(), 0.5), (state.norms(), 0.5), (state.models(), 1.0)]
+    for steps, part in parts:
         for _ in steps:
             spent = time.perf_counter() - started
             state.found.trials[-1]['seconds'] = round(spent, 2)
@@ -194,37 +227,61 @@ class _Search:
         size: int | None,
         seed: int,
     ) -> None:
-        self.data, self.start, self.fixed = data, recipe, fixed
+        self.data, self.fixed = data, fixed
         self.size, self.seed = size, seed
         self.sample = Sample(data, torch.Generator().manual_seed(seed))
         group = recipe.make_group()
         _, self.users, self.own = share_pairs(data, group)
         self.items = group.rows(data[ITEM].num_nodes)
         self.degree = degree(self.own[1], self.items.num_rows)
-        most = min(self.users.num_rows, self.items.num_rows)
-        self.widths = [x for x in WIDTHS if x < most] + [most]
-        self.spectra: dict[tuple[float, float], Spectrum] = {}
-        self.found = Found(recipe)
+        norms = recipe.user_norm, recipe.item_norm
+        self.spectra = {norms: self.decompose(recipe)}
+        self.hops: dict[tuple[float, float], Tensor] = {}
+        self.empty: dict[tuple[int, bool], int] = {}
+        self.most = min(self.users.num_rows, self.items.num_rows)
+        self.widths = [x for x in WIDTHS if x < self.most]
+        if self.most <= MOST_COLUMNS:
+            self.widths.append(self.most)
+        width = len(self.spectra[norms].value)
+        self.start = replace(recipe, embedding_dim=width)
+        # The best without sparsity, to make models of.
+        self.base, self.reached = self.start, 0.0
+        self.found = Found(self.start)
+        # Of each user of the sample, with what was found and with the defaults.
+        self.best = self.default = torch.zeros(len(self.sample.users))
+
+    def decompose(self, recipe: FastRecipe) -> Spectrum:
+        generator = torch.Generator().manual_seed(self.seed)
+        rows = self.own, self.users, self.items, self.degree
+        return decompose(*rows, recipe, generator, TOLERANCE)
 
     def choices(self, name: str, values: tuple[float, ...]) -> tuple[float, ...]:
         """The values to try of a setting: the given one only, where it is fixed."""
         return (getattr(self.start, name),) if name in self.fixed else values
+
+    def spectrum(self, recipe: FastRecipe, spare: float = 1.25) -> Spectrum:
+        """The singular vectors of a recipe's norms, some more than its width."""
+        norms, width = (recipe.user_norm, recipe.item_norm), width_of(recipe)
+        if 'embedding_dim' not in self.fixed:
+            width = next((x for x in self.widths if x >= spare * width), width)
+        known = self.spectra.get(norms)
+        if known is None or len(known.value) < width:
+            self.spectra.clear()  # They are large, and few are asked for again.
+            known = self.decompose(replace(recipe, embedding_dim=width))
+            self.spectra[norms] = known
+        return known
 
     # Without sparsity -----------------------------------------------------------------
 
     def norms(self) -> Iterator[None]:
         """A pattern search over both norms; each trial is the best of one pair."""
         at = self.start.user_norm, self.start.item_norm
-        spectrum, start = self.spectrum(*at), self.start
-        width = min(start.embedding_dim, len(spectrum.value))
-        _, table = next(self.tables(spectrum, at[1], start.spectral_power, [width]))
-        self.found.default = self.ndcg(table, start.score_power)
         tried = {at: self.look(*at)}
         yield
-        step = 0.2
+        step = 0.1
         while step > 0.04:
             moved = False
-            for which, sign in product((1, 0), (1, -1)):
+            for which, sign in product((1, 0), (-1, 1)):
                 if ('user_norm', 'item_norm')[which] in self.fixed:
                     continue
                 norms = list(at)
@@ -239,32 +296,15 @@ class _Search:
             if not moved:
                 step /= 2
 
-    def spectrum(self, user_norm: float, item_norm: float) -> Spectrum:
-        """The singular vectors of a pair of norms, some more than the best width."""
-        norms, wanted = (user_norm, item_norm), self.found.recipe.embedding_dim
-        width = next((x for x in self.widths if x > wanted), self.widths[-1])
-        if 'embedding_dim' in self.fixed:
-            width = min(self.start.embedding_dim, self.widths[-1])
-        known = self.spectra.get(norms)
-        if known is None or len(known.value) < width:
-            interactions = shared_interactions(
-                self.own, self.users, self.items, *norms, self.degree
-            )
-            generator = torch.Generator().manual_seed(self.seed)
-            self.spectra.clear()  # They are large, and few are asked for again.
-            known = right_vectors(interactions, width, generator, TOLERANCE)
-            self.spectra[norms] = known
-        return known
-
     def look(self, user_norm: float, item_norm: float) -> float:
         """The best of all widths and powers with a pair of norms, as one trial."""
-        spectrum = self.spectrum(user_norm, item_norm)
+        best = replace(self.base, user_norm=user_norm, item_norm=item_norm)
+        spectrum = self.spectrum(best)
         widths = [x for x in self.widths if x <= len(spectrum.value)]
-        if 'embedding_dim' in self.fixed:
-            widths = [min(self.start.embedding_dim, len(spectrum.value))]
-        best = replace(self.found.recipe, user_norm=user_norm, item_norm=item_norm)
+        if 'embedding_dim' in self.fixed or not widths:
+            widths = [len(spectrum.value)]
         # One after the other: they hardly depend on each other.
-        for _ in range(1 if self.found.trials else 2):
+        for _ in range(1 if self.reached else 2):
             p, q = best.spectral_power, best.score_power
             tables = self.tables(spectrum, item_norm, p, widths)
             width, _ = _argmax((k, self.ndcg(table, q)) for k, table in tables)
@@ -279,8 +319,11 @@ class _Search:
             powers = self.choices('score_power', SCORE_POWERS)
             q, top = _argmax((q, self.ndcg(table, q)) for q in powers)
             best = replace(best, embedding_dim=width, spectral_power=p, score_power=q)
-        self.add(best, top)
-        return top
+        mean = float(top.mean())
+        if mean > self.reached:
+            self.base, self.reached = best, mean
+        self.add(best, top, is_model=False)
+        return mean
 
     def tables(
         self, spectrum: Spectrum, item_norm: float, p: float, widths: list[int]
@@ -297,61 +340,120 @@ class _Search:
             last = width
             yield width, table
 
-    def ndcg(self, table: Tensor, score_power: float) -> float:
+    def ndcg(self, table: Tensor, score_power: float) -> Tensor:
+        """NDCG@20 of the sample's users, from scores before the score power."""
         scale = power(self.degree.clamp(min=1), score_power).to(table)
-        return float(self.sample.ndcg(table * scale).mean())
+        return self.sample.ndcg(table * scale)
 
-    def add(self, recipe: FastRecipe, ndcg: float) -> None:
-        """Writes a trial down, and keeps it where it is the best."""
-        names = ('embedding_dim', 'coarse_per_item', 'fine_per_item', *EXPONENTS)
-        settings = {name: getattr(recipe, name) for name in names}
-        self.found.trials.append({'settings': settings, 'ndcg': ndcg})
-        if ndcg > self.found.ndcg:
-            self.found.recipe, self.found.ndcg = recipe, ndcg
+    def add(self, recipe: FastRecipe, ndcg: Tensor, is_model: bool) -> None:
+        """Writes a trial down, and keeps it where it is the best of its kind.
+
+        With a size only models count.
+        """
+        settings = {name: getattr(recipe, name) for name in SETTINGS}
+        mean = float(ndcg.mean())
+        self.found.trials.append(
+            {'settings': settings, 'ndcg': mean, 'is_model': is_model}
+        )
+        if mean > self.found.ndcg and is_model == (self.size is not None):
+            self.found.recipe, self.found.ndcg, self.best = recipe, mean, ndcg
+
+    # The defaults ---------------------------------------------------------------------
+
+    def defaults(self) -> Iterator[None]:
+        """What the search is compared with: a model, with a size, else a look."""
+        start = self.start
+        if self.size is None:
+            spectrum, width = self.spectrum(start, spare=1.0), width_of(start)
+            scores = self.tables(
+                spectrum, start.item_norm, start.spectral_power, [width]
+            )
+            self.default = self.ndcg(next(scores)[1], start.score_power)
+            self.found.default = float(self.default.mean())
+        elif self.try_model(start, tune=False):
+            self.start, self.default = self.found.recipe, self.best
+            self.found.default = self.found.ndcg
+            yield
 
     # Models under a size --------------------------------------------------------------
 
     def models(self) -> Iterator[None]:
-        """Models of the best norms: widths, then the powers, under the size."""
-        base = self.found.recipe
-        if self.size is None:
-            return
-        self.found.ndcg = 0.0  # What was reached without sparsity is not a model's.
-        widths = [base.embedding_dim]
+        """Models of the best norms: one, the graph, other widths, other powers."""
+        base, width = self.base, width_of(self.base)
+        if self.try_model(base):
+            yield
+        graph = replace(base, diffusion=1.0)
+        if 'diffusion' not in self.fixed and self.filled(graph) is not None:
+            for a, b in dict.fromkeys((_norms(base), self.graph_norms())):
+                if self.try_model(replace(graph, user_norm=a, item_norm=b)):
+                    yield
         if 'embedding_dim' not in self.fixed:
-            widths = [x for x in self.widths if x <= 2 * base.embedding_dim][::-1]
-            at = self.widths.index
-            widths.sort(key=lambda x: abs(at(x) - at(base.embedding_dim)))
-        worse = {-1: 0, 1: 0}
-        for width in widths:
-            side = 1 if width > base.embedding_dim else -1
-            if worse[side] > 1:
-                continue
-            before = self.found.ndcg
-            if self.try_model(replace(base, embedding_dim=width)):
-                yield
-            worse[side] += self.found.ndcg <= before
+            others = [x for x in self.widths if x <= 2 * width and x != width]
+            others.sort(key=lambda x: max(x / width, width / x))
+            worse = {-1: 0, 1: 0}
+            for other in others:
+                side = 1 if other > width else -1
+                if worse[side] > 1:
+                    continue
+                before = self.found.ndcg
+                if self.try_model(replace(self.found.recipe, embedding_dim=other)):
+                    yield
+                worse[side] += self.found.ndcg <= before
         for value in self.choices('importance_power', IMPORTANCE_POWERS):
             if self.try_model(replace(self.found.recipe, importance_power=value)):
                 yield
 
-    def try_model(self, recipe: FastRecipe) -> bool:
+    def try_model(self, recipe: FastRecipe, tune: bool = True) -> bool:
         """Makes a model that fills the size; false, where none fits."""
         filled = self.filled(recipe)
         if filled is None:
             return False
         model = self.make(filled)
-        scores = model.scorer()(self.sample.users)
-        scores = scores / model.item_scale()
+        model.diffusion = 0.0
+        scores = model.scorer()(self.sample.users) / model.item_scale()
         powers = self.choices('score_power', SCORE_POWERS)
+        if not tune:
+            powers = (filled.score_power,)
+        q, top = filled.score_power, None
+        if filled.diffusion:
+            hop = self.hop(_norms(filled))
+            shares: tuple[float, ...] = (filled.diffusion,)
+            if tune and 'diffusion' not in self.fixed:
+                unit = float(scores.std() / hop.std())
+                shares = tuple(float(f'{unit * x:.3g}') for x in GRAPH_SHARES)
+            beta, _ = _argmax((x, self.ndcg(scores + x * hop, q)) for x in shares)
+            filled = replace(filled, diffusion=beta)
+            scores += beta * hop
         q, top = _argmax((q, self.ndcg(scores, q)) for q in powers)
-        self.add(replace(filled, score_power=q), top)
+        self.add(replace(filled, score_power=q), top, is_model=True)
         return True
+
+    def hop(self, norms: tuple[float, float]) -> Tensor:
+        """The diffusion channel's scores of the sample, before the score power."""
+        if norms not in self.hops:
+            self.hops.clear()
+            sizes = self.users.num_rows, self.items.num_rows
+            rows = normalized_interactions(self.own, *sizes, *norms)
+            asked = rows.select(self.sample.users)
+            dense = rows.weight.new_zeros(sizes[1], asked.num_rows)
+            dense[asked.col.long(), asked.row] = asked.weight
+            back = rows.transpose(sizes[1])
+            self.hops[norms] = csr_matmul(back, csr_matmul(rows, dense)).T
+        return self.hops[norms]
+
+    def graph_norms(self) -> tuple[float, float]:
+        """The norms of the diffusion channel that do best without any anchors."""
+        user_norms, item_norms = (self.choices(name, GRAPH_NORMS) for name in NORMS)
+        norms, _ = _argmax(
+            ((a, b), self.ndcg(self.hop((a, b)), q))
+            for a, b, q in product(user_norms, item_norms, GRAPH_POWERS)
+        )
+        return norms[0], norms[1]
 
     def make(self, recipe: FastRecipe) -> LinearC2F:
         """The model of a recipe, with singular vectors that are at hand."""
         generator = torch.Generator().manual_seed(2 * self.seed)
-        spectrum = self.spectrum(recipe.user_norm, recipe.item_norm)
+        spectrum = self.spectrum(recipe, spare=1.0)
         model = build_fast(self.data, recipe, generator, spectrum=spectrum)
         if recipe.fine_per_item:
             model.set_stage('fine')
@@ -364,18 +466,45 @@ class _Search:
             recipe = replace(recipe, fine_per_item=0)
         if 'coarse_per_item' in self.fixed:
             return recipe if stored_bytes(self.make(recipe)) <= self.size else None
-        num_items = self.items.num_rows
-        most = min(float(recipe.embedding_dim), 255.0)
-        empty = stored_bytes(self.make(replace(recipe, coarse_per_item=1.0)))
-        bits = num_bits(recipe.embedding_dim) + WEIGHT_BITS
-        # Two tensors are packed, each to a whole number of bytes.
-        links = 1 + 8 * (self.size - 2 - empty) / (bits * num_items)
-        links = floor(100 * min(links, most)) / 100
-        if links < 1:
-            return None
-        return replace(recipe, coarse_per_item=links)
+        width, num_items = width_of(recipe), self.items.num_rows
+        bits = num_bits(width) + WEIGHT_BITS
+        if recipe.dtype == 'float32':
+            bits = 8 * (4 + small_int_below(torch.zeros(0), width).element_size())
+        room = self.size - SLACK - self.bytes_without_links(recipe)
+        links = floor(100 * min(8 * room / (bits * num_items), width, 255)) / 100
+        return None if links < 1 else replace(recipe, coarse_per_item=links)
 
-    def defaults(self, why: str) -> Found:
+    def bytes_without_links(self, recipe: FastRecipe) -> int:
+        """The size of a model's file but for its links to coarse anchors.
+
+        Validation pairs count as part of the graph: a refit trains on them.
+        """
+        kind = recipe.fine_per_item, bool(recipe.diffusion)
+        if kind not in self.empty:
+            if recipe.fine_per_item:
+                model = self.make(replace(recipe, coarse_per_item=1.0))
+                model.coarse.assignment_weight.zero_()
+            else:
+                width = width_of(recipe)
+                pairs = [self.own, self.data[RATES].val_edge_label_index]
+                model = LinearC2F.blank(
+                    unique_pairs(torch.cat(pairs, dim=1), self.items.num_rows),
+                    self.users.num_rows,
+                    self.items.num_rows,
+                    num_coarse=width,
+                    num_fine=recipe.num_fine,
+                    embedding_dim=width,
+                    max_coarse_per_item=1,
+                    diffusion=recipe.diffusion,
+                    dtype=recipe.dtype,
+                )
+                torch.nn.init.eye_(model.coarse.codebook)
+            self.empty[kind] = stored_bytes(model)
+        return self.empty[kind]
+
+    # The result -----------------------------------------------------------------------
+
+    def stay(self, why: str) -> Found:
         """The settings to start from, where there is nothing to choose by."""
         self.found.why = f'{why}: the defaults stay'
         if self.size is not None:
@@ -386,40 +515,49 @@ class _Search:
         return self.found
 
     def too_small(self) -> InputError:
-        least = stored_bytes(self.make(replace(self.start, coarse_per_item=1.0)))
+        bits = (num_bits(2) + WEIGHT_BITS) * self.items.num_rows
+        least = self.bytes_without_links(replace(self.start, fine_per_item=0))
         return InputError(
             f'size={self.size} bytes: a model of {self.items.num_rows} items takes at '
-            f'least about {least}; give more'
+            f'least about {least + SLACK + ceil(bits / 8)}; give more'
         )
 
     def result(self) -> Found:
         """What was found, with the gain over the settings it started from."""
         found = self.found
-        start: FastRecipe | None = self.start
-        if self.size is not None:
-            if found.ndcg == 0:
-                return self.defaults('no time was left to make a model')
-            start, found.default = self.filled(self.start), 0.0
-            if start is not None:
-                scores = self.make(start).scorer()(self.sample.users)
-                found.default = float(self.sample.ndcg(scores).mean())
-        if start is not None and found.default >= found.ndcg:
-            found.recipe, found.ndcg = start, found.default
-        found.why = (
-            f'{len(found.trials)} trials: NDCG@20 {found.ndcg:.4f} on '
-            f'{len(self.sample.users)} validation users, {found.default:.4f} with the '
-            'defaults'
+        if self.size is not None and not found.ndcg:
+            raise self.too_small()
+        gain, num_users = self.best - self.default, len(self.best)
+        figures = (
+            f'NDCG@20 {found.ndcg:.4f} on {num_users} validation users, '
+            f'{found.default:.4f} with the defaults'
         )
+        found.why = f'{len(found.trials)} trials: {figures}'
+        error = float(gain.std()) / num_users**0.5
+        if found.default and float(gain.mean()) < ERRORS * error:
+            found.recipe, found.ndcg = self.start, found.default
+            found.why += ', no more than chance gives: the defaults stay'
         return found
 
 
-def _argmax(values: Iterable[tuple[Any, float]]) -> tuple[Any, float]:
-    """The first pair with the largest value."""
-    return max(values, key=lambda pair: pair[1])
+def width_of(recipe: FastRecipe) -> int:
+    """The width of a recipe that has one."""
+    assert recipe.embedding_dim is not None
+    return recipe.embedding_dim
+
+
+def _norms(recipe: FastRecipe) -> tuple[float, float]:
+    return recipe.user_norm, recipe.item_norm
+
+
+def _argmax(values: Iterable[tuple[Any, Tensor]]) -> tuple[Any, Tensor]:
+    """The first pair with the largest mean."""
+    return max(values, key=lambda pair: float(pair[1].mean()))
 
 
 def stored_bytes(model: LinearC2F) -> int:
-    """The bytes of a model, without the train graph unless scores need it."""
-    sizes = model_bytes(model)
-    parts = ('codebooks', 'assignments', 'scalars', 'inference_extra')
-    return sum(sizes[part] for part in parts)
+    """The bytes of a model's file, without the train graph unless scores need it."""
+    tensors = model.to_tensors()
+    if not model.needs_graph():
+        tensors = {k: x for k, x in tensors.items() if not k.startswith('graph.')}
+    return len(file_content(tensors, model_meta(model)))

@@ -321,9 +321,9 @@ def test_fit_keeps_the_original_ids(data, recipe, tmp_path):
         fit(own, recipe)
 
 
-def test_a_recipe_by_name_has_the_settings_of_the_data_set(data, monkeypatch):
+def test_a_recipe_by_name(data, monkeypatch):
     def stop(data, recipe, *_, **__):
-        assert recipe == get_recipe('paper', 'synthetic')
+        assert recipe == get_recipe('paper')
         raise KeyboardInterrupt
 
     monkeypatch.setattr('pyg_c2f.recipes.presets.train', stop)

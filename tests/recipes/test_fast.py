@@ -8,7 +8,6 @@ import torch
 from torch_geometric.data import HeteroData
 
 import pyg_c2f
-from pyg_c2f.anchors.spectral import shared_interactions
 from pyg_c2f.checkpoint import phase_file
 from pyg_c2f.datasets import SyntheticHierarchy
 from pyg_c2f.evaluate import evaluate_split, popularity_score
@@ -174,13 +173,8 @@ def test_codebooks_and_links_approximate_the_basis(data):
     group = Group(recipe.num_shards)
     edge_index, sharers, _ = share_pairs(data, group)
     degree = torch.bincount(edge_index[1], minlength=150)
-    norms = recipe.user_norm, recipe.item_norm
-    interactions = shared_interactions(
-        edge_index, sharers, group.rows(150), *norms, degree
-    )
-    x, basis = spectral_features(
-        interactions, degree, recipe, torch.Generator().manual_seed(0)
-    )
+    shared = edge_index, sharers, group.rows(150), degree
+    x, basis = spectral_features(*shared, recipe, torch.Generator().manual_seed(0))
     model = built(data, recipe)
     assert model.diagnostics['basis'] == basis and basis['rounds'] >= 1
     weight = (degree**recipe.importance_power).unsqueeze(1)

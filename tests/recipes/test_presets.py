@@ -4,8 +4,7 @@ from dataclasses import FrozenInstanceError, asdict, fields, replace
 
 import pytest
 
-from pyg_c2f.recipes import RECIPES, FastRecipe, PaperRecipe, get_recipe
-from pyg_c2f.recipes.presets import DATASET_SETTINGS
+from pyg_c2f.recipes import FastRecipe, PaperRecipe, get_recipe
 from pyg_c2f.typing import InputError
 
 FIELDS = [field.name for field in fields(PaperRecipe)]
@@ -19,7 +18,8 @@ def test_recipes():
         PaperRecipe().num_coarse = 3
     with pytest.raises(InputError, match="unknown recipe 'slow'.*paper"):
         get_recipe('slow')
-    assert PaperRecipe(**asdict(get_recipe('paper', 'yelp2020'))).own_weight == 0.6
+    recipe = get_recipe('paper', {'own_weight': '0.6'})
+    assert PaperRecipe(**asdict(recipe)).own_weight == 0.6
 
 
 @pytest.mark.parametrize('name', FIELDS)
@@ -32,14 +32,12 @@ def test_every_field_can_be_set(name):
     assert type(getattr(recipe, name)) is type(old)
 
 
-def test_a_data_set_has_settings_of_its_own():
-    for (name, dataset), settings in DATASET_SETTINGS.items():
-        assert get_recipe(name, dataset) == RECIPES[name](**settings)
-    assert get_recipe('paper', 'yelp2020').num_layers == 4
-    assert get_recipe('paper', 'gowalla') == get_recipe('paper', 'unheard-of')
-    # Given settings win.
-    recipe = get_recipe('paper', 'yelp2020', {'num_layers': '1'})
-    assert (recipe.num_layers, recipe.own_weight) == (1, 0.6)
+def test_a_width_may_be_left_to_the_data():
+    assert FastRecipe().embedding_dim is None
+    assert get_recipe(settings={'embedding_dim': '32'}).embedding_dim == 32
+    for text in ('None', '0', '2.5'):
+        with pytest.raises(InputError, match='^embedding_dim=.*a whole number'):
+            get_recipe(settings={'embedding_dim': text})
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,16 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
+from torch_geometric.data import HeteroData
 
 import pyg_c2f
+from pyg_c2f.checkpoint import model_meta, write_tensors
 from pyg_c2f.datasets import SyntheticHierarchy
 from pyg_c2f.evaluate import evaluate_split
 from pyg_c2f.recipes import FastRecipe, PaperRecipe
 from pyg_c2f.recipes import search as module
 from pyg_c2f.recipes.search import Sample, parse_size, search, stored_bytes
-from pyg_c2f.typing import RATES, InputError
+from pyg_c2f.typing import ITEM, RATES, USER, InputError
 
 # Far too wide for the data, and item degrees count for too much.
 START = FastRecipe(embedding_dim=128, item_norm=0.0, score_power=0.6)
@@ -43,13 +45,12 @@ def test_scores_of_the_sample_are_those_of_dense_matrices(data):
     assert (
         len(state.sample.users) == data[RATES].val_edge_label_index[0].unique().numel()
     )
-    spectrum = state.spectrum(0.4, 0.3)
-    ((_, table),) = state.tables(spectrum, 0.3, 0.25, [16])
-    ours = state.ndcg(table, 0.2)
-
     recipe = replace(
         START, item_norm=0.3, embedding_dim=16, spectral_power=0.25, score_power=0.2
     )
+    ((_, table),) = state.tables(state.spectrum(recipe), 0.3, 0.25, [16])
+    ours = float(state.ndcg(table, 0.2).mean())
+
     val = evaluate_split(low_pass(data, recipe), data, 'val', ks=(20,))
     assert ours == pytest.approx(val['ndcg@20'], abs=2e-3)
 
@@ -89,10 +90,64 @@ def test_given_settings_stay(data):
 
 def test_it_stops_in_time_with_the_best_so_far(data):
     found = search(data, START, seconds=0.0)
-    assert len(found.trials) == 1 and found.ndcg == found.trials[0]['ndcg']
+    assert len(found.trials) == 1 and found.ndcg >= found.default > 0
+    # A model of the defaults, of the size, is there from the beginning.
     found = search(data, START, size=3000, seconds=0.0)
-    assert len(found.trials) == 2
+    assert [x['is_model'] for x in found.trials] == [True, False, True]
     assert stored_bytes(pyg_c2f.fit(data, found.recipe).model) <= 3000
+
+
+def test_a_gain_that_chance_gives_is_none(data, monkeypatch):
+    """Settings that are hardly better than the defaults are not taken."""
+    start = search(data, START, num_trials=8).recipe
+    found = search(data, start, num_trials=8)
+    assert found.recipe == start and 'the defaults stay' in found.why
+    assert found.ndcg == found.default < max(x['ndcg'] for x in found.trials)
+    monkeypatch.setattr(module, 'ERRORS', 0.0)
+    assert search(data, start, num_trials=8).recipe != start
+
+
+def test_the_graph_takes_the_place_of_links_where_it_is_better():
+    """Of data with neighbours and no larger groups, under a size."""
+    user = torch.arange(400).repeat_interleave(6)
+    generator = torch.Generator().manual_seed(0)
+    # Users and items on a circle: nobody shares taste with more than a few.
+    item = (user + torch.randint(12, user.shape, generator=generator)) % 400
+    pairs = torch.unique(torch.stack([user, item]), dim=1)
+    part = torch.rand(pairs.size(1), generator=generator)
+    other = HeteroData()
+    other[USER].num_nodes = other[ITEM].num_nodes = 400
+    other[RATES].edge_index = pairs[:, part < 0.8]
+    other[RATES].val_edge_label_index = pairs[:, part >= 0.8]
+    other.protocol = 'standard'
+    size = 8000
+    found = search(other, FastRecipe(), size=size, num_trials=12)
+    trials = [x for x in found.trials if x['is_model']]
+    best = {
+        has_graph: max(
+            x['ndcg'] for x in trials if has_graph == (x['settings']['diffusion'] > 0)
+        )
+        for has_graph in (True, False)
+    }
+    assert best[True] > 1.05 * best[False] and found.recipe.diffusion > 0
+    model = pyg_c2f.fit(other, found.recipe).model
+    assert model.needs_graph() and stored_bytes(model) <= size
+    # What the sample was judged by is what the model gives.
+    val = evaluate_split(model.scorer(), other, 'val')['ndcg@20']
+    assert val == pytest.approx(found.ndcg, abs=0.02)
+    without = search(other, FastRecipe(), {'diffusion'}, size=size, num_trials=12)
+    assert without.recipe.diffusion == 0
+
+
+def test_the_size_is_that_of_the_file(data, tmp_path):
+    """The file has the train pairs, and names, beside it."""
+    model = pyg_c2f.fit(data, START, 0).model
+    tensors = {k: x for k, x in model.to_tensors().items() if 'graph' not in k}
+    write_tensors(tmp_path / 'file', tensors, model_meta(model))
+    assert (tmp_path / 'file').stat().st_size == stored_bytes(model)
+    model.diffusion = 1.0
+    pyg_c2f.save(model, tmp_path / 'file')
+    assert (tmp_path / 'file').stat().st_size == stored_bytes(model)
 
 
 def test_test_items_are_never_seen(data):
