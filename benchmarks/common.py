@@ -75,7 +75,7 @@ def load_data(args: argparse.Namespace) -> HeteroData:
 def base_recipe(args: argparse.Namespace) -> FastRecipe:
     """Recipe fast with the settings of the data set and those of the call."""
     settings = dict(pair.partition('=')[::2] for pair in args.set)
-    recipe = get_recipe('fast', args.dataset, settings)
+    recipe = get_recipe('fast', settings)
     assert isinstance(recipe, FastRecipe)
     return recipe
 

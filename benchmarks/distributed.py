@@ -485,7 +485,7 @@ def recipe_of(job: dict[str, Any]) -> PaperRecipe | FastRecipe:
     """The recipe of a job; anchors of recipe paper start at random, for speed."""
     changes = {'fast': [], 'paper': ['anchors=random']}[job['recipe']]
     settings = dict(pair.partition('=')[::2] for pair in [*changes, *job['set']])
-    return get_recipe(job['recipe'], job['dataset'], settings)
+    return get_recipe(job['recipe'], settings)
 
 
 def start_model(data: HeteroData, recipe: PaperRecipe) -> C2F:

@@ -79,7 +79,7 @@ def work(folder: Path, seed: int) -> None:
     data = get_dataset('synthetic', protocol='c2f')
     for recipe in ('fast', 'paper'):
         settings = PAPER if recipe == 'paper' else None
-        chosen = get_recipe(recipe, 'synthetic', settings)
+        chosen = get_recipe(recipe, settings)
         pyg_c2f.fit(data, chosen, seed=seed, out=folder / recipe)
         model = pyg_c2f.load(folder / recipe)
         evaluate_split(model.scorer(), data, 'test')

@@ -65,7 +65,7 @@ def main() -> None:
     device = torch.device(args.device)
 
     data = get_dataset(args.dataset, args.data_root, 'c2f').to(device)
-    recipe = get_recipe('paper', args.dataset)
+    recipe = get_recipe('paper')
     assert isinstance(recipe, PaperRecipe)
     options = TrainingOptions(seed=0)
     sampler = make_sampler(data, recipe, options.generator('coarse'))

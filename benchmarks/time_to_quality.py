@@ -91,18 +91,18 @@ def run_fast(data: HeteroData, seed: int, curve: Curve) -> None:
         # Both stages are there once the anchors are, whatever the limit.
         curve.add(line['seconds'], line['val'], may_end=line['stage'] == 'fine')
 
-    recipe = get_recipe('fast', data.dataset)
+    recipe = get_recipe('fast')
     train(data, recipe, TrainingOptions(seed, on_evaluation=add))
 
 
 def run_paper(data: HeteroData, seed: int, curve: Curve) -> None:
     """The coarse stage of recipe ``paper``, evaluated after every epoch."""
-    recipe = get_recipe('paper', data.dataset)
+    recipe = get_recipe('paper')
     assert isinstance(recipe, PaperRecipe)
     # The same epochs without a better model end a phase as with its own settings.
     patience = recipe.patience * recipe.eval_every
     changes = {'eval_every': '1', 'patience': str(patience)}
-    recipe = get_recipe('paper', data.dataset, changes)
+    recipe = get_recipe('paper', changes)
     assert isinstance(recipe, PaperRecipe)
 
     def add(line: dict[str, Any]) -> None:

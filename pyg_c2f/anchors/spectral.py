@@ -218,12 +218,6 @@ def right_vectors(
         done_value, done_error = value[: done.size(1)], error[: done.size(1)]
         x = _chebyshev(interactions, bound, degree, x[:, new:], product[:, new:])
         x -= items.matmul(done, items.gram(done, x))
-    logger.info(
-        '%d singular vectors: residual %.1e after %d rounds',
-        wanted,
-        residual,
-        num_rounds,
-    )
     if residual > tolerance:
         logger.warning(
             '%d singular vectors have a residual of %.1e after %d rounds, more than '

@@ -57,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
         return fail(f'{error}; then {f"continue with: {again}" if there else "repeat"}')
     if not is_first:
         return 0
+    if 'search' in metrics:
+        print(f'settings: {metrics["search"]["why"]}\n')
     print(results_table(metrics))
     if config['eval_users'] is not None:
         print(f'These are for {config["eval_users"]} users drawn at random.\n')

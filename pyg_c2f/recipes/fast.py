@@ -7,6 +7,7 @@ coordinates. Fine stage: what that leaves over is coded by residual k-means; the
 centroids are the fine anchors, sparse through the soft threshold.
 """
 
+import logging
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, cast
@@ -33,6 +34,8 @@ from pyg_c2f.recipes.base import Recipe, TrainingOptions
 from pyg_c2f.shards import Group, Rows
 from pyg_c2f.sparse import are_rising, degree, pair_keys, pairs_of, unique_pairs
 from pyg_c2f.typing import ITEM, RATES, USER, Assignment, InputError, Stage, Stored
+
+logger = logging.getLogger(__name__)
 
 # Of a recipe that leaves the width to the data: the most columns, and the share of the
 # largest singular value of chance from which on columns help. On validation items .9 to
@@ -66,8 +69,7 @@ class FastRecipe(Recipe):
     }
 
     embedding_dim: int | None = None
-    """width: the number of singular vectors (at most as many as there are); None: those
-    that stand out of chance, 1 to 512"""
+    """width: the number of singular vectors; None: those that stand out of chance"""
     num_fine: int = 512
     """fine anchors, of all levels together"""
     coarse_per_item: float = 8.0
@@ -286,10 +288,18 @@ def decompose(
     most = min(users.num_rows, items.num_rows)
     if recipe.embedding_dim is not None:
         rank = min(recipe.embedding_dim, most)
-        return right_vectors(interactions, rank, generator, tolerance)
-    floor = CHANCE * chance_level(own, interactions, norms, item_degree, generator)
-    rank = min(MOST_COLUMNS, most)
-    return right_vectors(interactions, rank, generator, tolerance, floor=floor)
+        found = right_vectors(interactions, rank, generator, tolerance)
+    else:
+        floor = CHANCE * chance_level(own, interactions, norms, item_degree, generator)
+        rank = min(MOST_COLUMNS, most)
+        found = right_vectors(interactions, rank, generator, tolerance, floor=floor)
+    logger.info(
+        '%d singular vectors: residual %.1e after %d rounds',
+        len(found.value),
+        found.residual,
+        found.num_rounds,
+    )
+    return found
 
 
 def spectral_features(

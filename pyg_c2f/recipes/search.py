@@ -537,6 +537,8 @@ class _Search:
         if found.default and float(gain.mean()) < ERRORS * error:
             found.recipe, found.ndcg = self.start, found.default
             found.why += ', no more than chance gives: the defaults stay'
+        chosen = (f'{name}={getattr(found.recipe, name)}' for name in SETTINGS)
+        found.why += f' ({" ".join(chosen)})'
         return found
 
 
