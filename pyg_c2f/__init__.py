@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pyg_c2f.checkpoint import load, save
     from pyg_c2f.nn import C2F
-    from pyg_c2f.recipes.presets import fit
+    from pyg_c2f.recipes.registry import fit
 
 __version__ = '0.1.0'
 
@@ -15,7 +15,7 @@ __all__ = ['C2F', 'fit', 'load', 'save']
 
 _HOMES = {
     'C2F': 'nn',
-    'fit': 'recipes.presets',
+    'fit': 'recipes.registry',
     'load': 'checkpoint',
     'save': 'checkpoint',
 }

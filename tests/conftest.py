@@ -14,7 +14,7 @@ import run
 from pyg_c2f.datasets import SyntheticHierarchy
 from pyg_c2f.nn import C2F
 from pyg_c2f.recipes import FastRecipe
-from pyg_c2f.recipes.presets import fit
+from pyg_c2f.recipes.registry import fit
 from pyg_c2f.typing import Assignment
 from tests.tiny import FAST, data_options, settings, write_table_data, write_text_data
 

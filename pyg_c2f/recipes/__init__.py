@@ -9,7 +9,7 @@ from pyg_c2f.recipes.base import (
 )
 from pyg_c2f.recipes.fast import FastRecipe
 from pyg_c2f.recipes.paper import PaperRecipe
-from pyg_c2f.recipes.presets import RECIPES, get_recipe
+from pyg_c2f.recipes.registry import RECIPES, get_recipe
 
 __all__ = [
     'RECIPES',

@@ -21,7 +21,7 @@ from pyg_c2f.recipes import (
     get_recipe,
 )
 from pyg_c2f.recipes.paper import C2FTrainer
-from pyg_c2f.recipes.presets import fit
+from pyg_c2f.recipes.registry import fit
 from pyg_c2f.recipes.resume import RESUME_FILES, read_resume, resume_files
 from pyg_c2f.typing import RATES, InputError
 from tests.tiny import TINY, assert_same_model, epochs_of, run_of
@@ -326,6 +326,6 @@ def test_a_recipe_by_name(data, monkeypatch):
         assert recipe == get_recipe('paper')
         raise KeyboardInterrupt
 
-    monkeypatch.setattr('pyg_c2f.recipes.presets.train', stop)
+    monkeypatch.setattr('pyg_c2f.recipes.registry.train', stop)
     with pytest.raises(KeyboardInterrupt):
         fit(data, 'paper')

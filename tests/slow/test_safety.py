@@ -20,7 +20,7 @@ from pyg_c2f.checkpoint import read_tensors, write_tensors
 from pyg_c2f.datasets import SyntheticHierarchy
 from pyg_c2f.nn import C2F, LinearC2F
 from pyg_c2f.recipes import FastRecipe
-from pyg_c2f.recipes.presets import fit
+from pyg_c2f.recipes.registry import fit
 from pyg_c2f.typing import InputError
 from pyg_c2f.vocabulary import NamedModel, Vocabulary
 from tests.bundles import example
