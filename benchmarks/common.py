@@ -292,8 +292,3 @@ def spectrum_key(*args: Any) -> tuple[Any, ...]:
     recipe = next(x for x in args if isinstance(x, FastRecipe))
     names = ('embedding_dim', 'spectral_power', 'importance_power', *NORMS)
     return own.size(1), *(getattr(recipe, name) for name in names)
-
-
-def svd_key(*args: Any) -> tuple[Any, ...]:
-    """What the singular vectors depend on."""
-    return args[1], float(args[0].by_user.weight.double().sum())

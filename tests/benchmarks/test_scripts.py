@@ -6,16 +6,17 @@ from types import SimpleNamespace
 import bundle
 import common
 import frontier
+import little
 import plan
 import pytest
 import scale
+import search
 import size_quality
 import time_to_quality
-import tune
+import torch
 
 from pyg_c2f.datasets import SyntheticHierarchy
-from pyg_c2f.evaluate import evaluate_split
-from pyg_c2f.recipes import FastRecipe, fast
+from pyg_c2f.recipes import FastRecipe
 from pyg_c2f.typing import RATES
 
 SMALL = ['--dataset', 'small', '--set', 'embedding_dim=32', '--set', 'num_fine=64']
@@ -58,44 +59,54 @@ def test_size_quality(tmp_path, monkeypatch):
     assert read(path)['chosen'] == result['chosen']
 
 
-def test_tune_never_sees_test_items(tmp_path, monkeypatch):
-    pytest.importorskip('optuna')
-    splits, build_fast = [], fast.build_fast
+def test_search(tmp_path, monkeypatch):
+    call = ['--dataset', 'small', '--sizes', 'none', '6kB', '--seconds', '1']
+    call += ['--seeds', '1', '--out', str(tmp_path)]
+    search.main(call)
+    path = tmp_path / 'search-small.json'
+    runs = read(path)['runs']
+    assert list(runs) == ['defaults', 'none', '6kB']
+    for key, (run,) in ((key, runs[key].values()) for key in runs):
+        assert 0.1 < run['train']['ndcg@20'] < 1 and run['refit']['recall@20'] > 0.1
+        assert (key == 'defaults') == (not run['trials'])
+    assert runs['6kB']['0']['refit']['bytes'] <= 6000
+    assert '6kB' in path.with_suffix('.md').read_text()
+    assert (tmp_path / 'search.png').stat().st_size > 1000
+    monkeypatch.setattr(search, 'run', None)
+    search.main(call)
+    assert read(path)['runs'] == runs
 
-    def look(score, data, split, ks):
-        assert 'test_edge_label_index' not in data[RATES]
-        splits.append(split)
-        return evaluate_split(score, data, split, ks)
 
-    def build(data, *args):
-        assert 'test_edge_label_index' not in data[RATES]
-        return build_fast(data, *args)
+def test_the_best_so_far_rises():
+    trials = [{'ndcg': x, 'seconds': s} for s, x in enumerate((0.2, 0.1, 0.3))]
+    assert search.best_so_far(trials) == [(0, 0.2), (1, 0.2), (2, 0.3)]
 
-    assert 'test_edge_label_index' in small_data()[RATES]
-    monkeypatch.setattr(tune, 'WIDTHS', (16, 32))
-    monkeypatch.setattr(tune, 'PER_LEVEL', 32)
-    call = [*SMALL, '--megabytes', '0.02', '--out', str(tmp_path)]
-    with monkeypatch.context() as patch:
-        patch.setattr(tune, 'evaluate_split', look)
-        patch.setattr(fast, 'build_fast', build)
-        tune.main([*call, '--trials', '5'])
-        path = tmp_path / 'tune-small-standard-0.02MB.json'
-        assert read(path)['trials'] == 5
-        tune.main([*call, '--trials', '6'])  # goes on
-    assert set(splits) == {'val'}
-    result = read(path)
-    assert result['trials'] == 6 and result['complete'] > 0
-    assert all(x['stored'] <= 20_000 for x in result['best'])
-    values = [x['val']['ndcg@20'] for x in result['best']]
-    assert values == sorted(values, reverse=True)
-    # The line of the best trial repeats it.
-    best = result['best'][0]
-    line = common.as_settings(best['settings'])
-    assert line in path.with_suffix('.md').read_text()
-    args = common.data_arguments('').parse_args([*SMALL, *line.split()])
-    run = common.measure(small_data(), common.base_recipe(args), seed=0)
-    assert run['val'] == pytest.approx(best['val'])
-    assert run['bytes']['stored'] == best['stored']
+
+def test_little(tmp_path, monkeypatch):
+    pytest.importorskip('implicit')
+    planted = {'planted, 50 items': (100, 50, 1000, 3, 6)}
+    monkeypatch.setattr(little, 'PLANTED', planted)
+    call = ['--seeds', '2', '--out', str(tmp_path)]
+    little.main(call)
+    runs = read(tmp_path / 'little.json')['shops']['planted, 50 items']
+    assert list(runs) == ['0', '1']
+    assert all(x['defaults'] > 1.5 * x['popularity'] for x in runs.values())
+    monkeypatch.setattr(little, 'compare', None)
+    little.main(call)
+    assert 'planted, 50 items | 2 |' in (tmp_path / 'little.md').read_text()
+
+
+def test_a_part_of_a_data_set_is_split_by_user():
+    data = little.part_of(small_data(), 80, 40, seed=1)
+    names = ('edge_index', 'val_edge_label_index', 'test_edge_label_index')
+    train, val, test = (data[RATES][name] for name in names)
+    pairs = torch.cat([train, val, test], dim=1)
+    assert pairs.unique(dim=1).size(1) == pairs.size(1)
+    count = torch.bincount(pairs[0], minlength=data['user'].num_nodes)
+    assert int(count.min()) >= 4 and int(pairs[1].max()) < 40
+    for part in (val, test):
+        held_out = torch.bincount(part[0], minlength=len(count))
+        assert held_out.equal((count * 0.1).ceil().long())
 
 
 def test_scale(tmp_path, monkeypatch, capsys):
