@@ -172,7 +172,8 @@ def _draw(
     for start in range(0, num_users, step):
         user = np.arange(start, min(start + step, num_users))
         score = log_affinity[user][:, item_subgroup] + log_popularity.astype(np.float32)
-        score -= np.log(rng.standard_exponential(score.shape, dtype=np.float32))
+        noise = rng.standard_exponential(score.shape, dtype=np.float32)
+        score -= np.log(noise.clip(min=np.finfo(np.float32).tiny))  # It may be zero.
         k = int(activity[user].max())
         items = torch.from_numpy(score).topk(k, dim=1).indices.numpy()
         drawn = np.arange(k) < activity[user, None]

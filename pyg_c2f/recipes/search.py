@@ -102,7 +102,7 @@ class Sample:
     def __init__(self, data: HeteroData, generator: torch.Generator) -> None:
         num_users, num_items = data[USER].num_nodes, data[ITEM].num_nodes
         seen = unique_pairs(exclude_edges(data, 'val'), num_items)
-        label = unique_pairs(data[RATES].val_edge_label_index, num_items)
+        label = unique_pairs(held_out(data), num_items)
         users = label[0].unique()
         most = min(max(SAMPLE_SCORES // num_items, LEAST_USERS), MOST_USERS)
         pick = torch.randperm(len(users), generator=generator)[:most]
@@ -486,7 +486,7 @@ class _Search:
                 model.coarse.assignment_weight.zero_()
             else:
                 width = width_of(recipe)
-                pairs = [self.own, self.data[RATES].val_edge_label_index]
+                pairs = [self.own, held_out(self.data)]
                 model = LinearC2F.blank(
                     unique_pairs(torch.cat(pairs, dim=1), self.items.num_rows),
                     self.users.num_rows,
@@ -540,6 +540,12 @@ class _Search:
         chosen = (f'{name}={getattr(found.recipe, name)}' for name in SETTINGS)
         found.why += f' ({" ".join(chosen)})'
         return found
+
+
+def held_out(data: HeteroData) -> Tensor:
+    """The validation pairs, or none."""
+    edge_index = data[RATES].edge_index
+    return data[RATES].get('val_edge_label_index', edge_index[:, :0])
 
 
 def width_of(recipe: FastRecipe) -> int:

@@ -4,6 +4,8 @@ from dataclasses import FrozenInstanceError, asdict, fields, replace
 
 import pytest
 
+import pyg_c2f
+from pyg_c2f.datasets import SyntheticHierarchy
 from pyg_c2f.recipes import FastRecipe, PaperRecipe, get_recipe
 from pyg_c2f.typing import InputError
 
@@ -69,3 +71,13 @@ def test_absurd_numbers_are_refused(name):
         for value in (2.5, '8', None, True):
             with pytest.raises(InputError, match='a whole number'):
                 PaperRecipe(**{name: value})
+
+
+def test_the_name_of_the_data_set_changes_nothing():
+    data = SyntheticHierarchy(60, 40, 600, 2, 4)[0]
+    models = []
+    for name in ('lastfm', 'gowalla', 'my-shop'):
+        data.dataset = name
+        models.append(pyg_c2f.fit(data).model.to_tensors())
+    for other in models[1:]:
+        assert all(x.equal(models[0][key]) for key, x in other.items())

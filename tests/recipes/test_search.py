@@ -164,6 +164,8 @@ def test_few_users_are_nothing_to_choose_by(data):
     assert len(Sample(other, torch.Generator()).users) < module.FEW_USERS
     found = search(other, START)
     assert found.recipe == START and 'too few' in found.why
+    del other[RATES].val_edge_label_index
+    assert search(other, START).why.startswith('0 users')
     small = search(other, START, size=2000).recipe
     assert stored_bytes(pyg_c2f.fit(data, small).model) <= 2000
 
