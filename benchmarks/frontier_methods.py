@@ -414,7 +414,7 @@ PATHS = tuple(
     )
 )
 # Penalties and dropout of EDLAE's paper; normalisations found for pairs of items on
-# Gowalla and on lastfm.
+# Gowalla and on lastfm, and by EDLAE on the validation items of ml-1m.
 LINEAR = tuple(
     dict(zip(('l2', 'dropout', 'user_norm', 'item_norm', 'item_power'), x, strict=True))
     for x in (
@@ -422,9 +422,13 @@ LINEAR = tuple(
         (100.0, 0.6, 0.3, 0.3, -0.2),
         (300.0, 0.5, 0.0, 0.0, 0.0),
         (500.0, 0.33, 0.0, 0.0, 0.0),
+        (50.0, 0.33, 0.5, 0.0, -0.3),
     )
 )
-FEW = tuple({'num_neighbors': x, 'weight_bits': 6} for x in (5.0, 2.0, 15.0, 40.0))
+FEW = tuple(
+    {'num_neighbors': x, 'weight_bits': bits}
+    for x, bits in ((5.0, 6), (2.0, 4), (15.0, 6), (1.0, 4), (40.0, 6))
+)
 # The published settings for three data sets; the first also without a low pass and
 # with a smaller one.
 PLATEAUS = tuple(
@@ -453,15 +457,14 @@ METHODS: dict[str, Method] = {
         starts=({'measure': 'tfidf', 'num_neighbors': 20.0},),
     ),
     'EASE': Method(_ease, 'EASE .1765 R@20'),
-    'EDLAE': Method(_edlae, 'EASE .1765 R@20', starts=LINEAR),
+    'EDLAE': Method(_edlae, 'EASE .1765 R@20', starts=LINEAR[:-1]),
     'EDLAE pruned': Method(_edlae_pruned, 'none', 'EDLAE', FEW),
     'FSAI': Method(
         _fsai,
         'EASE .1765 R@20',
         starts=tuple(
-            linear | few | {'popular_first': first}
-            for linear in LINEAR[:3]
-            for first in (False, True)
+            LINEAR[place] | few | {'popular_first': first}
+            for place, first in ((0, False), (-1, False), (1, True))
             for few in FEW
         ),
     ),
