@@ -43,9 +43,9 @@ from common import (
 from frontier_methods import METHODS, SIZES, SLOW, Data, Known, sizes_of_ours
 from frontier_report import OURS, draw, tables
 from methods import (
-    EASE,
     GFCF,
     Baseline,
+    ChebyCF,
     CompressedLightGCN,
     Histories,
     file_bytes,
@@ -53,6 +53,7 @@ from methods import (
 )
 from methods.base import Tensors
 from methods.codec import Plain
+from methods.linear import Linear
 from safetensors.torch import load
 from torch import Tensor
 from torch_geometric.data import HeteroData
@@ -100,19 +101,17 @@ class Store:
         self, method: Baseline, histories: Histories, seed: int
     ) -> tuple[Tensors, float, bool]:
         """The stored tensors, the seconds of fitting, and whether the seed mattered."""
-        if isinstance(method, EASE) and method.num_neighbors is not None:
-            whole = replace(method, num_neighbors=None, weight_bits=8)
-            plain, seconds, random = self._fit(whole, histories, seed)
-            start = time.perf_counter()
-            stored = method.stored(plain['weight'].float())
-            return stored, seconds + time.perf_counter() - start, random
+        if isinstance(method, Linear):
+            return self._fit_linear(method, histories, seed)
         codec = getattr(method, 'codec', None)
         # These put their codecs to tables of other names, or to none.
         if codec is None or isinstance(method, GFCF | CompressedLightGCN):
             return self._fit(method, histories, seed)
-        plain, seconds, random = self._fit(
-            replace(method, codec=Plain()), histories, seed
-        )
+        plain_method = replace(method, codec=Plain())
+        if isinstance(method, ChebyCF):
+            # Of its settings the graph and the vectors have one only.
+            plain_method = ChebyCF(method.rank)
+        plain, seconds, random = self._fit(plain_method, histories, seed)
         start = time.perf_counter()
         generator = torch.Generator().manual_seed(seed)
         stored = {}
@@ -124,6 +123,17 @@ class Store:
                 if coded is None
                 else {f'{prefix}.{key}': value for key, value in coded.items()}
             )
+        return stored, seconds + time.perf_counter() - start, random
+
+    def _fit_linear(
+        self, method: Linear, histories: Histories, seed: int
+    ) -> tuple[Tensors, float, bool]:
+        """Inverses are what takes time: one for all scales, sizes and bits."""
+        free = {'num_neighbors': None, 'weight_bits': 8}
+        plain = replace(method, item_norm=0.0, item_power=0.0, **free)
+        whole, seconds, random = self._fit(plain, histories, seed)
+        start = time.perf_counter()
+        stored = method.kept(whole, histories)
         return stored, seconds + time.perf_counter() - start, random
 
     def _fit(
@@ -139,7 +149,10 @@ class Store:
             generator = torch.Generator().manual_seed(seed)
             before = generator.get_state()
             start = time.perf_counter()
-            stored = method.fit(histories, generator)
+            if isinstance(method, Linear):
+                stored = method.whole(histories)
+            else:
+                stored = method.fit(histories, generator)
             seconds = time.perf_counter() - start
             # What has drawn nothing is the same for every seed.
             path = paths[not torch.equal(before, generator.get_state())]

@@ -12,9 +12,11 @@ from common import (
 )
 from methods import (
     EASE,
+    FSAI,
     GFCF,
     IALS,
     Baseline,
+    ChebyCF,
     Codec,
     ColumnWise,
     CompressedLightGCN,
@@ -109,12 +111,41 @@ def _ease(trial: Any, data: Data, bases: Any) -> Baseline:
     )
 
 
-def _ease_pruned(trial: Any, data: Data, bases: list[dict[str, Any]]) -> Baseline:
-    return EASE(
-        l2=trial.suggest_categorical('l2', sorted(x['l2'] for x in bases)),
-        num_neighbors=number(trial, 'num_neighbors', 1, 100),
-        weight_bits=trial.suggest_categorical('weight_bits', [4, 6, 8]),
-    )
+def inverted(trial: Any) -> dict[str, float]:
+    """The matrix that a linear model inverts: few values, so that inverses are shared.
+
+    The scales of the items, which need no other inverse, are free.
+    """
+    return {
+        'l2': trial.suggest_categorical('l2', [20.0, 50.0, 100.0, 200.0, 300.0, 500.0]),
+        'dropout': trial.suggest_categorical('dropout', [0.0, 0.2, 0.33, 0.5, 0.6]),
+        'user_norm': trial.suggest_categorical('user_norm', [0.0, 0.3, 0.5]),
+        'item_norm': number(trial, 'item_norm', -0.1, 0.6, log=False),
+        'item_power': number(trial, 'item_power', -0.4, 0.5, log=False),
+    }
+
+
+def entries(trial: Any) -> dict[str, float]:
+    """How many weights between items are stored, in how many bits."""
+    return {
+        'num_neighbors': number(trial, 'num_neighbors', 0.5, 60),
+        'weight_bits': trial.suggest_categorical('weight_bits', [4, 6, 8]),
+    }
+
+
+def _edlae(trial: Any, data: Data, bases: Any) -> Baseline:
+    return EASE(**inverted(trial))
+
+
+def _edlae_pruned(trial: Any, data: Data, bases: list[dict[str, Any]]) -> Baseline:
+    sources = [json.dumps(x, sort_keys=True) for x in bases]
+    source = json.loads(trial.suggest_categorical('source', sources))
+    return EASE(**inverted(Known(source)), **entries(trial))
+
+
+def _fsai(trial: Any, data: Data, bases: Any) -> Baseline:
+    first = trial.suggest_categorical('popular_first', [True, False])
+    return FSAI(**inverted(trial), **entries(trial), popular_first=first)
 
 
 def _two_hop(trial: Any, data: Data, bases: Any) -> Baseline:
@@ -158,6 +189,20 @@ def _gfcf(trial: Any, data: Data, bases: Any) -> Baseline:
 
 def _gfcf_published(trial: Any, data: Data, bases: Any) -> Baseline:
     return GFCF()
+
+
+def _cheby_cf(trial: Any, data: Data, bases: Any) -> Baseline:
+    return ChebyCF(
+        rank=trial.suggest_categorical('rank', [0, 16, 32, 64, 128, 256, 512]),
+        weight=number(trial, 'weight', 0.05, 1),
+        item_norm=number(trial, 'item_norm', 0, 0.6, log=False),
+        flatness=number(trial, 'flatness', 1, 20),
+        codec=rounding(trial),
+    )
+
+
+def _cheby_cf_published(trial: Any, data: Data, bases: Any) -> Baseline:
+    return ChebyCF()
 
 
 def _turbo_cf(trial: Any, data: Data, bases: Any) -> Baseline:
@@ -368,6 +413,36 @@ PATHS = tuple(
         ),
     )
 )
+# Penalties and dropout of EDLAE's paper; normalisations found for pairs of items on
+# Gowalla and on lastfm, and by EDLAE on the validation items of ml-1m.
+LINEAR = tuple(
+    dict(zip(('l2', 'dropout', 'user_norm', 'item_norm', 'item_power'), x, strict=True))
+    for x in (
+        (20.0, 0.6, 0.3, 0.25, 0.25),
+        (100.0, 0.6, 0.3, 0.3, -0.2),
+        (300.0, 0.5, 0.0, 0.0, 0.0),
+        (500.0, 0.33, 0.0, 0.0, 0.0),
+        (50.0, 0.33, 0.5, 0.0, -0.3),
+    )
+)
+FEW = tuple(
+    {'num_neighbors': x, 'weight_bits': bits}
+    for x, bits in ((5.0, 6), (2.0, 4), (15.0, 6), (1.0, 4), (40.0, 6))
+)
+# The published settings for three data sets; the first also without a low pass and
+# with a smaller one.
+PLATEAUS = tuple(
+    dict(
+        zip(('rank', 'weight', 'item_norm', 'flatness', 'codec'), x, strict=True),
+    )
+    for x in (
+        (512, 0.2, 0.4, 1.5, 'int8 columns'),
+        (0, 0.2, 0.4, 1.5, 'int4 columns'),
+        (64, 0.2, 0.4, 1.5, 'int4 columns'),
+        (256, 0.1, 0.2, 15.0, 'int8 columns'),
+        (512, 0.2, 0.0, 10.0, 'int8 columns'),
+    )
+)
 CODES = tuple({'columns': x, 'bits': 8, 'optimised': False} for x in (16, 8, 64, 32))
 START = {'loss': 'whole', 'num_layers': 1, 'lr': 0.01, 'epochs': 80}
 LIGHTGCN = tuple(START | {'embedding_dim': x} for x in (64, 16, 32, 4, 256))
@@ -382,7 +457,17 @@ METHODS: dict[str, Method] = {
         starts=({'measure': 'tfidf', 'num_neighbors': 20.0},),
     ),
     'EASE': Method(_ease, 'EASE .1765 R@20'),
-    'EASE pruned': Method(_ease_pruned, 'none', 'EASE'),
+    'EDLAE': Method(_edlae, 'EASE .1765 R@20', starts=LINEAR[:-1]),
+    'EDLAE pruned': Method(_edlae_pruned, 'none', 'EDLAE', FEW),
+    'FSAI': Method(
+        _fsai,
+        'EASE .1765 R@20',
+        starts=tuple(
+            LINEAR[place] | few | {'popular_first': first}
+            for place, first in ((0, False), (-1, False), (1, True))
+            for few in FEW
+        ),
+    ),
     'two-hop': Method(_two_hop, 'none'),
     'LinkProp': Method(_link_prop, 'LinkProp-Multi .1908 R@20', starts=PATHS),
     'Turbo-CF': Method(
@@ -399,6 +484,8 @@ METHODS: dict[str, Method] = {
         starts=({'rank': 256, 'weight': 0.3, 'codec': 'fp16'},),
     ),
     'GF-CF as published': Method(_gfcf_published, 'GF-CF .1849 R@20'),
+    'ChebyCF': Method(_cheby_cf, 'ChebyCF .1941 R@20', starts=PLATEAUS),
+    'ChebyCF as published': Method(_cheby_cf_published, 'ChebyCF .1941 R@20'),
     'low-pass': Method(
         _low_pass,
         'none (part of GF-CF)',

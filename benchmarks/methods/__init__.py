@@ -40,20 +40,23 @@ from methods.embedding import (
     QREmbedding,
     TTEmbedding,
 )
-from methods.filters import GFCF, LinkProp, LowPass, Popularity, TurboCF
-from methods.items import EASE, IALS, ItemKNN
+from methods.filters import GFCF, ChebyCF, LinkProp, LowPass, Popularity, TurboCF
+from methods.items import IALS, ItemKNN
 from methods.lightgcn import (
     CompressedLightGCN,
     LightGCN,
     LightGCNFromItems,
 )
+from methods.linear import EASE, FSAI
 from methods.ours import Fast, Paper
 
 __all__ = [
     'EASE',
+    'FSAI',
     'GFCF',
     'IALS',
     'Baseline',
+    'ChebyCF',
     'Codec',
     'ColumnWise',
     'CompressedEmbedding',

@@ -1,5 +1,6 @@
 """Scores without training: popularity, low-pass filters and the whole graph."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -184,6 +185,94 @@ class GFCF(Baseline):
             )
 
         return score
+
+
+@dataclass(frozen=True)
+class ChebyCF(Baseline):
+    r"""ChebyCF: a plateau of low frequencies as a polynomial, and a low pass beside it.
+
+    .. math::
+        \mathbf{s}_u = \mathbf{r}_u D_I^{-b} \Big( \sum_{k=0}^{8} c_k T_k(L) + w \,
+        V V^{\top} \Big) D_I^{b}, \quad L = I - 2 \tilde{R}^{\top} \tilde{R}
+
+    with the binary row :math:`\mathbf{r}_u` of the user, :math:`\tilde{R} = D_U^{-1/2}
+    R D_I^{-1/2}`, its leading right singular vectors :math:`V` and the Chebyshev
+    polynomials :math:`T_k` (`Kim et al., 2025 <https://arxiv.org/abs/2505.00552>`_).
+    The coefficients are those of :func:`plateau`. What is stored are the train graph
+    and :math:`V` through the codec.
+
+    Args:
+        rank (int, optional): The number of singular vectors, at most as many as there
+            are users or items; with 0 nothing but the graph is stored.
+            (default: ``512``)
+        weight (float, optional): The weight :math:`w`. (default: ``0.2``)
+        item_norm (float, optional): The exponent :math:`b`. (default: ``0.4``)
+        flatness (float, optional): The exponent of the plateau. (default: ``1.5``)
+        codec (Codec, optional): The stored form of :math:`V`. (default: float32)
+    """
+
+    rank: int = 512
+    weight: float = 0.2
+    item_norm: float = 0.4
+    flatness: float = 1.5
+    codec: Codec = Plain()
+    serves_anyone: ClassVar[bool] = True
+
+    def fit(
+        self, histories: Histories, generator: torch.Generator | None = None
+    ) -> Tensors:
+        stored = prefixed('graph', pack_graph(histories))
+        if self.rank:
+            _, _, right = singular_vectors(histories, self.rank, generator)
+            stored |= prefixed('item', self.codec.encode(right, generator))
+        return stored
+
+    def scorer(self, stored: Tensors, histories: Histories) -> Score:
+        train = unpack_graph(without_prefix('graph', stored), histories.num_items)
+        hop, first = item_graph(train), plateau(self.flatness)
+        degree = item_degree(train).clamp(min=1).float().unsqueeze(1)
+        scale = degree**self.item_norm
+        # Without vectors the low pass is zero.
+        right = torch.zeros(histories.num_items, 1)
+        if self.rank:
+            right = self.codec.decode(without_prefix('item', stored))
+        exponents = self.item_norm, histories, self.item_norm
+        low = low_pass_scorer(right, item_degree(train), *exponents)
+
+        def score(users: Tensor) -> Tensor:
+            x = item_columns(histories, users).div_(scale)
+            # T_0 x and T_1 x; then T_{k+1} = 2 L T_k - T_{k-1}.
+            last, now = x, torch.sub(x, hop(x), alpha=2)
+            out = first[0] * last + first[1] * now
+            for c in first[2:]:
+                last, now = now, (now - 2 * hop(now)).mul_(2).sub_(last)
+                out.add_(now, alpha=c)
+            return low(users).mul_(self.weight).add_(out.mul_(scale).T)
+
+        return score
+
+
+def plateau(flatness: float, order: int = 8) -> list[float]:
+    r"""The Chebyshev coefficients of ChebyCF's filter.
+
+    .. math::
+        f(x) = \tfrac{1}{2} - \tfrac{1}{2} \, \mathrm{sign}(x) \, |x|^{\varphi}
+
+    is 1 at the lowest frequency, -1, and 0 at the highest, 1. As published, the
+    polynomial takes the values of :math:`f` at :math:`-\cos(j \pi / K)` in the nodes
+    :math:`-\cos((j + 1/2) \pi / (K + 1))`, which lie beside them.
+
+    Args:
+        flatness (float): The exponent :math:`\varphi`.
+        order (int, optional): The degree :math:`K`. (default: ``8``)
+    """
+    place = torch.arange(order + 1).double()
+    x = -(place * math.pi / order).cos()
+    value = 0.5 - 0.5 * x.sign() * x.abs() ** flatness
+    angle = math.pi - (place + 0.5) * math.pi / (order + 1)
+    out = (place.unsqueeze(1) * angle).cos() @ value * 2 / (order + 1)
+    out[0] /= 2
+    return out.tolist()
 
 
 @dataclass(frozen=True)

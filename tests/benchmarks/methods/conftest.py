@@ -3,8 +3,11 @@
 import pytest
 import torch
 from methods import Histories, histories_of
+from methods.base import unpack_matrix
 
 NUM_USERS, NUM_ITEMS = 30, 20
+# Weights on a grid of 24 bits are as good as float32.
+EXACT = 24
 
 
 def draw_histories(seed: int, num_users: int = NUM_USERS) -> Histories:
@@ -28,6 +31,13 @@ def dense(histories):
 
 def scores_of(method, stored, histories):
     return method.scorer(stored, histories)(torch.arange(histories.num_users))
+
+
+def kept_of(stored, num_items):
+    """The matrix between items that is stored, float64, and which entries it has."""
+    matrix = unpack_matrix(stored, num_items, num_items)
+    size = (num_items, num_items)
+    return torch.sparse_csr_tensor(*matrix, size).to_dense().double(), matrix.col
 
 
 @pytest.fixture(scope='session')

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from methods import GFCF, LinkProp, LowPass, Popularity, TurboCF
+from methods import GFCF, ChebyCF, LinkProp, LowPass, Popularity, TurboCF
 
 from tests.benchmarks.methods.conftest import dense, generator, scores_of
 
@@ -57,6 +57,31 @@ def test_gfcf(small, askers):
     low = degree.unsqueeze(1) ** -0.5 * (right @ right.T) * degree**0.5
     want = rows @ (scaled(rated).T @ scaled(rated) + 0.7 * low)
     got = all_scores(GFCF(5, weight=0.7), small, askers)
+    assert torch.allclose(got.double(), want, atol=1e-4)
+
+
+@pytest.mark.parametrize(('rank', 'flatness'), [(5, 1.5), (0, 10.0)])
+def test_chebycf(rank, flatness, small, askers):
+    """The filter as the polynomial through its nine points, by matrix products."""
+    rated, rows = dense(small), dense(askers)
+    degree, place = rated.sum(0), torch.arange(9).double()
+    node = ((9 - place - 0.5) / 9 * torch.pi).cos()
+    x = ((8 - place) / 8 * torch.pi).cos()
+    half = x.abs().pow(flatness) / 2
+    value = torch.where(x < 0, 0.5 + half, 0.5 - half)
+    one = torch.eye(small.num_items).double()
+    graph = one - 2 * scaled(rated).T @ scaled(rated)
+    passed = torch.zeros_like(one)
+    for j in range(9):  # Lagrange
+        part = value[j] * one
+        for k in range(9):
+            if k != j:
+                part = part @ (graph - node[k] * one) / (node[j] - node[k])
+        passed += part
+    right = torch.linalg.svd(scaled(rated))[2][:rank].T
+    passed += 0.7 * right @ right.T
+    want = (rows * degree**-0.3) @ passed * degree**0.3
+    got = all_scores(ChebyCF(rank, 0.7, 0.3, flatness), small, askers)
     assert torch.allclose(got.double(), want, atol=1e-4)
 
 

@@ -1,78 +1,21 @@
-"""EASE, item neighbours and iALS against dense formulas and the library implicit."""
+"""Item neighbours and iALS against dense formulas and the library implicit."""
 
 import sys
 from math import log
 
 import pytest
 import torch
-from methods import EASE, IALS, ItemKNN, histories_of, items
-from methods.base import unpack_matrix
+from methods import IALS, ItemKNN, histories_of
 from methods.filters import as_scipy
-from methods.items import ease_weights
 
-from tests.benchmarks.methods.conftest import dense, generator, scores_of
+from tests.benchmarks.methods.conftest import (
+    EXACT,
+    dense,
+    generator,
+    kept_of,
+    scores_of,
+)
 from tests.hard import tables
-
-# Weights on a grid of 24 bits are as good as float32.
-EXACT = 24
-
-
-def kept_of(stored, num_items):
-    """The matrix between items that is stored, float64, and which entries it has."""
-    matrix = unpack_matrix(stored, num_items, num_items)
-    size = (num_items, num_items)
-    return torch.sparse_csr_tensor(*matrix, size).to_dense().double(), matrix.col
-
-
-# EASE ---------------------------------------------------------------------------------
-
-
-def closed_form(rated, l2):
-    p = torch.linalg.inv(rated.T @ rated + l2 * torch.eye(rated.size(1)).double())
-    return torch.eye(len(p)).double() - p / p.diagonal()
-
-
-def hard_histories(name):
-    """Ratings whose Gram matrix has no full rank, and one value above all others."""
-    draw = torch.rand(60, 80, generator=generator())
-    share = {
-        'twins': draw.repeat(1, 2),
-        'popular items': draw * torch.linspace(1, 9, 80),
-    }
-    rated = share.get(name, draw) < (0.95 if name == 'nearly all' else 0.5)
-    return histories_of(rated.nonzero().T, *rated.shape)
-
-
-@pytest.mark.parametrize('l2', [1.0, 100.0])
-@pytest.mark.parametrize('name', ['few users', 'twins', 'popular items', 'nearly all'])
-@pytest.mark.parametrize('most', [8_000, 0], ids=['double', 'single'])
-def test_ease_is_the_closed_form(most, name, l2, monkeypatch):
-    monkeypatch.setattr(items, 'MAX_DOUBLE_ITEMS', most)
-    histories = hard_histories(name)
-    want = closed_form(dense(histories), l2)
-    error = (ease_weights(histories, l2) - want).abs().max() / want.abs().max()
-    # Single precision keeps what is stored, in float16.
-    assert error < (1e-6 if most else 5e-4)
-
-
-def test_scores_of_ease(small, others):
-    weight, stored = closed_form(dense(small), 2.0), EASE(2.0).fit(small)
-    got = scores_of(EASE(2.0), stored, others).double()
-    assert torch.allclose(got, dense(others) @ weight, atol=1e-2)
-    assert stored['weight'].dtype == torch.half
-
-
-@pytest.mark.parametrize(('each', 'num'), [(0.001, 1), (3, 60), (20, 380)])
-def test_pruned_scores_of_ease(each, num, small, others):
-    """The largest entries; all but the zeros of the diagonal."""
-    method = EASE(2.0, each, weight_bits=EXACT)
-    weight, stored = closed_form(dense(small), 2.0), method.fit(small)
-    least = weight.abs().flatten().topk(num).values[-1]
-    pruned = torch.where(weight.abs() >= least * (1 - 1e-6), weight, 0)
-    assert len(kept_of(stored, small.num_items)[1]) == num
-    got = scores_of(method, stored, others).double()
-    assert torch.allclose(got, dense(others) @ pruned, atol=1e-5)
-
 
 # Neighbours ---------------------------------------------------------------------------
 
