@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyg_c2f.graph import interaction_weight
 from pyg_c2f.shards import Group, Rows, one_thread_each
-from pyg_c2f.sparse import CSR, csr_matmul, pair_keys, pairs_of, rowptr_of
+from pyg_c2f.sparse import CSR, csr_matmul, pairs_of, rowptr_of, unique_pairs
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +26,8 @@ SMALLEST = 1e-11
 # Of a table of all users or items that a product needs whole, some columns at a time.
 TABLE_BYTES = 1 << 30
 ITEMS = 1024
+# Singular values of shuffled interactions.
+MOST_OF_CHANCE = 32
 VARIMAX_ROWS = 12_000
 VARIMAX_ITERATIONS = 15
 
@@ -243,13 +245,17 @@ def chance_level(
     item_degree: Tensor,
     generator: torch.Generator | None = None,
 ) -> float:
-    r"""The second singular value of the interactions with their items shuffled.
+    r"""The largest singular values that chance gives: what structure has to exceed.
 
-    Users and items keep their numbers of interactions, and who has what is left to
-    chance. The first singular value comes from these numbers alone; the second one
-    is the largest that chance gives. What stands out above it in the
-    real interactions is structure: parallel analysis (`Horn, 1965
-    <https://doi.org/10.1007/BF02289447>`_).
+    With their items shuffled, users and items keep their numbers of interactions (but
+    for what a user would have twice), and who has what is left to chance. What is above
+    these singular values in the real interactions is structure: parallel analysis
+    (`Horn, 1965 <https://doi.org/10.1007/BF02289447>`_).
+
+    It is the singular value number :math:`2 + n / 1000`, at most 32, with :math:`n` the
+    smaller side of the matrix. The first one comes from the numbers alone. The next
+    ones of a large data set lie on few users with long histories, and say little
+    about all others.
 
     Args:
         edge_index (Tensor): The pairs of the own users, sorted by user, then item.
@@ -267,11 +273,13 @@ def chance_level(
         draw = torch.Generator().manual_seed(int(seed))
         order = torch.randperm(part.size(1), generator=draw).to(part.device)
         parts.append(torch.stack([part[0], part[1, order]]))
-    shuffled = torch.cat(parts, dim=1)
-    shuffled = shuffled[:, pair_keys(shuffled, items.num_rows).argsort()]
+    # Who has an item twice has it once: pairs that count double are a signal of their
+    # own, a strong one where popular items meet users with long histories.
+    shuffled = unique_pairs(torch.cat(parts, dim=1), items.num_rows)
     rows = shared_interactions(shuffled, users, items, *norms, item_degree)
-    value = right_vectors(rows, 2, generator, tolerance=1e-2).value
-    return float(value[1])
+    most = min(users.num_rows, items.num_rows)
+    rank = min(2 + most // 1000, MOST_OF_CHANCE, most)
+    return float(right_vectors(rows, rank, generator, tolerance=1e-2).value[-1])
 
 
 def _norms(x: Tensor, items: Rows) -> Tensor:

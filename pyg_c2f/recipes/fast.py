@@ -37,10 +37,8 @@ from pyg_c2f.typing import ITEM, RATES, USER, Assignment, InputError, Stage, Sto
 
 logger = logging.getLogger(__name__)
 
-# Of a recipe that leaves the width to the data: the most columns, and the share of the
-# largest singular value of chance from which on columns help. On validation items .9 to
-# .95 suit shops of 20 items, lastfm and ml-1m alike; 1 leaves out weak structure.
-MOST_COLUMNS, CHANCE = 512, 0.93
+# Of a recipe that leaves the width to the data.
+MOST_COLUMNS = 512
 # The share of the fine codebook that the soft threshold lets through.
 DENSITY = 0.125
 
@@ -290,7 +288,7 @@ def decompose(
         rank = min(recipe.embedding_dim, most)
         found = right_vectors(interactions, rank, generator, tolerance)
     else:
-        floor = CHANCE * chance_level(own, interactions, norms, item_degree, generator)
+        floor = chance_level(own, interactions, norms, item_degree, generator)
         rank = min(MOST_COLUMNS, most)
         found = right_vectors(interactions, rank, generator, tolerance, floor=floor)
     logger.info(

@@ -282,7 +282,7 @@ class _Search:
         while step > 0.04:
             moved = False
             for which, sign in product((1, 0), (-1, 1)):
-                if ('user_norm', 'item_norm')[which] in self.fixed:
+                if NORMS[which] in self.fixed:
                     continue
                 norms = list(at)
                 norms[which] = round(norms[which] + sign * step, 3)
