@@ -44,6 +44,11 @@ def gather(folder: Path) -> dict[str, Any]:
     }
 
 
+def popularity(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The figures of the baseline, also of runs that had no other one."""
+    return metrics.get('baselines', metrics)['popularity']
+
+
 def tables(runs: dict[str, dict[str, Any]]) -> str:
     """The figures of all runs as Markdown."""
     out = ['# Trainings\n', 'Made by `python benchmarks/collect.py RUN_DIR ...`.\n']
@@ -75,7 +80,7 @@ def test_table(metrics: dict[str, Any]) -> str:
         figures = ' | '.join(f'{test[name]:.4f}' for name in names)
         rows.append(f'| {label} | {epoch} | {figures} |')
 
-    add('popularity', '', metrics['popularity']['test'])
+    add('popularity', '', popularity(metrics)['test'])
     for stage, phase in PHASES:
         result = metrics.get(stage, {}).get(phase)
         if result is not None:
@@ -144,7 +149,7 @@ def draw(runs: dict[str, dict[str, Any]], path: Path) -> None:
             )
         if run['metrics'] is not None:
             ax.axhline(
-                run['metrics']['popularity']['val']['ndcg@5'],
+                popularity(run['metrics'])['val']['ndcg@5'],
                 color='#7A7A7A',
                 linestyle=':',
                 label='popularity',

@@ -105,7 +105,7 @@ def run(
         'run': train,
         'seconds': metrics['seconds'],
         'test': metrics['test'],
-        'popularity': metrics['popularity']['test'],
+        'popularity': metrics['baselines']['popularity']['test'],
     } | stamp()
 
 

@@ -17,10 +17,11 @@ import torch
 from torch_geometric import seed_everything
 from torch_geometric.data import HeteroData
 
+from pyg_c2f.baselines import evaluate_baselines
 from pyg_c2f.checkpoint import load, model_bytes, phase_file, save
 from pyg_c2f.datasets import DataSpec, get_dataset, with_validation_in_train
 from pyg_c2f.datasets.registry import built_digest
-from pyg_c2f.evaluate import evaluate_split, popularity_score, with_sampled_users
+from pyg_c2f.evaluate import evaluate_split, with_sampled_users
 from pyg_c2f.files import whole_file, write_json, write_text
 from pyg_c2f.nn.recommender import Recommender
 from pyg_c2f.recipes import RECIPES, Recipe, TrainingOptions, check_run, train
@@ -118,6 +119,12 @@ class Experiment:
                 save(model, out)
             group.wait()
             metrics['test'] = self.test(out)
+        start = time.perf_counter()
+        refitted = with_validation_in_train(self.data) if config['refit'] else None
+        users = group.rows(self.data[USER].num_nodes)
+        baselines = evaluate_baselines(self.data, users, refitted)
+        metrics['baselines'], metrics['left_out'] = baselines[:2]
+        seconds['baselines'] = time.perf_counter() - start
         if not group.is_main:
             return {}
         model = load(out)
@@ -129,7 +136,7 @@ class Experiment:
         metrics['seconds'] = {key: round(value, 3) for key, value in seconds.items()}
         metrics['versions'] = config['versions']
         about = metrics | {'command': config['call']}
-        write_report(out, about, self.log.lines, model, self.data)
+        write_report(out, about, self.log.lines, model, self.data, baselines.scores)
         write_json(out / 'metrics.json', metrics)  # Last: it says that all is there.
         delete_resume(out)
         return metrics
@@ -137,23 +144,16 @@ class Experiment:
     def describe(
         self, stages: dict[Stage, dict[int, dict[str, Any]]]
     ) -> dict[str, Any]:
-        """The metrics of the run and of popularity, without sizes and times."""
+        """The metrics of the run, without baselines, sizes and times."""
         data, config = self.data, self.config
-        users = self.group.rows(data[USER].num_nodes)
         keys = ('dataset', 'protocol', 'recipe', 'seed', 'split_seed', 'eval_users')
         metrics = {key: config[key] for key in keys}
         if 'search' in config:
             metrics['search'] = config['search']
-        num_items = data[ITEM].num_nodes
-        score = popularity_score(data[RATES].edge_index, num_items)
         metrics |= {
             'num_users': data[USER].num_nodes,
-            'num_items': num_items,
+            'num_items': data[ITEM].num_nodes,
             'num_train': data[RATES].edge_index.size(1),
-            'popularity': {
-                split: evaluate_split(score, data, split, users=users)
-                for split in ('val', 'test')
-            },
         }
         for stage, phases in stages.items():
             metrics[stage] = {}

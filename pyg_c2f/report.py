@@ -12,10 +12,10 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from pyg_c2f.checkpoint import model_file, text_tensors
-from pyg_c2f.evaluate import Lists, popularity_score, rank_split, with_sampled_users
+from pyg_c2f.evaluate import Lists, rank_split, with_sampled_users
 from pyg_c2f.files import write_text
 from pyg_c2f.sparse import degree
-from pyg_c2f.typing import ITEM, KS, RATES, USER
+from pyg_c2f.typing import ITEM, KS, RATES, USER, Score
 from pyg_c2f.vocabulary import NamedModel
 
 Point = tuple[float, float]
@@ -42,8 +42,12 @@ _TENSORS = {
 _LENGTH, _SHOWN, MOST_USERS, _NUM_BUCKETS = 20, 10, 5000, 4
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
-_BARS = '#0072B2', '#9AA0A6'  # the model, popularity
+_BARS = '#0072B2', '#C9CDD2', '#9AA0A6', '#5B6068'  # the model, then baselines
 _STAGES = {'coarse': '#0072B2', 'fine': '#D55E00'}
+
+# The names of baselines and of their settings.
+_NAMES = {'popularity': 'popularity', 'item_knn': 'ItemKNN', 'ease': 'EASE'}
+_SETTINGS = {'k': 'k', 'shrinkage': 'shrinkage', 'l2': 'penalty'}
 
 _PAGE = Path(__file__).with_suffix('.html')
 
@@ -51,6 +55,38 @@ _PAGE = Path(__file__).with_suffix('.html')
 def results_table(metrics: dict[str, Any]) -> str:
     """The metrics in ``metrics.json`` as plain text: a block for test, one for val."""
     return '\n\n'.join(_results(metrics, split) for split in ('test', 'val'))
+
+
+def baselines_note(metrics: dict[str, Any]) -> str:
+    """How the baselines were made, which are left out, and whether one is better."""
+    parts = [
+        f'{_NAMES[name]}: '
+        + ', '.join(f'{_SETTINGS[key]} {value:g}' for key, value in settings.items())
+        + ' (chosen on validation items).'
+        for name, x in metrics['baselines'].items()
+        if (settings := x.get('settings'))
+    ]
+    parts += [f'No {_NAMES[x]}: {why}.' for x, why in metrics['left_out'].items()]
+    parts += [_warning(metrics)] * bool(_warning(metrics))
+    return '\n'.join(parts)
+
+
+def _warning(metrics: dict[str, Any]) -> str:
+    """What to try if a baseline is better on validation items, else nothing."""
+    quality = {x: y['val']['ndcg@20'] for x, y in metrics['baselines'].items()}
+    best, ours = max(quality, key=lambda x: quality[x]), metrics['val']['ndcg@20']
+    if quality[best] <= ours:
+        return ''
+    if metrics['recipe'] != 'fast':
+        what = 'try --recipe fast'
+    elif 'search' in metrics:
+        what = 'try more --seconds, or a larger --size'
+    else:
+        what = 'try --seconds 60, which chooses settings on validation items'
+    return (
+        f'{_NAMES[best]} is better than this model by validation NDCG@20 '
+        f'({quality[best]:.4f} against {ours:.4f}): {what}.'
+    )
 
 
 def size_table(metrics: dict[str, Any]) -> str:
@@ -70,15 +106,17 @@ def write_report(
     history: list[dict[str, Any]],
     model: NamedModel,
     data: HeteroData,
+    baselines: dict[str, Score],
 ) -> Path:
     """Write ``report.html``: what a person wants to know of a run within two minutes.
 
     The page is one file that loads nothing else. Lists are those of at most
     ``MOST_USERS`` users, drawn at random. The metrics are those of ``metrics.json`` and
     the run's ``'command'``, the history is that of ``history.jsonl``; the folder holds
-    the ``model.safetensors``.
+    the ``model.safetensors``. Baselines are the scores of
+    :func:`~pyg_c2f.baselines.evaluate_baselines`.
     """
-    found, file_size = _find(model, data), model_file(out).stat().st_size
+    found, file_size = _find(model, data, baselines), model_file(out).stat().st_size
     about = [
         f'protocol {metrics["protocol"]}',
         *(f'{metrics[f"num_{x}"]:,} {x}' for x in ('users', 'items')),
@@ -110,7 +148,7 @@ def _results(metrics: dict[str, Any], split: str) -> str:
 
     The run's own result comes last if it is none of the phases' (after a refit).
     """
-    found = [('popularity', '', metrics['popularity'][split])]
+    found = [(_NAMES[x], '', y[split]) for x, y in metrics['baselines'].items()]
     for stage in _STAGES:
         for phase, result in metrics.get(stage, {}).items():
             label = f'{stage}, phase {phase[-1]}'
@@ -152,30 +190,28 @@ def _align(rows: list[list[str]]) -> str:
 
 
 class _Found(NamedTuple):
-    """The lists of the model and of popularity for the same users."""
+    """The lists of the model and of the baselines for the same users."""
 
     lists: Lists
-    popular: Lists
+    others: dict[str, Lists]  # by the baseline's name
     activity: Tensor  # [num_users], train interactions
     popularity: Tensor  # [num_items]
 
 
-def _find(model: NamedModel, data: HeteroData) -> _Found:
+def _find(model: NamedModel, data: HeteroData, baselines: dict[str, Score]) -> _Found:
     users, num_items = data[USER], data[ITEM].num_nodes
     num_ranked = users.is_ranked.sum() if 'is_ranked' in users else users.num_nodes
     if num_ranked > MOST_USERS:
         data = with_sampled_users(data, MOST_USERS, seed=0)
     edge_index = data[RATES].edge_index
-    scores = (
-        model.to(edge_index.device).scorer(),
-        popularity_score(edge_index, num_items),
-    )
-    lists, popular = (
+    scores = [model.to(edge_index.device).scorer(), *baselines.values()]
+    lists, *others = (
         Lists(*(x.cpu() for x in rank_split(score, data, 'test', _LENGTH)))
         for score in scores
     )
+    by_name = {_NAMES[x]: y for x, y in zip(baselines, others, strict=True)}
     activity = degree(edge_index[0], users.num_nodes).cpu()
-    return _Found(lists, popular, activity, degree(edge_index[1], num_items).cpu())
+    return _Found(lists, by_name, activity, degree(edge_index[1], num_items).cpu())
 
 
 def _ranking(metrics: dict[str, Any], data: HeteroData, found: _Found) -> str:
@@ -185,15 +221,20 @@ def _ranking(metrics: dict[str, Any], data: HeteroData, found: _Found) -> str:
     drawn = '' if metrics['eval_users'] is None else ' (drawn at random)'
     known = 'train' if metrics['protocol'] == 'c2f' else 'train and validation'
     num_lists, num_items = len(found.lists.users), metrics['num_items']
-    listed, popular = (len(x.items.unique()) for x in found[:2])
+    listed = len(found.lists.items.unique())
+    others = ', '.join(
+        f'{len(x.items.unique()):,} by {name}' for name, x in found.others.items()
+    )
+    notes = escape(baselines_note(metrics)).replace('\n', '</p><p>')
     return f"""<h2>How good the lists are</h2>
 <p>Evaluated on {len(held_out[0].unique()):,} users{drawn} with {held_out.size(1):,}
 test interactions. For each user, all items but the user's {known} items are ranked.</p>
 <pre>{_results(metrics, 'test')}</pre>
+<p>{notes}</p>
 <details><summary>on validation items</summary>
 <pre>{_results(metrics, 'val')}</pre></details>
 <p>Coverage: {num_lists:,} lists of {_LENGTH} hold {listed:,} of {num_items:,} items
-({listed / num_items:.0%}); lists by popularity hold {popular:,}.</p>"""
+({listed / num_items:.0%}); other lists {others}.</p>"""
 
 
 def _buckets(
@@ -216,13 +257,16 @@ def _who_is_served(found: _Found) -> str:
     """Recall by users' activity, and the share that is found by items' popularity."""
     users, pairs = found.lists.users, found.lists.pairs
     row = torch.searchsorted(users, pairs[0])
-    hits = [x.is_found.double() for x in found[:2]]
+    hits = [x.is_found.double() for x in (found.lists, *found.others.values())]
     recalls = [torch.bincount(row, x) / torch.bincount(row) for x in hits]
     by_user = _buckets(users, found.activity, 'users', recalls)
     by_item = _buckets(pairs[1], found.popularity, 'items', hits)
+    legend = '\n'.join(
+        f'<b style="color:{colour}">■</b> {name}'
+        for colour, name in zip(_BARS, ('this model', *found.others), strict=False)
+    )
     return f"""<h2>Whom it serves well</h2>
-<p><b style="color:{_BARS[0]}">■</b> this model
-<b style="color:{_BARS[1]}">■</b> popularity</p>
+<p>{legend}</p>
 <div class="row">
 <div><h3>Recall@{_LENGTH}, by the user's train interactions</h3>
 {_bars(by_user, '{:.3f}'.format, "Recall by users' activity")}</div>
@@ -274,15 +318,16 @@ def _svg(width: int, height: int, alt: str, parts: Sequence[str]) -> str:
 def _bars(rows: Sequence[Bar], show: Callable[[float], str], alt: str) -> str:
     """Horizontal bars, one group below the other."""
     most, parts = max(max(values) for *_, values in rows) or 1, []
-    for y, (label, note, values) in zip(count(0, 40), rows, strict=False):
+    height = max(40, 10 + 15 * len(rows[0][2]))
+    for y, (label, note, values) in zip(count(0, height), rows, strict=False):
         parts.append(_text(0, y + 14, label))
         parts.append(_text(0, y + 29, note, 'class="note"'))
-        for top, value, colour in zip((y + 3, y + 18), values, _BARS, strict=False):
+        for top, value, colour in zip(count(y + 3, 15), values, _BARS, strict=False):
             width = 200 * value / most
             box = f'x="190" y="{top}" width="{width:.1f}" height="13"'
             parts.append(f'<rect {box} fill="{colour}"/>')
             parts.append(_text(195 + width, top + 11, show(value)))
-    return _svg(470, 40 * len(rows), alt, parts)
+    return _svg(470, height * len(rows), alt, parts)
 
 
 def _curves(metrics: dict[str, Any], history: list[dict[str, Any]]) -> str:
@@ -346,9 +391,12 @@ def _tiles(metrics: dict[str, Any], file_size: int) -> str:
         (f'{metrics["seconds"]["total"]:,.0f} s', 'in total'),
     ]
     for name in ('ndcg@20', 'recall@20'):
-        ours, popular = (x['test'][name] for x in (metrics, metrics['popularity']))
-        label = f'{_title(name)} on test (popularity {popular:.4f})'
-        tiles.insert(0, (f'{ours:.4f}', label))
+        others = ', '.join(
+            f'{_NAMES[x]} {y["test"][name]:.4f}'
+            for x, y in metrics['baselines'].items()
+        )
+        label = f'{_title(name)} on test ({others})'
+        tiles.insert(0, (f'{metrics["test"][name]:.4f}', label))
     cells = (f'<div class="tile"><b>{x}</b><span>{y}</span></div>' for x, y in tiles)
     return f'<div class="row tiles">{"".join(cells)}</div>'
 

@@ -7,11 +7,13 @@ import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
 import pytest
+import torch
 
 import pyg_c2f
 from pyg_c2f import report
+from pyg_c2f.baselines import ease_score, item_knn_score
 from pyg_c2f.datasets import get_dataset
-from pyg_c2f.evaluate import with_sampled_users
+from pyg_c2f.evaluate import popularity_score, rank_items, with_sampled_users
 from pyg_c2f.typing import KS, RATES
 from pyg_c2f.vocabulary import Vocabulary
 
@@ -25,13 +27,20 @@ class Run:
         self.metrics = json.loads((out / 'metrics.json').read_text())
         lines = (out / 'history.jsonl').read_text().splitlines()
         self.history = [json.loads(line) for line in lines]
+        pairs, sizes = self.data[RATES].edge_index, (40, 50)
+        knn, ease = (self.metrics['baselines'][x] for x in ('item_knn', 'ease'))
+        self.baselines = {
+            'popularity': popularity_score(pairs, 50),
+            'item_knn': item_knn_score(pairs, *sizes, **knn['settings']),
+            'ease': ease_score(pairs, *sizes, **ease['settings']),
+        }
         self.page = Page((out / 'report.html').read_text(encoding='utf-8'))
 
     def write(self, folder, data=None, **changes):
         """The page of the run with other metrics or data, in a folder of its own."""
         shutil.copy(self.out / 'model.safetensors', folder)
         metrics = self.metrics | {'command': 'train'} | changes
-        content = metrics, self.history, self.model, data or self.data
+        content = metrics, self.history, self.model, data or self.data, self.baselines
         return Page(report.write_report(folder, *content).read_text(encoding='utf-8'))
 
     def items_of_users(self, key):
@@ -88,7 +97,8 @@ def each(request, runs):
 
 def test_results_table_holds_every_number(each):
     metrics = each.metrics
-    expected = {'popularity': metrics['popularity']} | {
+    names = ('popularity', 'ItemKNN', 'EASE')
+    expected = dict(zip(names, metrics['baselines'].values(), strict=True)) | {
         f'{stage}, phase {key[-1]}': result
         for stage in ('coarse', 'fine')
         for key, result in metrics[stage].items()
@@ -176,33 +186,39 @@ def test_quality_by_activity_and_popularity(each):
     """Against lists of the model itself."""
     train = each.items_of_users('edge_index')
     test = each.items_of_users('test_edge_label_index')
-    pairs = [(user, item) for user in test for item in test[user]]
+    wanted = [(user, item) for user in test for item in test[user]]
     lists = each.model.recommend(list(test), 20)[0].tolist()
     by_item = [sum(item in row for row in train.values()) for item in range(50)]
     best = sorted(range(50), key=lambda item: (-by_item[item], item))
     popular = [[x for x in best if x not in train[user]][:20] for user in test]
+    pairs = each.data[RATES].edge_index
+    others = [
+        rank_items(each.baselines[x], torch.tensor([*test]), 50, pairs, 20).tolist()
+        for x in ('item_knn', 'ease')
+    ]
+    answers = lists, popular, *others
     by_user, widths = each.page.bars("Recall by users' activity")
-    assert len(widths) == len(by_user) / 2
-    for at in range(0, len(by_user), 4):
-        interval, note, *shown = by_user[at : at + 4]
+    assert len(widths) == len(by_user) * 4 / 6
+    for at in range(0, len(by_user), 6):
+        interval, note, *shown = by_user[at : at + 6]
         low, high = ends(interval)
         inside = [user for user in test if low <= len(train[user]) <= high]
         assert note == f'{len(inside)} users'
-        for value, given in zip((lists, popular), shown, strict=True):
+        for value, given in zip(answers, shown, strict=True):
             recalls = [found(value, [(u, i) for i in test[u]]) for u in inside]
             assert given == f'{sum(recalls) / len(recalls):.3f}'
     by_popularity, _ = each.page.bars("Interactions found by items' popularity")
-    assert len(by_popularity) == 16
-    for at in range(0, 16, 4):
-        interval, note, *shown = by_popularity[at : at + 4]
+    assert len(by_popularity) == 24
+    for at in range(0, 24, 6):
+        interval, note, *shown = by_popularity[at : at + 6]
         low, high = ends(interval)
-        inside = [pair for pair in pairs if low <= by_item[pair[1]] <= high]
+        inside = [pair for pair in wanted if low <= by_item[pair[1]] <= high]
         assert note == f'{len({item for _, item in inside})} items'
-        assert shown == [f'{found(x, inside):.1%}' for x in (lists, popular)]
-    listed, others = (len({*sum(x, [])}) for x in (lists, popular))
+        assert shown == [f'{found(x, inside):.1%}' for x in answers]
+    listed, *others = (len({*sum(x, [])}) for x in answers)
     assert (
-        f'40 lists of 20 hold {listed} of 50 items ({listed / 50:.0%}); lists by '
-        f'popularity hold {others}.'
+        f'40 lists of 20 hold {listed} of 50 items ({listed / 50:.0%}); other '
+        'lists {} by popularity, {} by ItemKNN, {} by EASE.'.format(*others)
     ) in each.page.text
 
 

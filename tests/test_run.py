@@ -126,10 +126,20 @@ def test_metrics_of_a_run(text_run, root):
             assert set(result['val']) == set(result['test']) == MEASURES
     last = metrics['fine'][max(metrics['fine'])]
     assert metrics['val'] == last['val'] and metrics['test'] == last['test']
-    assert set(metrics['popularity']) == {'val', 'test'}
+    assert set(metrics['baselines']) == {'popularity', 'item_knn', 'ease'}
+    assert metrics['left_out'] == {}
+    assert set(metrics['baselines']['popularity']) == {'val', 'test'}
+    assert set(metrics['baselines']['ease']) == {'val', 'test', 'settings'}
     assert metrics['bytes'] == model_bytes(pyg_c2f.load(text_run))
     seconds = metrics['seconds']
-    assert set(seconds) == {'load', 'anchors', 'train', 'evaluate', 'total'}
+    assert set(seconds) == {
+        'load',
+        'anchors',
+        'train',
+        'evaluate',
+        'baselines',
+        'total',
+    }
     assert min(seconds.values()) > 0
     assert sum(seconds.values()) <= 2 * seconds['total'] + 0.01
     assert metrics['versions']['pyg_c2f'] == pyg_c2f.__version__
@@ -157,9 +167,9 @@ def test_both_seeds_change_the_result(text_run, train, tmp_path):
     assert train('--out', tmp_path / 'a', '--seed', 1, '--stage', 'coarse') == 0
     assert train('--out', tmp_path / 'b', '--split-seed', 1, '--stage', 'coarse') == 0
     ours, theirs = comparable(text_run), comparable(tmp_path / 'a')
-    assert ours['popularity'] == theirs['popularity']  # the same split
+    assert ours['baselines'] == theirs['baselines']  # the same split
     assert ours['coarse'] != theirs['coarse']
-    assert ours['popularity'] != comparable(tmp_path / 'b')['popularity']
+    assert ours['baselines'] != comparable(tmp_path / 'b')['baselines']
 
 
 def test_without_a_command_it_trains(monkeypatch):

@@ -27,7 +27,7 @@ from pyg_c2f.experiment import (
 )
 from pyg_c2f.recipes import get_recipe
 from pyg_c2f.recipes.resume import resume_files
-from pyg_c2f.report import results_table, size_table
+from pyg_c2f.report import baselines_note, results_table, size_table
 from pyg_c2f.typing import InputError
 
 
@@ -60,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     if 'search' in metrics:
         print(f'settings: {metrics["search"]["why"]}\n')
     print(results_table(metrics))
+    print(f'\n{baselines_note(metrics)}\n')
     if config['eval_users'] is not None:
         print(f'These are for {config["eval_users"]} users drawn at random.\n')
     print(size_table(metrics))

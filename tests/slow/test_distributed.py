@@ -125,6 +125,7 @@ def run_calls(group, calls):
 def figures(out):
     """The metrics of a run, but for sizes of files and seconds."""
     metrics = json.loads((out / 'metrics.json').read_text())
+    metrics['popularity'] = metrics['baselines']['popularity']
     keys = ('popularity', 'coarse', 'fine', 'val', 'test')
     return dict(leaves({key: metrics[key] for key in keys if key in metrics}))
 
