@@ -47,8 +47,8 @@ IMPORTANCE_POWERS = (0.5, 1.0, 0.25)
 GRAPH_SHARES = (0.1, 0.3, 1.0, 3.0, 10.0)
 # What it is tried with alone.
 GRAPH_NORMS, GRAPH_POWERS = (0.2, 0.35, 0.5), (0.0, 0.2, 0.4)
-# The scores of the sample are in memory: some 64 MB, and a copy.
-SAMPLE_SCORES, MOST_USERS, LEAST_USERS = 16_000_000, 2000, 1000
+# The scores of the sample are in memory: some 300 MB, and two copies.
+SAMPLE_SCORES, MOST_USERS, LEAST_USERS = 80_000_000, 2000, 200
 # Fewer validation users than these say nothing about settings.
 FEW_USERS = 30
 # The best of many settings has to beat the defaults by this many standard errors of the
