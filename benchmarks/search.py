@@ -132,7 +132,7 @@ def picture(folder: Path) -> None:
     for color, result in enumerate(results):
         for number, one in enumerate(result['runs'][NO_SIZE].values()):
             start = one['default']
-            points = [(0.0, start), *best_so_far(one['trials'])]
+            points = best_so_far([{'ndcg': start, 'seconds': 0.0}, *one['trials']])
             x, y = zip(*points, strict=True)
             axes.step(
                 x,

@@ -41,14 +41,14 @@ logger = logging.getLogger(__name__)
 K = 20  # settings are chosen by NDCG@20
 WIDTHS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 SPECTRAL_POWERS = (0.0, 0.15, 0.3, 0.45, 0.6)
-SCORE_POWERS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+SCORE_POWERS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 IMPORTANCE_POWERS = (0.5, 1.0, 0.25)
 # The spread of the diffusion channel's scores, relative to that of the anchors'.
 GRAPH_SHARES = (0.1, 0.3, 1.0, 3.0, 10.0)
 # What it is tried with alone.
 GRAPH_NORMS, GRAPH_POWERS = (0.2, 0.35, 0.5), (0.0, 0.2, 0.4)
-# The scores of the sample are in memory: some 300 MB, and two copies.
-SAMPLE_SCORES, MOST_USERS, LEAST_USERS = 80_000_000, 2000, 200
+# The scores of the sample are in memory: some 160 MB, and two copies.
+SAMPLE_SCORES, MOST_USERS, LEAST_USERS = 40_000_000, 2000, 200
 # Fewer validation users than these say nothing about settings.
 FEW_USERS = 30
 # The best of many settings has to beat the defaults by this many standard errors of the
@@ -242,6 +242,7 @@ class _Search:
         self.widths = [x for x in WIDTHS if x < self.most]
         if self.most <= MOST_COLUMNS:
             self.widths.append(self.most)
+        self.is_free = recipe.embedding_dim is None
         width = len(self.spectra[norms].value)
         self.start = replace(recipe, embedding_dim=width)
         # The best without sparsity, to make models of.
@@ -300,7 +301,9 @@ class _Search:
         """The best of all widths and powers with a pair of norms, as one trial."""
         best = replace(self.base, user_norm=user_norm, item_norm=item_norm)
         spectrum = self.spectrum(best)
-        widths = [x for x in self.widths if x <= len(spectrum.value)]
+        # A width that the data gave is right to a factor of six.
+        least = width_of(best) / 6 if self.is_free else 0
+        widths = [x for x in self.widths if least <= x <= len(spectrum.value)]
         if 'embedding_dim' in self.fixed or not widths:
             widths = [len(spectrum.value)]
         # One after the other: they hardly depend on each other.
@@ -398,7 +401,7 @@ class _Search:
                 before = self.found.ndcg
                 if self.try_model(replace(self.found.recipe, embedding_dim=other)):
                     yield
-                worse[side] += self.found.ndcg <= before
+                    worse[side] += self.found.ndcg <= before
         for value in self.choices('importance_power', IMPORTANCE_POWERS):
             if self.try_model(replace(self.found.recipe, importance_power=value)):
                 yield
