@@ -52,8 +52,9 @@ SAMPLE_SCORES, MOST_USERS, LEAST_USERS = 40_000_000, 2000, 200
 # Fewer validation users than these say nothing about settings.
 FEW_USERS = 30
 # The best of many settings has to beat the defaults by this many standard errors of the
-# users' mean difference; else it is likely to be the luckiest.
-ERRORS = 2.0
+# users' mean difference; else it is likely to be the luckiest. With many users an error
+# is below a per cent, and a wrong choice costs next to nothing.
+ERRORS, MANY_USERS = 2.0, 900
 NORMS = ('user_norm', 'item_norm')
 SETTINGS = (
     'embedding_dim',
@@ -156,8 +157,9 @@ def search(
     place of links (the diffusion channel), where both fit.
 
     It stops when the seconds are over, or after a number of trials, which makes it
-    repeatable. The result is the best so far if it beats the settings that it started
-    from by two standard errors of the users' mean difference, else these settings.
+    repeatable. The result is the best so far. With fewer than 900 users in the sample it
+    has to beat the settings that it started from by two standard errors of the users'
+    mean difference, or these stay.
 
     Args:
         data (HeteroData): The data set; its test items are not looked at.
@@ -537,7 +539,8 @@ class _Search:
         )
         found.why = f'{len(found.trials)} trials: {figures}'
         error = float(gain.std()) / num_users**0.5
-        if found.default and float(gain.mean()) < ERRORS * error:
+        least = ERRORS * error if num_users < MANY_USERS else 0.0
+        if found.default and float(gain.mean()) < least:
             found.recipe, found.ndcg = self.start, found.default
             found.why += ', no more than chance gives: the defaults stay'
         chosen = (f'{name}={getattr(found.recipe, name)}' for name in SETTINGS)
