@@ -157,9 +157,9 @@ def search(
     place of links (the diffusion channel), where both fit.
 
     It stops when the seconds are over, or after a number of trials, which makes it
-    repeatable. The result is the best so far. With fewer than 900 users in the sample it
-    has to beat the settings that it started from by two standard errors of the users'
-    mean difference, or these stay.
+    repeatable. The result is the best so far. With fewer than 900 users in the sample
+    it has to beat the settings that it started from by two standard errors of the
+    users' mean difference, or these stay.
 
     Args:
         data (HeteroData): The data set; its test items are not looked at.
