@@ -305,7 +305,9 @@ def test_wild_settings(data, recipe):
         return
     for field in fields(recipe):
         value = getattr(recipe, field.name)
-        if get_origin(field.type) is None:
+        if field.type == int | None:
+            assert value is None or value >= 1
+        elif get_origin(field.type) is None:
             assert field.type in (int, float) and math.isfinite(value)
         else:
             assert value in get_args(field.type)

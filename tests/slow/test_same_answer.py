@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 RUNS = {
-    'fast': '--recipe fast --set embedding_dim=128',
+    'fast': '--recipe fast',
     # Steps so large that each stage comes to its second phase, with re-assignment.
     'paper': '--recipe paper --set max_epochs=4 eval_every=1 patience=1 '
     'embedding_dim=32 lr_coarse=3 lr_fine=3',
