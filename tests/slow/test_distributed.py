@@ -26,7 +26,7 @@ from tests.hard import HARD, weights
 from tests.tiny import settings
 
 ROOT = Path(__file__).parents[2]
-FAST = 'embedding_dim=8 num_fine=8 coarse_per_item=2 num_shards=4'
+FAST = 'num_fine=8 coarse_per_item=2 num_shards=4 item_norm=0.4 score_power=0.5'
 # The same processes run all calls, because starting them takes the time.
 PROGRAM = """
 import json, os, sys
