@@ -236,17 +236,16 @@ class _Search:
         _, self.users, self.own = share_pairs(data, group)
         self.items = group.rows(data[ITEM].num_nodes)
         self.degree = degree(self.own[1], self.items.num_rows)
-        norms = recipe.user_norm, recipe.item_norm
-        self.spectra = {norms: self.decompose(recipe)}
+        spectrum = self.decompose(recipe)
+        self.spectra = {_norms(recipe): spectrum}
         self.hops: dict[tuple[float, float], Tensor] = {}
         self.empty: dict[tuple[int, bool], int] = {}
-        self.most = min(self.users.num_rows, self.items.num_rows)
-        self.widths = [x for x in WIDTHS if x < self.most]
-        if self.most <= MOST_COLUMNS:
-            self.widths.append(self.most)
+        most = min(self.users.num_rows, self.items.num_rows)
+        self.widths = [x for x in WIDTHS if x < most]
+        if most <= MOST_COLUMNS:
+            self.widths.append(most)
         self.is_free = recipe.embedding_dim is None
-        width = len(self.spectra[norms].value)
-        self.start = replace(recipe, embedding_dim=width)
+        self.start = replace(recipe, embedding_dim=len(spectrum.value))
         # The best without sparsity, to make models of.
         self.base, self.reached = self.start, 0.0
         self.found = Found(self.start)
@@ -264,7 +263,7 @@ class _Search:
 
     def spectrum(self, recipe: FastRecipe, spare: float = 1.25) -> Spectrum:
         """The singular vectors of a recipe's norms, some more than its width."""
-        norms, width = (recipe.user_norm, recipe.item_norm), width_of(recipe)
+        norms, width = _norms(recipe), width_of(recipe)
         if 'embedding_dim' not in self.fixed:
             width = next((x for x in self.widths if x >= spare * width), width)
         known = self.spectra.get(norms)
@@ -278,7 +277,7 @@ class _Search:
 
     def norms(self) -> Iterator[None]:
         """A pattern search over both norms; each trial is the best of one pair."""
-        at = self.start.user_norm, self.start.item_norm
+        at = _norms(self.start)
         tried = {at: self.look(*at)}
         yield
         step = 0.1
@@ -419,13 +418,13 @@ class _Search:
         powers = self.choices('score_power', SCORE_POWERS)
         if not tune:
             powers = (filled.score_power,)
-        q, top = filled.score_power, None
         if filled.diffusion:
             hop = self.hop(_norms(filled))
             shares: tuple[float, ...] = (filled.diffusion,)
             if tune and 'diffusion' not in self.fixed:
                 unit = float(scores.std() / hop.std())
                 shares = tuple(float(f'{unit * x:.3g}') for x in GRAPH_SHARES)
+            q = filled.score_power
             beta, _ = _argmax((x, self.ndcg(scores + x * hop, q)) for x in shares)
             filled = replace(filled, diffusion=beta)
             scores += beta * hop
